@@ -1,0 +1,25 @@
+# `make demo` and `make test` do all the set-up on a fresh Debian or Ubuntu machine.
+.DEFAULT_GOAL := help
+PYTHON := .venv/bin/python
+.PHONY: help install demo test check bench lab clean
+
+help:            ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+install:         ## packages and .venv (needs root or sudo)
+	@scripts/install
+
+test: install check   ## every test, with progress
+	$(PYTHON) -m pytest
+
+check: install   ## ruff, mypy and format, as CI runs them
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+lab: install     ## a shell in the lab
+	$(PYTHON) -m testbed.lab shell
+
+clean:           ## what was generated here (not the lab's cached image)
+	rm -rf out .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
