@@ -1,0 +1,214 @@
+"""What this machine offers: facts, each with the Debian package that would change it.
+
+Everything the project can use but doesn't bring along is named here once: kernel features (netem,
+nbd, device-mapper), commands, Python modules. The lab asks whether it can run natively or must use
+a virtual machine, and `relocator doctor` prints the lot. A fact is found out without changing the
+machine, and looking is all that touches the system: it goes through a `Probe`, so tests can invent
+a machine.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+# Administrators' directories are missing from an ordinary user's PATH on Debian.
+_SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+_PROBE_TIMEOUT_S = 20
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One thing about this host: whether it is there, and if not, what would provide it."""
+
+    name: str
+    ok: bool
+    detail: str  # a version, or how it was found out
+    remedy: str | None = None  # None when there is nothing to install
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A command, the Debian package it comes in, what it is for, and who needs it."""
+
+    command: str
+    package: str
+    purpose: str
+    needed_for: frozenset[str]  # of "relocator", "native", "vm", "build"
+    version_arguments: tuple[str, ...] = ("--version",)
+
+
+def _tool(
+    command: str, package: str, purpose: str, needed_for: str, version: str = "--version"
+) -> Tool:
+    return Tool(command, package, purpose, frozenset(needed_for.split()), tuple(version.split()))
+
+
+TOOLS = (
+    _tool("nbdkit", "nbdkit", "serves the disks", "relocator native"),
+    _tool("nbdcopy", "libnbd-bin", "plain copies, to compare with", "native"),
+    _tool("fio", "fio", "load", "native"),
+    _tool("mke2fs", "e2fsprogs", "makes file systems", "native", "-V"),
+    _tool("ip", "iproute2", "network name spaces", "native", "-V"),
+    _tool("tc", "iproute2", "the WAN's delay and rate", "native", "-V"),
+    _tool("mnexec", "mininet", "runs commands at a site", "native", "-v"),
+    _tool("brctl", "bridge-utils", "the sites' switches", "native"),
+    _tool("nbd-client", "nbd-client", "the workload's block device", "native", "-V"),
+    _tool("dmsetup", "dmsetup", "switches the workload's device", "native", "version"),
+    _tool("modprobe", "kmod", "loads kernel modules", "native"),
+    _tool("qemu-system-x86_64", "qemu-system-x86", "the lab's virtual machine", "vm"),
+    _tool("setpriv", "util-linux", "ends what the lab started with it", "vm build native"),
+    _tool("mmdebstrap", "mmdebstrap", "builds the lab's image", "build"),
+    _tool("mkfs.erofs", "erofs-utils", "packs the lab's image", "build", "--help"),
+)
+
+# Kernel feature -> (module, what shows that it is in the kernel already, relative to /).
+_KERNEL = {
+    "netem": ("sch_netem", "sys/module/sch_netem"),
+    "nbd": ("nbd", "sys/block/nbd0"),
+    "device-mapper": ("dm_mod", "sys/module/dm_mod"),
+}
+
+
+class Probe:
+    """How facts are found out; the only place here that looks at the system."""
+
+    def euid(self) -> int:
+        return os.geteuid()
+
+    def release(self) -> str:
+        return os.uname().release
+
+    def exists(self, path: str) -> bool:
+        return (Path("/") / path).exists()
+
+    def find(self, command: str) -> str | None:
+        return shutil.which(command, path=_SEARCH_PATH)
+
+    def python_module(self, name: str) -> bool:
+        return importlib.util.find_spec(name) is not None
+
+    def run(self, command: Sequence[str]) -> tuple[int, str]:
+        """Exit status and combined output; 127 when the command isn't there."""
+        program = self.find(command[0])
+        if program is None:
+            return 127, f"{command[0]}: not found"
+        try:
+            done = subprocess.run(
+                [program, *command[1:]],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=_PROBE_TIMEOUT_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return 124, f"{command[0]}: no answer in {_PROBE_TIMEOUT_S} s"
+        return done.returncode, done.stdout.decode(errors="replace")
+
+
+SYSTEM = Probe()
+
+
+def is_root(probe: Probe = SYSTEM) -> bool:
+    return probe.euid() == 0
+
+
+def root_fact(probe: Probe = SYSTEM) -> Fact:
+    if is_root(probe):
+        return Fact("root", True, "running as root")
+    return Fact("root", False, f"running as user {probe.euid()}", "run as root, or with sudo")
+
+
+def kernel_fact(feature: str, probe: Probe = SYSTEM) -> Fact:
+    """Whether the running kernel has `feature` (netem, nbd or device-mapper) or can load it."""
+    module, sign = _KERNEL[feature]
+    release = probe.release()
+    if probe.exists(sign):
+        return Fact(feature, True, f"in the running kernel ({release})")
+    if probe.run(["modprobe", "--dry-run", "--quiet", module])[0] == 0:
+        return Fact(feature, True, f"module {module} ({release})")
+    if feature == "netem" and _netem_answers(probe):
+        return Fact(feature, True, f"built into the kernel ({release})")
+    remedy = "a kernel that has it, such as Debian's linux-image-amd64"
+    return Fact(feature, False, f"kernel {release} has no {module}", remedy)
+
+
+def _netem_answers(probe: Probe) -> bool:
+    """Asks the kernel itself, in a network name space of its own; needs root."""
+    attempt = ["tc", "qdisc", "add", "dev", "lo", "root", "netem", "delay", "1ms"]
+    return is_root(probe) and probe.run(["unshare", "--net", "--", *attempt])[0] == 0
+
+
+def tool_fact(tool: Tool, probe: Probe = SYSTEM) -> Fact:
+    if probe.find(tool.command) is None:
+        remedy = f"apt-get install {tool.package}"
+        return Fact(tool.command, False, f"missing: {tool.purpose}", remedy)
+    output = probe.run([tool.command, *tool.version_arguments])[1]
+    version = re.search(r"\d+(?:\.\d+)+", output)
+    return Fact(tool.command, True, version[0] if version else "present")
+
+
+def module_fact(module: str, package: str, probe: Probe = SYSTEM) -> Fact:
+    if probe.python_module(module):
+        return Fact(f"python module {module}", True, "present")
+    return Fact(f"python module {module}", False, "missing", f"apt-get install {package}")
+
+
+def python_plugin_fact(probe: Probe = SYSTEM) -> Fact:
+    """Whether nbdkit can run Python, in which the product is written."""
+    name = "nbdkit's python plugin"
+    if probe.run(["nbdkit", "--dump-plugin", "python"])[0] == 0:
+        return Fact(name, True, "present")
+    return Fact(name, False, "missing", "apt-get install nbdkit-plugin-python")
+
+
+def survey(probe: Probe = SYSTEM) -> list[Fact]:
+    """Every fact, for `relocator doctor`."""
+    facts = [root_fact(probe), *(kernel_fact(feature, probe) for feature in _KERNEL)]
+    facts += [tool_fact(tool, probe) for tool in TOOLS]
+    facts += [module_fact("nbd", "python3-libnbd", probe), module_fact("mininet", "mininet", probe)]
+    return [*facts, python_plugin_fact(probe)]
+
+
+def native_obstacles(probe: Probe = SYSTEM) -> list[str]:
+    """Why the test bed can't run on this kernel and machine directly; empty if it can."""
+    absent = [feature for feature in _KERNEL if not kernel_fact(feature, probe).ok]
+    obstacles = [f"kernel {probe.release()} has no {', '.join(absent)}"] if absent else []
+    if not is_root(probe):
+        obstacles.append("not root")
+    return obstacles + _missing("native", probe) + _missing_modules(("mininet", "nbd"), probe)
+
+
+def vm_obstacles(probe: Probe = SYSTEM) -> list[str]:
+    """Why the lab's virtual machine can't be started here; empty if it can."""
+    return _missing("vm", probe)
+
+
+def build_obstacles(probe: Probe = SYSTEM) -> list[str]:
+    """Why the lab's image can't be built here; empty if it can."""
+    obstacles = _missing("build", probe)
+    if not is_root(probe) and probe.find("newuidmap") is None:
+        obstacles.append("not root, and newuidmap is missing (apt-get install uidmap)")
+    return obstacles
+
+
+def _missing(purpose: str, probe: Probe) -> list[str]:
+    needed = (tool for tool in TOOLS if purpose in tool.needed_for)
+    missing = [tool for tool in needed if probe.find(tool.command) is None]
+    return [f"{tool.command} is missing (apt-get install {tool.package})" for tool in missing]
+
+
+def _missing_modules(modules: Sequence[str], probe: Probe) -> list[str]:
+    packages = {"mininet": "mininet", "nbd": "python3-libnbd"}
+    return [
+        f"Python can't import {module} (apt-get install {packages[module]})"
+        for module in modules
+        if not probe.python_module(module)
+    ]

@@ -1,0 +1,85 @@
+"""What a run brings along into the virtual machine: the project's tree, arguments and settings.
+
+It becomes a cpio archive behind the first boot stage. The archive depends on contents only: no file
+times, no path or user name of the host, so equal trees and arguments give equal bytes, and equal
+bytes give equal virtual time.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from testbed import cpio
+from testbed.image import GUEST, Image, LabError
+
+PROJECT = Path(__file__).parent.parent
+TREE_DIRECTORIES = ("relocator", "testbed", "experiments", "tests")
+TREE_FILES = ("pyproject.toml",)
+TREE_SUFFIXES = frozenset({".py", ".toml", ".fio", ".sh", ".c", ".h", ".j2"})
+TREE_LIMIT_BYTES = 16 << 20
+
+
+def initramfs(image: Image, arguments: Sequence[str], settings: Mapping[str, str]) -> bytes:
+    """Everything the kernel unpacks before the root image is mounted."""
+    first_stage = {
+        "init": _file(GUEST / "init", executable=True),
+        "bin/busybox": _file(image.first_stage / "busybox", executable=True),
+    }
+    for module in sorted((image.first_stage / "modules").iterdir()):
+        first_stage[f"modules/{module.name}"] = _file(module)
+    run = {f"lab/tree/{name}": file for name, file in tree(PROJECT).items()}
+    run["lab/lab-init"] = _file(GUEST / "lab-init", executable=True)
+    run["lab/arguments"] = cpio.File(b"".join(os.fsencode(text) + b"\0" for text in arguments))
+    run["lab/settings"] = cpio.File(_shell_words(settings))
+    return cpio.archive(first_stage) + cpio.archive(run, directories=("lab/tree",))
+
+
+def tree(project: Path) -> dict[str, cpio.File]:
+    """The project's own files by their relative path: what git would commit, of a known kind."""
+    files: dict[str, cpio.File] = {}
+    total_bytes = 0
+    for name in sorted(_names(project)):
+        path = project / name
+        if path.suffix not in TREE_SUFFIXES or path.is_symlink() or not path.is_file():
+            continue
+        files[name] = _file(path, executable=os.access(path, os.X_OK))
+        total_bytes += len(files[name].content)
+    if total_bytes > TREE_LIMIT_BYTES:
+        largest = max(files, key=lambda name: len(files[name].content))
+        raise LabError(
+            f"the project's tree is {total_bytes >> 20} MiB; {TREE_LIMIT_BYTES >> 20} MiB at most "
+            f"go into the lab; the largest file is {largest}"
+        )
+    return files
+
+
+def _names(project: Path) -> list[str]:
+    command = ["git", "-C", str(project), "ls-files", "-z", "--cached", "--others"]
+    command += ["--exclude-standard", "--", *TREE_DIRECTORIES, *TREE_FILES]
+    try:
+        done = subprocess.run(command, capture_output=True, check=False)
+    except FileNotFoundError:
+        return _walk(project)
+    if done.returncode != 0:  # not a checkout, or not ours to ask about
+        return _walk(project)
+    return [os.fsdecode(name) for name in done.stdout.split(b"\0") if name]
+
+
+def _walk(project: Path) -> list[str]:
+    paths = [path for name in TREE_DIRECTORIES for path in (project / name).rglob("*")]
+    paths += [project / name for name in TREE_FILES]
+    relative = [path.relative_to(project) for path in paths]
+    return [str(path) for path in relative if not any(part.startswith(".") for part in path.parts)]
+
+
+def _file(path: Path, executable: bool = False) -> cpio.File:
+    return cpio.File(path.read_bytes(), executable)
+
+
+def _shell_words(settings: Mapping[str, str]) -> bytes:
+    lines = [f"{name}={shlex.quote(value)}\n" for name, value in sorted(settings.items())]
+    return "".join(lines).encode()

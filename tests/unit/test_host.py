@@ -1,0 +1,111 @@
+"""Facts about the host, on machines that the tests invent."""
+
+from collections.abc import Sequence
+
+from relocator import host
+
+
+class Machine(host.Probe):
+    """Has these commands (name -> output), files, loadable modules and Python modules."""
+
+    def __init__(
+        self,
+        commands: dict[str, str] | None = None,
+        *,
+        paths: Sequence[str] = (),
+        loadable: Sequence[str] = (),
+        python: Sequence[str] = (),
+        uid: int = 0,
+        netem_built_in: bool = False,
+    ) -> None:
+        self.commands = commands or {}
+        self.paths, self.loadable, self.python = paths, loadable, python
+        self.uid, self.netem_built_in = uid, netem_built_in
+
+    def euid(self) -> int:
+        return self.uid
+
+    def release(self) -> str:
+        return "6.1.0-test"
+
+    def exists(self, path: str) -> bool:
+        return path in self.paths
+
+    def find(self, command: str) -> str | None:
+        return f"/usr/bin/{command}" if command in self.commands else None
+
+    def python_module(self, name: str) -> bool:
+        return name in self.python
+
+    def run(self, command: Sequence[str]) -> tuple[int, str]:
+        if command[0] == "modprobe":
+            return (0, "") if command[-1] in self.loadable else (1, "")
+        if command[0] == "unshare":
+            return (0, "") if self.netem_built_in else (2, "")
+        return 0, self.commands.get(command[0], "")
+
+
+EVERY_TOOL = {tool.command: f"{tool.command} version 1.2.3" for tool in host.TOOLS}
+DEBIAN = Machine(EVERY_TOOL, loadable=("sch_netem", "nbd", "dm_mod"), python=("nbd", "mininet"))
+
+
+def test_debian_with_everything_can_run_natively() -> None:
+    assert host.native_obstacles(DEBIAN) == []
+    assert host.vm_obstacles(DEBIAN) == []
+    assert host.build_obstacles(DEBIAN) == []
+    assert all(fact.ok for fact in host.survey(DEBIAN))
+
+
+def test_missing_kernel_features_are_named_in_one_line() -> None:
+    machine = Machine(EVERY_TOOL, loadable=("nbd",), python=("nbd", "mininet"))
+    assert host.native_obstacles(machine) == ["kernel 6.1.0-test has no netem, device-mapper"]
+
+
+def test_features_built_into_the_kernel_are_found() -> None:
+    signs = ("sys/block/nbd0", "sys/module/dm_mod")
+    machine = Machine(
+        EVERY_TOOL, paths=signs, python=("nbd", "mininet"), uid=0, netem_built_in=True
+    )
+    assert host.native_obstacles(machine) == []
+
+
+def test_netem_is_not_tried_without_root() -> None:
+    assert not host.kernel_fact("netem", Machine(uid=1000, netem_built_in=True)).ok
+
+
+def test_an_ordinary_user_cannot_run_natively() -> None:
+    machine = Machine(EVERY_TOOL, loadable=DEBIAN.loadable, python=DEBIAN.python, uid=1000)
+    assert host.native_obstacles(machine) == ["not root"]
+    assert "sudo" in (host.root_fact(machine).remedy or "")
+
+
+def test_a_missing_command_comes_with_its_package() -> None:
+    commands = EVERY_TOOL | {}
+    del commands["qemu-system-x86_64"], commands["mkfs.erofs"]
+    machine = Machine(commands, loadable=DEBIAN.loadable, python=("nbd",))
+    assert host.vm_obstacles(machine) == [
+        "qemu-system-x86_64 is missing (apt-get install qemu-system-x86)"
+    ]
+    assert host.build_obstacles(machine) == ["mkfs.erofs is missing (apt-get install erofs-utils)"]
+    assert host.native_obstacles(machine) == [
+        "Python can't import mininet (apt-get install mininet)"
+    ]
+
+
+def test_an_ordinary_user_builds_with_subordinate_ids() -> None:
+    machine = Machine(EVERY_TOOL, uid=1000)
+    assert host.build_obstacles(machine) == [
+        "not root, and newuidmap is missing (apt-get install uidmap)"
+    ]
+
+
+def test_a_version_is_read_from_what_the_tool_prints() -> None:
+    tool = next(tool for tool in host.TOOLS if tool.command == "nbdkit")
+    machine = Machine({"nbdkit": "nbdkit 1.32.5 (nbdkit-1.32.5-1)"})
+    assert host.tool_fact(tool, machine) == host.Fact("nbdkit", True, "1.32.5")
+
+
+def test_this_machine_can_be_surveyed() -> None:
+    facts = {fact.name: fact for fact in host.survey()}
+    assert facts["nbdkit"].ok
+    assert all(fact.ok or fact.remedy for fact in facts.values())
