@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +85,7 @@ class Scales:
     wan_kb_per_s: float
     low_ms: float
     high_ms: float
+    mark_rows: int
 
 
 def common_scales(runs: Runs) -> Scales:
@@ -97,22 +99,23 @@ def common_scales(runs: Runs) -> Scales:
         wan_kb_per_s=max(run.link_bytes_per_s for run in runs.values()) / 1000 * 1.12,
         low_ms=10 ** np.floor(np.log10(low * 1.001)),
         high_ms=10 ** np.ceil(np.log10(high)),
+        mark_rows=max(len(_marked(run)) for run in runs.values()),
     )
 
 
 def relocation_figure(runs: Runs, scales: Scales) -> bytes:
     """E2's figure: WAN throughput, I/O latency and blocks present; a column for each run."""
-    with mpl.rc_context(STYLE):
+    with _style():
         columns = len(runs)
         figure = Figure(figsize=(8.6 if columns == 1 else 7.0 * columns, 8.0), layout="constrained")
         figure.get_layout_engine().set(h_pad=0.06, w_pad=0.08)
         heights = {"height_ratios": [2.4, 3.0, 1.5]}
         grid = figure.subplots(3, columns, sharex=True, squeeze=False, gridspec_kw=heights)
-        width, rows = (74 if columns == 1 else 56), max(len(_marked(run)) for run in runs.values())
+        width = 74 if columns == 1 else 56
         for column, (name, run) in enumerate(runs.items()):
             axes = grid[:, column]
             axes[0].set_xlim(scales.start_s, scales.end_s)
-            _heading(axes[0], run, wording.finding(name, run), scales, width, rows)
+            _heading(axes[0], run, wording.finding(name, run), scales, width)
             _throughput(axes[0], run, scales)
             _latency(axes[1], run, scales)
             _presence(axes[2], run)
@@ -136,12 +139,12 @@ def links_figure(run: Run) -> bytes:
         ("B", "B: VM – proxy, at the destination"),
         ("C", "C: proxy – target, over the WAN"),
     )
-    with mpl.rc_context(STYLE):
+    with _style():
         figure = Figure(figsize=(8.6, 5.6), layout="constrained")
         panels = figure.subplots(3, 1, sharex=True)
-        scales = Scales(-run.switch_s, run.end_s - run.switch_s, 0, 0, 0)
+        scales = common_scales({"": run})
         panels[0].set_xlim(scales.start_s, scales.end_s)
-        _heading(panels[0], run, wording.links_finding(run), scales, 74, len(_marked(run)))
+        _heading(panels[0], run, wording.links_finding(run), scales, 74)
         tallest = 0.0
         label = {"fontweight": "bold", "zorder": 6, "bbox": {"facecolor": PAPER, "linewidth": 0}}
         for panel, (link, title) in zip(panels, parts, strict=True):
@@ -164,8 +167,18 @@ def links_figure(run: Run) -> bytes:
         return _png(figure)
 
 
-def _heading(axes: Axes, run: Run, title: str, scales: Scales, width: int, rows: int) -> None:
+@contextmanager
+def _style() -> Iterator[None]:
+    """matplotlib's own defaults, whatever the user's matplotlibrc says, and ours on top."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(STYLE)
+        yield
+
+
+def _heading(axes: Axes, run: Run, title: str, scales: Scales, width: int) -> None:
     """Above the top panel: the finding, and what each vertical line means."""
+    rows = scales.mark_rows
     text = "\n".join(textwrap.wrap(title, width))
     axes.set_title(text, loc="left", fontsize=11.5, fontweight="bold", pad=15 * rows + 6)
     for row, (x, label, style) in enumerate(_marked(run)):

@@ -73,26 +73,32 @@ def links_finding(run: Run) -> str:
 
 
 def summary_sentences(runs: Runs, windows: Windows) -> list[str]:
-    """The page's first paragraph."""
+    """The page's first paragraph: how long a read takes, before, and then in each run."""
+    first = next(iter(runs.values()))
+    before = analysis.percentile_s(first, "read", 50, windows.before)
     said = []
-    for name, run in runs.items():
-        reads = [
-            analysis.percentile_s(run, "read", 50, window)
-            for window in (windows.before, windows.after, windows.end)
-        ]
-        if any(value is None for value in reads):
-            continue
-        before, after, end = (quantity(value, "ms") for value in reads if value is not None)
-        done = run.summary["relocation_s"]
-        state = (
-            f"the source could be switched off {done:.1f} s after the switch"
-            if done is not None
-            else "the VM needs the source to the end"
-        )
+    if before is not None:
         said.append(
-            f"{title(name)}: half of the reads take {before} before the switch, {after} after it "
-            f"and {end} at the end; {state}."
+            f"While the VM is at the source half of its reads take {quantity(before, 'ms')}."
         )
+    for name, run in runs.items():
+        after, end = (
+            analysis.percentile_s(run, "read", 50, window)
+            for window in (windows.after, windows.end)
+        )
+        if after is None or end is None:
+            continue
+        done = run.summary["relocation_s"]
+        late = f"{windows.end.end_s:.0f} s later"
+        reads = f"{quantity(after, 'ms')} after the switch and {quantity(end, 'ms')} {late}"
+        if not run.relocates:
+            how = f"{title(name)}: {reads}; the VM needs the source for ever."
+        elif done is None:
+            here = analysis.present_at(run, windows.end.end_s)
+            how = f"{title(name)}: {reads}; {here:.0f} % of the disk has arrived by then."
+        else:
+            how = f"{title(name)}: {reads}; {done:.1f} s after the switch the source is free to go."
+        said.append(how)
     return said
 
 

@@ -1,0 +1,209 @@
+"""`make demo`: a VM moves across a WAN three times, and what came of it on one page.
+
+    python -m experiments.demo [--seed N] [--out DIR]
+                               [--where auto|native|vm] [--clock virtual|real]
+
+The runs differ in one thing, what becomes of the disk: it stays behind (`remote`), comes as it is
+read (`on-demand`), or comes also in the background (`background`). On the lab's virtual clock a run
+does not feel what else the machine does, so the runs go side by side, one a core; where the lab is
+on the real clock they go one after the other. The results depend on the seed and the code alone.
+
+Everything is written into a directory beside DIR, which takes DIR's place when all is done: what
+an earlier demo left is there until then. If a run fails, its log is kept in DIR-failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from rich.console import Console
+from rich.table import Table
+
+from experiments import progress, report, wording
+from experiments.analysis import Row, Runs
+from experiments.batch import Batch, Job
+from experiments.rundir import Run, RunError, load_run
+from testbed import image, lab
+from testbed.image import LabError
+
+PROJECT = Path(__file__).resolve().parent.parent
+DEFAULT_OUT = Path("out/demo")
+DEFAULT_SEED = 42
+LOG_TAIL_LINES = 15
+
+COMMON = ("--rtt", "20ms", "--rate", "100mbit")
+# The order of the table. The longest run starts first: see `jobs`.
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "remote": ("--mode", "remote"),
+    "on-demand": ("--mode", "relocate", "--background", "off"),
+    "background": ("--mode", "relocate", "--background", "on"),
+}
+START_ORDER = ("background", "on-demand", "remote")
+
+
+class DemoError(Exception):
+    """The demo can't go on; the message is for the person who started it."""
+
+
+def jobs(building: Path, seed: int, where: str, clock: str | None) -> list[Job]:
+    """The three runs as jobs, each with its run directory and log below `building`."""
+    lab_options = ["--where", where, "--seed", str(seed)]
+    if clock is not None:
+        lab_options += ["--clock", clock]
+    return [
+        Job(
+            name=name,
+            command=[
+                *(sys.executable, "-m", "testbed.lab", "run"),
+                *("--out", str((building / "runs" / name).resolve()), *lab_options, "--"),
+                *("testbed.migration", *COMMON, *VARIANTS[name], "--seed", str(seed)),
+            ],
+            log=building / "logs" / f"{name}.log",
+        )
+        for name in START_ORDER
+    ]
+
+
+def run_all(batch: Batch, console: Console) -> None:
+    """Runs the batch to its end and shows how far it is; DemoError if a run fails."""
+    with batch:
+        progress.follow(batch, console)
+        failed = batch.failed
+    if failed is not None:
+        tail = "\n".join(f"    {line}" for line in failed.tail(LOG_TAIL_LINES))
+        raise DemoError(
+            f"the run '{failed.name}' ended with status {failed.status}; its log ends:\n{tail}"
+        )
+
+
+def load_all(building: Path) -> dict[str, Run]:
+    """The finished runs in the table's order; RunError if one is unusable."""
+    runs = {name: load_run(building / "runs" / name) for name in VARIANTS}
+    if failed := wording.failed_checks(runs):
+        raise RunError("a check failed: " + "; ".join(failed))
+    return runs
+
+
+@contextmanager
+def building_for(out: Path) -> Iterator[Path]:
+    """A directory to build in, which becomes `out` if the block succeeds.
+
+    If it fails with an error, logs and runs are kept in `out`-failed; if it is interrupted nothing
+    is kept.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    building.chmod(0o755)
+    try:
+        yield building
+        replace(building, out)
+    except Exception:
+        replace(building, failed_for(out))
+        raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def failed_for(out: Path) -> Path:
+    return out.with_name(out.name + "-failed")
+
+
+def replace(new: Path, place: Path) -> None:
+    """Renames `new` to `place`; what stood there is removed after."""
+    old = Path(tempfile.mkdtemp(prefix=f".{place.name}-old-", dir=place.parent))
+    try:
+        if place.exists():
+            place.rename(old / place.name)
+        new.rename(place)
+    finally:
+        shutil.rmtree(old)
+
+
+def reproduce_command(seed: int, where: str, clock: str | None) -> str:
+    """What to type to get the same results."""
+    if (seed, where, clock) == (DEFAULT_SEED, "auto", None):
+        return "make demo"
+    parts = [".venv/bin/python -m experiments.demo", f"--seed {seed}"]
+    parts += [f"--where {where}"] if where != "auto" else []
+    parts += [f"--clock {clock}"] if clock is not None else []
+    return " ".join(parts)
+
+
+def show(console: Console, runs: Runs, rows: Sequence[Row], out: Path) -> None:
+    """The table and the last words in the terminal."""
+    table = Table(title="lower is better, best in bold", title_justify="left")
+    table.add_column("")
+    for name in runs:
+        table.add_column(wording.title(name), justify="right")
+    for row in rows:
+        cells = (
+            f"[bold]{wording.cell(row, name)}[/]" if name in row.best else wording.cell(row, name)
+            for name in runs
+        )
+        table.add_row(f"{row.label}, {row.unit}", *cells)
+    console.print(table)
+    if speed := wording.speed_sentence(runs):
+        console.print(f"Speed:  {speed}", highlight=False, soft_wrap=True)
+    count = sum(len(run.checks) for run in runs.values())
+    names = sorted({check["name"] for run in runs.values() for check in run.checks})
+    console.print(f"Checks: all {count} passed ({', '.join(names)})", highlight=False)
+    console.print(f"Page:   {out / 'index.html'}", highlight=False, soft_wrap=True)
+
+
+def demo(seed: int, out: Path, where: str, clock: str | None, console: Console) -> None:
+    """The whole demo; DemoError, RunError or LabError with the reason if it can't be completed."""
+    choice = lab.choose(where, clock)
+    if choice.where == "vm":
+        image.ensure()  # once, not in both runs at the same time
+    virtual = choice.where == "vm" and clock != "real"
+    at_once = min(len(os.sched_getaffinity(0)), len(VARIANTS)) if virtual else 1
+    with building_for(out) as building:
+        run_all(Batch(jobs(building, seed, where, clock), at_once, PROJECT), console)
+        runs = load_all(building)
+        rows = report.write_results(building, runs, reproduce_command(seed, where, clock))
+    show(console, runs, rows, out)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m experiments.demo", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="default: %(default)s")
+    parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="default: %(default)s")
+    parser.add_argument("--where", choices=lab.WHERES, default="auto", help="default: auto")
+    parser.add_argument("--clock", choices=lab.CLOCKS, help="default: virtual where there is a VM")
+    return parser
+
+
+def _terminated(signum: int, _frame: object) -> NoReturn:
+    raise SystemExit(128 + signum)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    # Set, not inherited: a shell starts background jobs with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        demo(args.seed, args.out, args.where, args.clock, Console())
+    except (DemoError, RunError, LabError) as error:
+        print(f"demo: {error}", file=sys.stderr)
+        if (logs := failed_for(args.out) / "logs").is_dir():
+            print(f"demo: logs are in {logs}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("demo: interrupted; nothing was kept", file=sys.stderr)
+        return 128 + signal.SIGINT
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

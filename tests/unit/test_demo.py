@@ -1,0 +1,208 @@
+"""The demo's driver: jobs that are owned, results that appear whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from experiments import demo, progress
+from experiments.batch import Batch, Job
+from tests.support.synthetic_run import Synthetic, write_run
+
+
+def job(tmp_path: Path, name: str, code: str) -> Job:
+    return Job(name, [sys.executable, "-c", code], tmp_path / "logs" / f"{name}.log")
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline_s, "waited 20 s in vain"
+        time.sleep(0.02)
+
+
+def gone(pid: int) -> bool:
+    """No such process, or only its entry in the table is left."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def plain() -> tuple[Console, io.StringIO]:
+    out = io.StringIO()
+    return Console(file=out, force_terminal=False, width=200), out
+
+
+def test_no_more_jobs_run_at_once_than_allowed(tmp_path: Path) -> None:
+    jobs = [job(tmp_path, str(i), "import time; time.sleep(0.3)") for i in range(3)]
+    most = 0
+    with Batch(jobs, 2, tmp_path) as batch:
+        while batch.poll():
+            most = max(most, len(batch.running))
+            time.sleep(0.01)
+    assert most == 2
+    assert [one.status for one in jobs] == [0, 0, 0]
+
+
+def test_a_failing_job_is_reported_with_its_logs_tail_and_the_rest_ended(tmp_path: Path) -> None:
+    slow = job(tmp_path, "slow", "import time; time.sleep(600)")
+    bad = job(tmp_path, "bad", "print('about to fail'); raise SystemExit(3)")
+    never = job(tmp_path, "never", "pass")
+    console, _ = plain()
+    with pytest.raises(demo.DemoError, match=r"(?s)'bad' ended with status 3.*about to fail"):
+        demo.run_all(Batch([slow, bad, never], 2, tmp_path), console)
+    assert slow.process is not None and gone(slow.process.pid)
+    assert never.process is None
+
+
+def test_stopping_ends_what_a_job_started(tmp_path: Path) -> None:
+    code = (
+        "import subprocess, sys; p = subprocess.Popen(['sleep', '600']);"
+        "print(p.pid, flush=True); p.wait()"
+    )
+    parent = job(tmp_path, "parent", code)
+    with Batch([parent], 1, tmp_path) as batch:
+        batch.poll()
+        wait_for(lambda: bool(parent.tail(1)))
+        child = int(parent.tail(1)[0])
+    wait_for(lambda: gone(child))
+    assert parent.process is not None and gone(parent.process.pid)
+
+
+def test_a_job_that_ignores_polite_signals_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = ((signal.SIGINT, 0.2), (signal.SIGTERM, 0.2), (signal.SIGKILL, 5.0))
+    monkeypatch.setattr("experiments.batch.POLITELY", quick)
+    code = (
+        "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN);"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
+    )
+    deaf = job(tmp_path, "deaf", code)
+    with Batch([deaf], 1, tmp_path) as batch:
+        batch.poll()
+        wait_for(lambda: deaf.tail(1) == ["deaf"])
+    assert deaf.status == -signal.SIGKILL
+
+
+def test_progress_is_plain_lines_without_a_terminal(tmp_path: Path) -> None:
+    console, out = plain()
+    with Batch([job(tmp_path, "one", "print('hello')")], 1, tmp_path) as batch:
+        progress.follow(batch, console)
+    text = out.getvalue()
+    assert "one: started" in text and "one: done after 0:0" in text
+    assert "\x1b" not in text
+
+
+def test_progress_draws_a_line_for_each_run_in_a_terminal(tmp_path: Path) -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=120)
+    with Batch([job(tmp_path, "remote", "print('hello')")], 1, tmp_path) as batch:
+        progress.follow(batch, console)
+    assert "Plain remote disk" in out.getvalue()
+
+
+def test_results_take_the_old_ones_place_only_when_complete(tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    out.mkdir()
+    (out / "old").write_text("old")
+    with pytest.raises(ValueError, match="broken"), demo.building_for(out) as building:
+        (building / "log").write_text("why")
+        raise ValueError("broken")
+    assert (out / "old").exists()
+    assert (tmp_path / "demo-failed" / "log").read_text() == "why"
+    with demo.building_for(out) as building:
+        (building / "new").write_text("new")
+    assert [path.name for path in out.iterdir()] == ["new"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo", "demo-failed"]
+
+
+def test_an_interrupted_demo_leaves_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    with pytest.raises(KeyboardInterrupt), demo.building_for(out) as building:
+        (building / "half").write_text("half")
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_each_run_goes_to_the_lab_with_its_seed_and_directory(tmp_path: Path) -> None:
+    made = {one.name: one.command for one in demo.jobs(tmp_path, 7, "vm", "virtual")}
+    assert set(made) == set(demo.VARIANTS)
+    command = list(made["background"])
+    assert command[1:4] == ["-m", "testbed.lab", "run"]
+    assert str(tmp_path / "runs" / "background") in command
+    assert command[command.index("--clock") + 1] == "virtual"
+    program = command[command.index("--") + 1 :]
+    assert program[0] == "testbed.migration"
+    assert program[program.index("--seed") + 1] == "7"
+
+
+def test_the_demo_ends_with_table_speed_checks_and_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = {
+        "remote": Synthetic(mode="remote", background=False),
+        "on-demand": Synthetic(background=False),
+        "background": Synthetic(),
+    }
+
+    def pretend(batch: Batch, console: Console) -> None:
+        for one in batch.jobs:
+            write_run(Path(one.log).parent.parent / "runs" / one.name, made[one.name])
+
+    monkeypatch.setattr(demo, "run_all", pretend)
+    monkeypatch.setattr("testbed.image.ensure", lambda: None)
+    monkeypatch.setattr("testbed.lab.choose", lambda *_: demo.lab.Choice("vm", ""))
+    console, text = plain()
+    demo.demo(42, tmp_path / "demo", "auto", None, console)
+    said = text.getvalue()
+    assert "nbdcopy in the same run 91.5 Mbit/s" in said
+    assert "Checks: all 9 passed" in said
+    assert str(tmp_path / "demo" / "index.html") in said
+    assert (tmp_path / "demo" / "runs" / "remote" / "run.json").is_file()
+
+
+def test_ctrl_c_ends_the_driver_with_130_and_leaves_nothing(tmp_path: Path) -> None:
+    """The real driver as a process, with a stand-in for the lab that sleeps."""
+    script = tmp_path / "driver.py"
+    script.write_text(
+        "import sys, pathlib\n"
+        "from experiments import demo\n"
+        "from experiments.batch import Job\n"
+        "root = pathlib.Path(sys.argv[1])\n"
+        "code = \"import os,time; print('pid', os.getpid(), flush=True); time.sleep(600)\"\n"
+        "demo.lab.choose = lambda where, clock: demo.lab.Choice('native', '')\n"
+        "demo.jobs = lambda *a: [Job('x', [sys.executable, '-c', code], root / 'x.log')]\n"
+        "sys.exit(demo.main(['--out', str(root / 'out' / 'demo')]))\n"
+    )
+    driver = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path)],
+        cwd=demo.PROJECT,
+        env={**os.environ, "PYTHONPATH": str(demo.PROJECT)},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        log = tmp_path / "x.log"
+        wait_for(lambda: log.exists() and log.read_text().startswith("pid"))
+        pid = int(log.read_text().split()[1])
+        driver.send_signal(signal.SIGINT)
+        _, said = driver.communicate(timeout=30)
+    finally:
+        driver.kill()
+        driver.wait()
+    assert driver.returncode == 130
+    assert "interrupted" in said
+    assert gone(pid)
+    assert list((tmp_path / "out").iterdir()) == []
