@@ -1,0 +1,130 @@
+"""Everything that decides a run: the command line of `testbed.migration`, checked."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from testbed.wan import (
+    LinkProfile,
+    ProfileError,
+    parse_fraction,
+    parse_rate_bits_per_s,
+    parse_size_bytes,
+    parse_time_s,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """A run's parameters in base units; they are written to run.json as they stand here."""
+
+    rtt_s: float
+    rate_bits_per_s: int
+    loss: float
+    jitter_s: float
+    disk_bytes: int
+    fill_bytes: int
+    memory_bytes: int
+    mode: str
+    system: str
+    background: str
+    order: str
+    background_delay_s: float
+    switch_at_s: float
+    duration_s: float
+    tail_s: float
+    read_iops: int
+    write_iops: int
+    ledger_iops: int
+    compile_period_s: float
+    tolerance: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.switch_at_s >= self.duration_s:
+            right = f"the switch comes before the end, --duration {self.duration_s:g}s"
+            raise ProfileError("switch-at", f"{self.switch_at_s:g}s", right)
+        for name in ("read_iops", "write_iops", "ledger_iops"):
+            if getattr(self, name) < 1:
+                right = "at least one a second"
+                raise ProfileError(name.replace("_", "-"), getattr(self, name), right)
+        if not 0 < self.tolerance < 1:
+            raise ProfileError("tolerance", self.tolerance, "a fraction of the rate, such as 2%")
+
+    @property
+    def profile(self) -> LinkProfile:
+        return LinkProfile(self.rtt_s, self.rate_bits_per_s, self.loss, self.jitter_s)
+
+    @property
+    def memory_copy_s(self) -> float:
+        """How long the memory copy should take, so that it can end at the switch."""
+        return self.memory_bytes * 8 * 1.05 / self.rate_bits_per_s + 2 * self.rtt_s
+
+    def results(self) -> dict[str, Any]:
+        """The `parameters` object of run.json."""
+        return asdict(self)
+
+
+_Parse = Callable[[str, str], float | int]
+
+# option -> (how to read it, default, help)
+_QUANTITIES: dict[str, tuple[_Parse, str, str]] = {
+    "rtt": (parse_time_s, "20ms", "round-trip time of the WAN"),
+    "rate": (parse_rate_bits_per_s, "100mbit", "rate of the WAN, each way"),
+    "loss": (parse_fraction, "0", "loss of the WAN, each way, such as 0.1%%"),
+    "jitter": (parse_time_s, "0", "extra delay each way, uniform in plus or minus this"),
+    "disk": (parse_size_bytes, "128M", "size of the guest's disk"),
+    "fill": (parse_size_bytes, "96M", "bytes of files on it"),
+    "memory": (parse_size_bytes, "32M", "memory copied over the WAN before the switch (0: none)"),
+    "background-delay": (parse_time_s, "8s", "from the switch to the background copy's start"),
+    "switch-at": (parse_time_s, "10s", "when the guest moves (the memory copy ends about then)"),
+    "duration": (parse_time_s, "30s", "what is observed, at least, from the workloads' start"),
+    "tail": (parse_time_s, "4s", "how long the workloads go on once the source is off"),
+    "compile-period": (parse_time_s, "4s", "compile cycles start this far apart"),
+    "tolerance": (parse_fraction, "2%", "how far the link's rate may be off; its RTT: half of it"),
+}
+_COUNTS = {
+    "read-iops": (25, "random reads of the guest, a second"),
+    "write-iops": (10, "small synchronous writes of the guest, a second"),
+    "ledger-iops": (10, "ledger writes of the guest, a second"),
+    "seed": (1, "seed of data and workloads"),
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python3 -m testbed.migration",
+        description="Moves a guest and its disk between two emulated sites, and proves the copy. "
+        "Results go to the directory in LAB_OUT (see results/FORMAT.md).",
+    )
+    for name, (_, default, text) in _QUANTITIES.items():
+        shown = default.replace("%", "%%")
+        parser.add_argument(f"--{name}", default=default, help=f"{text} (default {shown})")
+    for name, (count, text) in _COUNTS.items():
+        parser.add_argument(f"--{name}", type=int, default=count, help=f"{text} (default {count})")
+    parser.add_argument("--mode", choices=("relocate", "remote"), default="relocate")
+    parser.add_argument("--system", choices=("relocator",), default="relocator")
+    parser.add_argument("--background", choices=("on", "off"), default="on")
+    parser.add_argument("--order", default="sequential", help="order of the background copy")
+    return parser
+
+
+def parse(arguments: Sequence[str]) -> Parameters:
+    """The parameters of a command line; a wrong one ends the program with a line that says why."""
+    parser = _parser()
+    given = vars(parser.parse_args(arguments))
+    values: dict[str, Any] = {}
+    units = {"rate": "_bits_per_s", "loss": "", "tolerance": ""}
+    try:
+        for name, (read, _, _) in _QUANTITIES.items():
+            suffix = units.get(name, "_bytes" if read is parse_size_bytes else "_s")
+            key = name.replace("-", "_")
+            values[key + suffix] = read(name, given.pop(key))
+        parameters = Parameters(**values, **given)
+        parameters.profile  # noqa: B018  # checks the link
+    except ProfileError as error:
+        parser.error(str(error))
+    return parameters

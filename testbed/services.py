@@ -1,0 +1,175 @@
+"""Command lines of the servers, and the guest's device.
+
+The guest's disk is a device-mapper table of one line, `linear` over a kernel nbd device. At the
+switch the line is exchanged for one over another nbd device: the file system, the page cache and
+the programs stay, as they would in the memory of a VM that migrates live.
+
+Two traps: the nbd driver scans partitions when a device is attached unless it was loaded with
+`max_part=0`, and a proxy that kept what the scan reads *before* the switch would keep stale data;
+and in a network namespace nbd-client must use ioctl (`-L`), its netlink family knows only one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from testbed.supervise import Process, ProcessError, Supervisor, is_listening, run, wait_until
+
+PORT = 10809
+CEILING_PORT = 10810  # a second target, only for measuring nbdcopy: it must not heat the first
+SECTOR_BYTES = 512
+PLUGIN = Path(__file__).resolve().parent.parent / "relocator" / "plugin.py"
+THREADS = 8  # nbdkit threads a connection: requests that may wait for the WAN at the same time
+MODULES = ("sch_netem", "veth", "bridge", "loop", "dm_mod", "ext4")
+
+
+def prepare_kernel() -> None:
+    """Loads what is needed; refuses an nbd driver that would read devices behind our back."""
+    run(["modprobe", "-a", *MODULES])
+    run(["modprobe", "nbd", "nbds_max=4", "max_part=0"])
+    value = Path("/sys/module/nbd/parameters/max_part").read_text().strip()
+    if value != "0":
+        raise ProcessError(
+            f"nbd is loaded with max_part={value}: it would read from the proxy before the switch; "
+            "unload it, then `modprobe nbd max_part=0`"
+        )
+
+
+def _nbdkit(port: int, address: str) -> list[str]:
+    return [
+        "nbdkit",
+        "-f",
+        "-t",
+        str(THREADS),
+        "-i",
+        address,
+        "-p",
+        str(port),
+        "python",
+        str(PLUGIN),
+    ]
+
+
+def target_command(disk: Path, control: Path, address: str, port: int = PORT) -> list[str]:
+    """The server at the source."""
+    return [*_nbdkit(port, address), f"disk={disk}", f"control={control}"]
+
+
+def file_command(disk: Path, address: str, port: int) -> list[str]:
+    """nbdkit's own file server, the plain alternative."""
+    return ["nbdkit", "-f", "-i", address, "-p", str(port), "file", str(disk)]
+
+
+def proxy_command(
+    store: Path, source: str, control: Path, address: str, options: Sequence[str]
+) -> list[str]:
+    """The server at the destination; `options` are further KEY=VALUE parameters."""
+    keys = [f"store={store}", f"source={source}", f"control={control}"]
+    return [*_nbdkit(PORT, address), *keys, *options]
+
+
+def start_server(
+    supervisor: Supervisor, name: str, argv: Sequence[str], namespace_pid: int, port: int = PORT
+) -> Process:
+    """Starts an NBD server and waits until it listens."""
+    process = supervisor.start(name, argv, namespace_pid)
+    process.wait_until(lambda: is_listening(namespace_pid, port), f"{name} to listen on {port}")
+    return process
+
+
+@dataclass(frozen=True, slots=True)
+class KernelNbd:
+    """A kernel nbd device and the nbd-client that drives it."""
+
+    device: Path
+    client: Process
+
+    @property
+    def sectors(self) -> int:
+        return _sectors(self.device)
+
+
+def _sectors(device: Path) -> int:
+    return int(Path(f"/sys/block/{device.name}/size").read_text())
+
+
+def attach(supervisor: Supervisor, device: Path, address: str, namespace_pid: int) -> KernelNbd:
+    """Connects a kernel nbd device to the server; with `-n` the client stays ours to end.
+
+    Blocks of 4096 bytes make the file system's block the smallest request there is.
+    """
+    argv = ["nbd-client", "-L", "-n", "-b", "4096", address, str(PORT), str(device)]
+    client = supervisor.start(f"nbd-client-{device.name}", argv, namespace_pid)
+    client.wait_until(lambda: _sectors(device) > 0, f"{device} to be attached")
+    return KernelNbd(device, client)
+
+
+def detach(supervisor: Supervisor, nbd: KernelNbd) -> None:
+    """Disconnects the device; its client then ends by itself."""
+    run(["nbd-client", "-d", str(nbd.device)])
+    supervisor.wait(nbd.client, timeout_s=30)
+
+
+@dataclass(frozen=True, slots=True)
+class GuestDevice:
+    """The guest's disk: a device-mapper device of one line."""
+
+    name: str = "guest"
+
+    @property
+    def path(self) -> Path:
+        return Path("/dev/mapper") / self.name
+
+    def _table(self, nbd: KernelNbd) -> str:
+        return f"0 {nbd.sectors} linear {nbd.device} 0"
+
+    def create(self, nbd: KernelNbd) -> None:
+        run(["dmsetup", "create", self.name, "--noudevsync", "--table", self._table(nbd)])
+        run(["dmsetup", "mknodes", self.name])
+
+    def load(self, nbd: KernelNbd) -> None:
+        """Prepares the exchange: the new line waits in the inactive slot."""
+        run(["dmsetup", "load", self.name, "--table", self._table(nbd)])
+
+    def exchange(self, before_resume: Callable[[], None] = lambda: None) -> float:
+        """Puts the loaded line in place and returns the seconds in which the device stood still.
+
+        Suspending waits for what is in flight; the file system is not frozen (`--nolockfs`): its
+        dirty pages stay where they are, as in a VM that moves.
+        """
+        start_s = time.monotonic()
+        run(["dmsetup", "suspend", "--nolockfs", "--noudevsync", self.name])
+        before_resume()
+        run(["dmsetup", "resume", "--noudevsync", self.name])
+        return time.monotonic() - start_s
+
+    def remove(self) -> None:
+        run(["dmsetup", "remove", "--noudevsync", "--retry", self.name])
+        run(["dmsetup", "mknodes"])
+
+    def exists(self) -> bool:
+        return any(
+            path.read_text().strip() == self.name
+            for path in Path("/sys/block").glob("dm-*/dm/name")
+        )
+
+
+@contextmanager
+def mounted(device: Path, point: Path, options: str) -> Iterator[Path]:
+    """Mounts an ext3 file system, and unmounts it."""
+    point.mkdir(parents=True, exist_ok=True)
+    run(["mount", "-t", "ext3", "-o", options, str(device), str(point)])
+    try:
+        yield point
+    finally:
+        if point.is_mount():
+            run(["umount", str(point)])
+
+
+def wait_gone(device: Path, timeout_s: float = 10) -> None:
+    """Waits until a detached nbd device has let go of its size."""
+    wait_until(lambda: _sectors(device) == 0, f"{device} to be free", timeout_s)
