@@ -259,6 +259,7 @@ def _mmdebstrap(work: Path, site: Path, image: Image, steps: _Steps) -> None:
         "--include=" + ",".join(PACKAGES),
     ]
     command += [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "man", "locale")]
+    command += ["--dpkgopt=force-unsafe-io"]  # the tree is thrown away if the machine fails
     command += [f"--aptopt={option}" for option in _apt_proxies()]
     command += [f"--customize-hook=tar-in {site} /usr/lib/python3/dist-packages"]
     command += [f"--customize-hook={GUEST / 'customize'}"]
@@ -266,6 +267,7 @@ def _mmdebstrap(work: Path, site: Path, image: Image, steps: _Steps) -> None:
     command += [f"--customize-hook=download /lab.erofs {image.root}"]
     command += [SUITE, "-", *mirror()]
     environment = os.environ | {"SOURCE_DATE_EPOCH": str(SOURCE_DATE_EPOCH), "LC_ALL": "C.UTF-8"}
+    environment["INITRD"] = "No"  # the kernel package need not make one
     if host.is_root():  # another user's id could not enter our cache
         environment["TMPDIR"] = str(work)
     log_path = work / "mmdebstrap.log"
