@@ -227,7 +227,7 @@ def comparison(runs: Runs, windows: Windows) -> list[Row]:
         ranked = window is not windows.before
         rows.append(Row(f"Compile cycle, {when}", "s", values, ranked=ranked))
     downtime = {name: run.summary["downtime_s"] for name, run in runs.items()}
-    independent = {name: run.summary["relocation_s"] for name, run in runs.items()}
+    independent = {name: run.independent_s for name, run in runs.items()}
     sent = {name: wan_disk_bytes(run, windows.whole) for name, run in runs.items()}
     growing = ", ".join(name for name, value in independent.items() if value is None)
     note = f"still growing: {growing}" if growing else ""
@@ -243,7 +243,7 @@ def background_speed(runs: Runs) -> dict[str, Any] | None:
     """Background copy against nbdcopy in the same run, for the first run that had one."""
     for name, run in runs.items():
         copy = run.summary["background"]
-        if copy is not None:
+        if copy is not None and run.independent_s is not None:
             return {
                 "run": name,
                 "background_bits_per_s": copy["bits_per_s"],

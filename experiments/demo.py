@@ -43,7 +43,7 @@ LOG_TAIL_LINES = 15
 COMMON = ("--rtt", "20ms", "--rate", "100mbit")
 # The order of the table. The longest run starts first: see `jobs`.
 VARIANTS: dict[str, tuple[str, ...]] = {
-    "remote": ("--mode", "remote"),
+    "remote": ("--mode", "remote", "--background", "off"),
     "on-demand": ("--mode", "relocate", "--background", "off"),
     "background": ("--mode", "relocate", "--background", "on"),
 }

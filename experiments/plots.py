@@ -208,7 +208,7 @@ def _marked(run: Run) -> list[tuple[float, str, str]]:
     return [
         (when - run.switch_s, label, style)
         for event, label, style in MARKS
-        if (when := run.time_of(event)) is not None
+        if (when := run.time_of(event)) is not None and when < run.end_s
     ]
 
 

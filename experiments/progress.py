@@ -1,16 +1,20 @@
 """How far a batch of runs is, live: one line a run in a terminal, plain lines elsewhere.
 
-What a run does comes from the last lines of its log, in which the scripted migration prints a line
-for every event and, while blocks arrive, how many are present. How long it will take comes from
-what such a run took elsewhere (`TYPICAL_S`), corrected by the runs that have ended here: a guess,
-and shown as one (~).
+The scripted migration prints a line for every event, and one now and then with what is present:
+
+    prepare    9.1 s  calibrated            rtt 0.020 s ...
+        run   18.0 s  ... A 0.0 Mbit/s  WAN 95.5 Mbit/s  present 41.2 %  ETA 3 s
+
+The times in it are the lab's, which is not the wall clock's. What is left is estimated from the
+last event seen, of which it is known at what share of a run's wall time it comes (`MILESTONES`), and
+from the wall time the run has taken so far: right on fast and slow machines, and still a guess (~).
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -20,38 +24,82 @@ from experiments.batch import Batch, Job
 
 POLL_S = 0.25
 PLAIN_EVERY_S = 15.0
-# Wall seconds of a run on two cores with another beside it; only the estimate hangs on them.
-TYPICAL_S = 120.0
-WIDTH = 46
-_NOISE = re.compile(r"^(lab|migration):\s*")
+TYPICAL_S = 120.0  # wall seconds of a run, until it says more about itself
+WIDTH = 44
+TAIL_LINES = 60
+
+# The share of a run's wall time that is over when its log shows the event.
+MILESTONES = {
+    "sites built": 0.10,
+    "calibrated": 0.20,
+    "image made": 0.30,
+    "nbdcopy measured": 0.35,
+    "guest mounted": 0.38,
+    "workloads started": 0.40,
+    "switch done": 0.55,
+    "background started": 0.70,
+    "relocation complete": 0.85,
+    "workloads ended": 0.92,
+    "unmounted": 0.94,
+    "finished": 1.00,
+}
+_LINE = re.compile(r"^\s*(?:prepare|run)\s+[\d.]+ s\s+(?P<text>.*)$")
+_PRESENT = re.compile(r"\bpresent (?P<percent>[\d.]+) %")
 
 
 def phase(job: Job) -> str:
-    """The last line of the job's log, for people; how it stands if there is none."""
+    """What the job does, for people: the last event in its log and how much is present."""
     if job.process is None:
         return "waiting for a core"
     if job.status is not None:
         return "done" if job.status == 0 else f"failed with status {job.status}"
-    lines = job.tail(1)
-    text = _NOISE.sub("", lines[0]) if lines else "starting"
-    return text if len(text) <= WIDTH else text[: WIDTH - 1] + "…"
+    lines = job.tail(TAIL_LINES)
+    texts = [match["text"] for line in lines if (match := _LINE.match(line))]
+    events = [text for text in texts if not text.startswith("...")]
+    last = " ".join(events[-1].split()) if events else (lines[-1] if lines else "starting")
+    present = [match["percent"] for text in texts if (match := _PRESENT.search(text))]
+    shown = last if len(last) <= WIDTH else last[: WIDTH - 1] + "…"
+    return f"{shown} | present {present[-1]} %" if present else shown
 
 
-def expected_s(batch: Batch) -> float:
-    """Wall seconds that a run of this batch is likely to take."""
-    ended = [job.elapsed_s for job in batch.jobs if job.status == 0]
-    return sum(ended) / len(ended) if ended else TYPICAL_S
+def share_done(lines: Sequence[str]) -> float | None:
+    """The share of a run's wall time at its last milestone; None before the first."""
+    passed = [
+        share
+        for line in lines
+        if (match := _LINE.match(line))
+        for event, share in MILESTONES.items()
+        if match["text"].startswith(event)
+    ]
+    return max(passed, default=None)
 
 
-def remaining_s(batch: Batch, job: Job) -> float:
-    """Wall seconds until `job` ends, as far as can be said."""
-    if job.status is not None:
-        return 0.0
-    left = max(expected_s(batch) - job.elapsed_s, 0.0)
-    if job.process is not None:
-        return left
-    first = min((remaining_s(batch, other) for other in batch.running), default=0.0)
-    return first + left
+class Estimates:
+    """How long each job will take: what its milestones say, else what others took."""
+
+    def __init__(self, batch: Batch) -> None:
+        self._batch = batch
+        self._seen: dict[str, tuple[float, float]] = {}  # job -> (share, expected seconds)
+
+    def expected_s(self, job: Job) -> float:
+        """Wall seconds from the job's start to its end."""
+        if job.status is None and (share := share_done(job.tail(TAIL_LINES))):
+            if share > self._seen.get(job.name, (0.0, 0.0))[0]:
+                self._seen[job.name] = (share, job.elapsed_s / share)
+        if job.name in self._seen:
+            return self._seen[job.name][1]
+        ended = [other.elapsed_s for other in self._batch.jobs if other.status == 0]
+        known = ended or [expected for _, expected in self._seen.values()]
+        return sum(known) / len(known) if known else TYPICAL_S
+
+    def left_s(self, job: Job) -> float:
+        """Wall seconds until the job ends, its wait for a core included."""
+        if job.status is not None:
+            return 0.0
+        left = max(self.expected_s(job) - job.elapsed_s, 0.0)
+        if job.process is not None:
+            return left
+        return left + min((self.left_s(other) for other in self._batch.running), default=0.0)
 
 
 def clock(seconds: float) -> str:
@@ -69,6 +117,7 @@ def follow(batch: Batch, console: Console) -> None:
         TextColumn("{task.fields[elapsed]:>5} {task.fields[eta]:>7}"),
         TextColumn("{task.fields[phase]}", markup=False),
     )
+    estimates = Estimates(batch)
     with Progress(*columns, console=console) as progress:
         tasks = {
             job.name: progress.add_task(
@@ -77,14 +126,16 @@ def follow(batch: Batch, console: Console) -> None:
             for job in batch.jobs
         }
         while batch.poll():
-            _update(progress, tasks, batch)
+            _update(progress, tasks, batch, estimates)
             time.sleep(POLL_S)
-        _update(progress, tasks, batch)
+        _update(progress, tasks, batch, estimates)
 
 
-def _update(progress: Progress, tasks: dict[str, TaskID], batch: Batch) -> None:
+def _update(
+    progress: Progress, tasks: dict[str, TaskID], batch: Batch, estimates: Estimates
+) -> None:
     for job in batch.jobs:
-        left_s = remaining_s(batch, job)
+        left_s = estimates.left_s(job)
         share = 1.0 if job.status == 0 else job.elapsed_s / max(job.elapsed_s + left_s, 1e-9)
         progress.update(
             tasks[job.name],
@@ -98,6 +149,7 @@ def _update(progress: Progress, tasks: dict[str, TaskID], batch: Batch) -> None:
 def _follow_plainly(batch: Batch, say: Callable[[str], None]) -> None:
     """A line when a run starts or ends, and now and then one about each that runs."""
     told: dict[str, str] = {}
+    estimates = Estimates(batch)
     next_s = time.monotonic() + PLAIN_EVERY_S
     more = True
     while more:
@@ -108,12 +160,12 @@ def _follow_plainly(batch: Batch, say: Callable[[str], None]) -> None:
                 if state == "ended":
                     say(f"{job.name}: {phase(job)} after {clock(job.elapsed_s)}")
                 elif state == "runs":
-                    say(f"{job.name}: started, about {clock(expected_s(batch))} to go")
+                    say(f"{job.name}: started, about {clock(estimates.expected_s(job))} to go")
                 told[job.name] = state
         if more and time.monotonic() >= next_s:
             next_s += PLAIN_EVERY_S
             for job in batch.running:
-                left = clock(remaining_s(batch, job))
+                left = clock(estimates.left_s(job))
                 say(f"{job.name}: {clock(job.elapsed_s)}, ~{left} to go: {phase(job)}")
         if more:
             time.sleep(POLL_S)

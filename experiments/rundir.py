@@ -3,6 +3,10 @@
 A run is immutable and is believed as a whole or not at all: `load_run` either returns a `Run` whose
 files all have the documented columns and whose outcome is `ok`, or raises `RunError` with one
 sentence that names the directory and says what is wrong. Nothing after this point checks again.
+
+A run with `--background off` copies the rest of the disk when its observation is over, because the
+copy is to be proved; that is no part of what on-demand copy alone does. `Run` ends where the
+observation ended: its tables are cut there.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from typing import Any
 import pandas as pd
 
 FORMAT = 1
+Events = tuple[Mapping[str, Any], ...]
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "links.csv": ("t_s", "link", "rx_bytes", "tx_bytes"),
@@ -53,7 +58,7 @@ class Run:
 
     directory: Path
     document: Mapping[str, Any]
-    events: tuple[Mapping[str, Any], ...]
+    events: Events
     links: pd.DataFrame
     presence: pd.DataFrame
     latency: pd.DataFrame
@@ -95,10 +100,24 @@ class Run:
 
     @property
     def end_s(self) -> float:
-        ended = self.time_of("workloads-ended")
-        if ended is None:
-            raise RunError(f"{self.directory}: events.jsonl has no workloads-ended")
-        return ended
+        """When the observation ended."""
+        return _observation_end_s(self.directory, self.parameters, self.events)
+
+    @property
+    def independent_s(self) -> float | None:
+        """From the switch until the source could go, by background copy; None if it never could."""
+        observed = self.relocates and self.parameters["background"] == "on"
+        return self.summary["relocation_s"] if observed else None
+
+
+def _observation_end_s(directory: Path, parameters: Mapping[str, Any], events: Events) -> float:
+    ends = ["workloads-ended"]
+    if parameters["mode"] != "remote" and parameters["background"] == "off":
+        ends.append("background-started")
+    times = [event["t_s"] for event in events if event["event"] in ends]
+    if not times:
+        raise RunError(f"{directory}: events.jsonl has no workloads-ended")
+    return min(times)
 
 
 def load_run(directory: Path) -> Run:
@@ -112,11 +131,17 @@ def load_run(directory: Path) -> Run:
         raise RunError(f"{directory}: the run ended as '{document['outcome']}': {reason}")
     if document["summary"] is None or document["calibration"] is None:
         raise RunError(f"{directory}: run.json is 'ok' but has no summary or no calibration")
-    tables = {name: _read_csv(directory / name, COLUMNS[name]) for name in COLUMNS}
+    events = _read_events(directory / "events.jsonl")
+    end_s = _observation_end_s(directory, document["parameters"], events)
+    tables = {}
+    for name, columns in COLUMNS.items():
+        table = _read_csv(directory / name, columns)
+        time = table["end_s" if name == "work.csv" else "t_s"]
+        tables[name] = table[time <= end_s].reset_index(drop=True)
     return Run(
         directory=directory,
         document=document,
-        events=_read_events(directory / "events.jsonl"),
+        events=events,
         links=tables["links.csv"],
         presence=tables["presence.csv"],
         latency=tables["latency.csv"],
@@ -157,7 +182,7 @@ def _read_csv(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     return frame
 
 
-def _read_events(path: Path) -> tuple[Mapping[str, Any], ...]:
+def _read_events(path: Path) -> Events:
     events: list[Mapping[str, Any]] = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

@@ -49,7 +49,7 @@ def finding(name: str, run: Run) -> str:
     if not run.relocates:
         cost = f"every read crosses the WAN: {quantity(missing, 'ms')}" if missing else "no reads"
         return f"{title(name)}: {cost}, and so for ever"
-    done = run.summary["relocation_s"]
+    done = run.independent_s
     if done is None:
         here = analysis.present_at(run, since_s)
         return (
@@ -88,7 +88,7 @@ def summary_sentences(runs: Runs, windows: Windows) -> list[str]:
         )
         if after is None or end is None:
             continue
-        done = run.summary["relocation_s"]
+        done = run.independent_s
         late = f"{windows.end.end_s:.0f} s later"
         reads = f"{quantity(after, 'ms')} after the switch and {quantity(end, 'ms')} {late}"
         if not run.relocates:
@@ -167,7 +167,7 @@ def key_figures(runs: Runs, windows: Windows) -> list[tuple[str, str, str]]:
     speed = analysis.background_speed(runs)
     if speed is not None:
         run = runs[speed["run"]]
-        done = run.summary["relocation_s"]
+        done = run.independent_s
         tiles.append((f"{done:.1f} s", "until the source may be switched off", "from the switch"))
         ours, theirs = speed["background_bits_per_s"], speed["nbdcopy_bits_per_s"]
         against = (

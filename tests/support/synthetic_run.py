@@ -22,7 +22,7 @@ BLOCK_BYTES = 4096
 
 @dataclass
 class Synthetic:
-    """What the run was; `background` None: on-demand copy alone."""
+    """What the run was; without `background` the rest is copied after `duration_s`, for proof."""
 
     mode: str = "relocate"
     background: bool = True
@@ -51,11 +51,9 @@ class Synthetic:
 
     @property
     def background_at_s(self) -> float | None:
-        return self.switch_done_s + self.background_delay_s if self.relocating_fully else None
-
-    @property
-    def relocating_fully(self) -> bool:
-        return self.mode == "relocate" and self.background
+        if self.mode == "remote":
+            return None
+        return self.switch_done_s + self.background_delay_s if self.background else self.duration_s
 
     @property
     def complete_s(self) -> float | None:
@@ -65,6 +63,11 @@ class Synthetic:
             return None
         left = self.allocated_bytes - self.on_demand_bytes(start)
         return start + left / (self.link_bytes_per_s * 0.94)
+
+    @property
+    def ended_s(self) -> float:
+        """When the workloads ended."""
+        return max(self.duration_s, (self.complete_s or 0.0) + 4.0)
 
     def on_demand_bytes(self, t_s: float) -> float:
         if self.mode == "remote" or t_s < self.switch_done_s:
@@ -85,7 +88,7 @@ class Synthetic:
         for name, (start, end) in self.phases().items():
             if start <= t_s < end:
                 return name
-        return "complete" if self.relocating_fully else "on-demand"
+        return list(self.phases())[-1]
 
     def phases(self) -> dict[str, tuple[float, float]]:
         bounds = {
@@ -93,13 +96,12 @@ class Synthetic:
             "memory-copy": (self.memory_copy_at_s, self.switch_at_s),
         }
         if self.mode == "remote":
-            return bounds | {"remote": (self.switch_done_s, self.duration_s)}
-        if self.background_at_s is None or self.complete_s is None:
-            return bounds | {"on-demand": (self.switch_done_s, self.duration_s)}
+            return bounds | {"remote": (self.switch_done_s, self.ended_s)}
+        assert self.background_at_s is not None and self.complete_s is not None
         return bounds | {
             "on-demand": (self.switch_done_s, self.background_at_s),
             "background": (self.background_at_s, self.complete_s),
-            "complete": (self.complete_s, self.duration_s),
+            "complete": (self.complete_s, self.ended_s),
         }
 
 
@@ -112,7 +114,7 @@ def grid(start_s: float, end_s: float, step_s: float) -> list[float]:
 def links(run: Synthetic) -> Iterable[Sequence[Any]]:
     a_rx = a_tx = b_rx = b_tx = c_rx = c_tx = mem = 0
     before = (0, 0)
-    for t in grid(0, run.duration_s, 0.2):
+    for t in grid(0, run.ended_s, 0.2):
         vm_rx = int(abs(run.random.gauss(260e3, 120e3)) * 0.2)
         vm_tx = int(abs(run.random.gauss(400e3, 300e3)) * 0.2)
         if t < run.switch_at_s:
@@ -137,7 +139,8 @@ def links(run: Synthetic) -> Iterable[Sequence[Any]]:
 def presence(run: Synthetic) -> Iterable[Sequence[Any]]:
     if run.mode == "remote":
         return
-    end = run.complete_s or run.duration_s
+    end = run.complete_s
+    assert end is not None
     total = run.disk_bytes // BLOCK_BYTES
     for t in [*grid(run.switch_done_s, end, 0.5), end]:
         demand, background = run.fetched(t)
@@ -165,7 +168,7 @@ def latency_of(run: Synthetic, kind: str, t_s: float) -> float:
 def latency(run: Synthetic) -> list[Sequence[Any]]:
     rows = []
     for kind, every_s in (("read", 0.02), ("write", 0.05), ("ledger", 0.5)):
-        for t in grid(every_s, run.duration_s, every_s):
+        for t in grid(every_s, run.ended_s, every_s):
             if run.switch_at_s <= t <= run.switch_done_s:
                 continue
             offset = run.random.randrange(8192) * BLOCK_BYTES
@@ -178,7 +181,7 @@ def work(run: Synthetic) -> Iterable[Sequence[Any]]:
     while True:
         far = {"remote": 6.0, "on-demand": 2.2, "background": 1.5}.get(run.phase(t), 0.0)
         length = 1.8 + far + run.random.random() * 0.2
-        if t + length > run.duration_s:
+        if t + length > run.ended_s:
             return
         start, t = t, round(t + length, 6)
         parts = round(0.5 + far * 0.3, 6), round(1.1 + far * 0.6, 6), 0.2
@@ -198,8 +201,8 @@ def events(run: Synthetic) -> list[dict[str, Any]]:
         (run.background_at_s, "background-started", {}),
         (run.complete_s, "relocation-complete", {}),
         (run.complete_s and run.complete_s + 1, "source-off", {}),
-        (run.duration_s, "workloads-ended", {}),
-        (run.duration_s + 3, "finished", {"outcome": run.outcome}),
+        (run.ended_s, "workloads-ended", {}),
+        (run.ended_s + 3, "finished", {"outcome": run.outcome}),
     ]
     return [{"t_s": t, "event": name, **more} for t, name, more in named if t is not None]
 
@@ -214,7 +217,7 @@ def percentiles(values: list[float]) -> dict[str, float]:
 def summary(
     run: Synthetic, ios: list[Sequence[Any]], cycles: list[Sequence[Any]]
 ) -> dict[str, Any]:
-    demand, background = run.fetched(run.duration_s)
+    demand, background = run.fetched(run.ended_s)
     start, end = run.background_at_s, run.complete_s
     copy = None
     if start is not None and end is not None:

@@ -112,6 +112,33 @@ def test_progress_draws_a_line_for_each_run_in_a_terminal(tmp_path: Path) -> Non
     assert "Plain remote disk" in out.getvalue()
 
 
+LOG = """\
+lab: virtual machine, virtual clock, seed 42: this kernel has no netem
+prepare    3.1 s  sites built
+prepare   21.4 s  workloads started
+    run    8.0 s  switch done           downtime 0.032 s
+    run   10.0 s  ... A 0.0 Mbit/s  WAN 95.5 Mbit/s  present 41.2 %  ETA 3 s
+"""
+
+
+def test_a_runs_line_shows_its_last_event_and_what_is_present(tmp_path: Path) -> None:
+    one = job(tmp_path, "one", f"print({LOG!r}, flush=True); import time; time.sleep(600)")
+    with Batch([one], 1, tmp_path) as batch:
+        batch.poll()
+        wait_for(lambda: len(one.tail(9)) == 5)
+        assert progress.phase(one) == "switch done downtime 0.032 s | present 41.2 %"
+        estimates = progress.Estimates(batch)
+        share = progress.MILESTONES["switch done"]
+        assert estimates.expected_s(one) == pytest.approx(one.elapsed_s / share, abs=0.5)
+
+
+def test_the_share_done_is_the_last_milestones() -> None:
+    lines = LOG.splitlines()
+    assert progress.share_done(lines[:1]) is None
+    assert progress.share_done(lines[:2]) == progress.MILESTONES["sites built"]
+    assert progress.share_done(lines) == progress.MILESTONES["switch done"]
+
+
 def test_results_take_the_old_ones_place_only_when_complete(tmp_path: Path) -> None:
     out = tmp_path / "demo"
     out.mkdir()
