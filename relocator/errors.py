@@ -1,0 +1,45 @@
+"""The errors of the engine, each with the errno a guest or an operator is shown.
+
+An error is classified where it occurs and raised as one of these; `plugin.py` turns it into an
+errno for nbdkit, `control.py` into a line of JSON, the command line into an exit status.
+"""
+
+import errno
+
+
+class RelocatorError(Exception):
+    """Base of all errors that are expected to be shown to somebody."""
+
+    errno = errno.EIO
+
+
+class ConfigError(RelocatorError):
+    """A parameter is missing or wrong: names the key, the value and what would be right."""
+
+    errno = errno.EINVAL
+
+
+class StoreError(RelocatorError):
+    """The local store refused or failed; `errno` is the file system's own."""
+
+    def __init__(self, message: str, number: int = errno.EIO) -> None:
+        super().__init__(message)
+        self.errno = number
+
+
+class NotKeptError(StoreError):
+    """Data arrived from upstream but the store could not keep it: read it through instead."""
+
+
+class UpstreamError(RelocatorError):
+    """The source answered with an error, or could not be reached for too long."""
+
+    def __init__(self, message: str, number: int = errno.EIO) -> None:
+        super().__init__(message)
+        self.errno = number
+
+
+class StateError(RelocatorError):
+    """A verb that the current state does not allow: names both."""
+
+    errno = errno.EPERM
