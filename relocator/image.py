@@ -1,0 +1,116 @@
+"""A raw image: a file or a block device that holds the disk's bytes at their own offsets.
+
+Nothing here knows of blocks or of what is present. Zeroing goes to `fallocate`, which keeps a
+sparse image sparse and needs no I/O; where the file system can't, zeros are written. All calls
+release the GIL and are safe from several threads at once.
+"""
+
+import ctypes
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from relocator.errors import ConfigError
+
+_KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 0x01, 0x02, 0x10  # linux/falloc.h
+_UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV)
+_ZEROS = bytes(1 << 20)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+
+def _fallocate(fd: int, mode: int, offset: int, length: int) -> bool:
+    """Whether the file system did it; raises OSError for any other failure than 'can't'."""
+    if _libc.fallocate(fd, mode, offset, length) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _UNSUPPORTED:
+        return False
+    raise OSError(number, os.strerror(number))
+
+
+class Image:
+    """The image at `path`, `size_bytes` long; created sparse if `create_bytes` is given."""
+
+    def __init__(self, path: Path, *, create_bytes: int | None = None) -> None:
+        self.path = path
+        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create_bytes is not None else 0)
+        self._fd = os.open(path, flags, 0o600)
+        if create_bytes is not None and os.fstat(self._fd).st_size < create_bytes:
+            os.ftruncate(self._fd, create_bytes)
+        self.size_bytes = os.lseek(self._fd, 0, os.SEEK_END)
+
+    def close(self) -> None:
+        """Close the file; the image must not be used afterwards."""
+        os.close(self._fd)
+
+    def read_into(self, buffer: memoryview | bytearray, offset: int) -> None:
+        """Fill `buffer` with the bytes at `offset`.
+
+        Raises:
+            OSError: EIO if the image ends early, else the file system's error.
+        """
+        done = os.preadv(self._fd, [buffer], offset)
+        while done < len(buffer):
+            more = os.preadv(self._fd, [memoryview(buffer)[done:]], offset + done)
+            if more == 0:
+                raise OSError(errno.EIO, f"{self.path} ends before byte {offset + len(buffer)}")
+            done += more
+
+    def write(self, data: bytes | bytearray | memoryview, offset: int) -> None:
+        """Write all of `data` at `offset`."""
+        done = os.pwrite(self._fd, data, offset)
+        while done < len(data):
+            done += os.pwrite(self._fd, memoryview(data)[done:], offset + done)
+
+    def zero(self, offset: int, length: int, *, punch: bool) -> None:
+        """Make `length` bytes at `offset` read as zero; `punch` also gives their space back."""
+        if length == 0:
+            return
+        mode = _PUNCH_HOLE if punch else _ZERO_RANGE
+        if _fallocate(self._fd, mode | _KEEP_SIZE, offset, length):
+            return
+        end = offset + length
+        while offset < end:
+            self.write(memoryview(_ZEROS)[: end - offset], offset)
+            offset += min(len(_ZEROS), end - offset)
+
+    def sync(self) -> None:
+        """Make all that was written durable."""
+        os.fdatasync(self._fd)
+
+    def data_runs(self, offset: int, end: int) -> Iterator[tuple[int, int, bool]]:
+        """Cover `offset..end` with `(start, end, is_data)`, ascending; a hole reads as zero."""
+        while offset < end:
+            try:
+                data = min(os.lseek(self._fd, offset, os.SEEK_DATA), end)
+            except OSError as error:
+                if error.errno == errno.EINVAL:  # a block device has no holes to tell of
+                    yield offset, end, True
+                    return
+                if error.errno != errno.ENXIO:
+                    raise
+                data = end
+            if data > offset:
+                yield offset, data, False
+            if data == end:
+                return
+            hole = min(os.lseek(self._fd, data, os.SEEK_HOLE), end)
+            yield data, hole, True
+            offset = hole
+
+
+def open_image(path: Path) -> Image:
+    """The existing image at `path`.
+
+    Raises:
+        ConfigError: it can't be opened for reading and writing.
+    """
+    try:
+        return Image(path)
+    except OSError as error:
+        raise ConfigError(
+            f"disk={path}: {error.strerror}; give an existing image file or block device"
+        ) from error

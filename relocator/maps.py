@@ -1,0 +1,139 @@
+"""The two copies of the maps: a live one for a killed process, a durable one for a power failure.
+
+*Live* is a file mapped shared: what the engine sets is in the page cache at once and survives
+kill -9. It carries the kernel's boot id; after a reboot it proves nothing, as its pages may have
+reached the disk before the data they speak of, and is thrown away.
+
+*Durable* is rewritten only by a commit, after the data. It is an array of 4 KiB pages, each in two
+slots: a page goes to the slot that doesn't hold its newest version, with a sequence number and a
+checksum, so a torn write leaves the older version. Every bit speaks for itself, so pages need not
+be written as one, and a commit costs what has changed, not what the disk measures.
+
+Both hold the planes of `PLANES`, one bit a block.
+"""
+
+import mmap
+import os
+import struct
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from relocator.bitmap import Bitmap
+from relocator.errors import StoreError
+
+PLANES = ("present", "dirty")
+PAGE_BYTES = 4096
+_MAGIC = b"RELOCMAP"
+_VERSION = 1
+_LIVE_HEADER = struct.Struct("<8sIIQ36s")  # magic, version, planes, bits, boot id
+_SLOT_HEADER = struct.Struct("<IIQ")  # crc32 of the rest, page index, sequence number
+PAYLOAD_BYTES = PAGE_BYTES - _SLOT_HEADER.size
+PAGE_BITS = PAYLOAD_BYTES * 8
+
+
+def boot_id() -> str:
+    """The kernel's name for this boot: 36 characters."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+class LiveMap:
+    """The planes in a file mapped shared; `believed` says whether its old content may be used."""
+
+    def __init__(self, path: Path, bits: int, boot: str) -> None:
+        plane_bytes = -(-bits // 8 // PAGE_BYTES) * PAGE_BYTES + PAGE_BYTES
+        size_bytes = PAGE_BYTES + plane_bytes * len(PLANES)
+        header = _LIVE_HEADER.pack(_MAGIC, _VERSION, len(PLANES), bits, boot.encode())
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self.believed = (
+                os.fstat(fd).st_size == size_bytes and os.pread(fd, len(header), 0) == header
+            )
+            if not self.believed:
+                os.ftruncate(fd, 0)
+                os.ftruncate(fd, size_bytes)
+            self._memory = mmap.mmap(fd, size_bytes)
+        finally:
+            os.close(fd)
+        self._header = header
+        self.planes = {
+            name: Bitmap(bits, self._memory, PAGE_BYTES + index * plane_bytes)
+            for index, name in enumerate(PLANES)
+        }
+
+    def vouch(self) -> None:
+        """Declare the content good from here on: written last, once the planes are filled."""
+        self._memory[: len(self._header)] = self._header
+
+    def close(self) -> None:
+        """Unmap; the planes must not be used afterwards."""
+        self._memory.close()
+
+
+class DurableMap:
+    """The planes' committed pages in a file."""
+
+    def __init__(self, path: Path, bits: int) -> None:
+        self.pages_per_plane = -(-bits // PAGE_BITS)
+        self._bits = bits
+        count = self.pages_per_plane * len(PLANES)
+        self._sequence = [0] * count
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if os.fstat(self._fd).st_size < count * 2 * PAGE_BYTES:
+            os.ftruncate(self._fd, count * 2 * PAGE_BYTES)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+    def pages(self, plane: int, first: int, end: int) -> range:
+        """The pages that hold the bits `first..end` of the plane with index `plane`."""
+        base = plane * self.pages_per_plane
+        return range(base + first // PAGE_BITS, base + (end - 1) // PAGE_BITS + 1)
+
+    def span(self, page: int) -> tuple[int, int, int]:
+        """(plane, first bit, end bit) of a page."""
+        plane, index = divmod(page, self.pages_per_plane)
+        return plane, index * PAGE_BITS, min((index + 1) * PAGE_BITS, self._bits)
+
+    def load(self, planes: list[Bitmap]) -> None:
+        """Fill `planes` (clear before) with the newest good version of every page.
+
+        Raises:
+            StoreError: a page was written and neither of its versions is readable.
+        """
+        for page in range(len(self._sequence)):
+            slots = os.pread(self._fd, 2 * PAGE_BYTES, page * 2 * PAGE_BYTES)
+            versions = [_decode(slots[at : at + PAGE_BYTES], page) for at in (0, PAGE_BYTES)]
+            good = [version for version in versions if version is not None]
+            if not good:
+                raise StoreError(f"page {page} of the durable map is damaged in both versions")
+            self._sequence[page], payload = max(good)
+            if self._sequence[page]:
+                plane, first, end = self.span(page)
+                bits = Bitmap(end - first, bytearray(payload))
+                for start, stop in bits.set_runs(0, end - first):
+                    planes[plane].set(first + start, first + stop)
+
+    def write(self, pages: Iterable[tuple[int, bytes]]) -> None:
+        """Write new versions of `(page, payload)` and make them durable."""
+        written: list[int] = []
+        for page, payload in pages:
+            sequence = self._sequence[page] + 1
+            body = _SLOT_HEADER.pack(0, page, sequence)[4:] + payload.ljust(PAYLOAD_BYTES, b"\0")
+            slot = page * 2 + sequence % 2
+            os.pwrite(self._fd, zlib.crc32(body).to_bytes(4, "little") + body, slot * PAGE_BYTES)
+            written.append(page)
+        os.fdatasync(self._fd)
+        for page in written:
+            self._sequence[page] += 1
+
+
+def _decode(slot: bytes, page: int) -> tuple[int, bytes] | None:
+    """(sequence, payload) of one slot; sequence 0 if never written; None if damaged."""
+    if not any(slot):
+        return 0, b""
+    crc, index, sequence = _SLOT_HEADER.unpack_from(slot)
+    if index != page or sequence == 0 or zlib.crc32(slot[4:]) != crc:
+        return None
+    return sequence, slot[_SLOT_HEADER.size :]
