@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -40,7 +41,7 @@ DEFAULT_OUT = Path("out/demo")
 DEFAULT_SEED = 42
 LOG_TAIL_LINES = 15
 
-COMMON = ("--rtt", "20ms", "--rate", "100mbit")
+COMMON = ("--rtt", "20ms", "--rate", "100mbit", "--duration", "40s", "--background-delay", "6s")
 # The order of the table. The longest run starts first: see `jobs`.
 VARIANTS: dict[str, tuple[str, ...]] = {
     "remote": ("--mode", "remote", "--background", "off"),
@@ -140,13 +141,15 @@ def reproduce_command(seed: int, where: str, clock: str | None) -> str:
 
 def show(console: Console, runs: Runs, rows: Sequence[Row], out: Path) -> None:
     """The table and the last words in the terminal."""
-    table = Table(title="lower is better, best in bold", title_justify="left")
-    table.add_column("")
+    table = Table(box=box.SIMPLE_HEAD, title="* the best: lower is better", title_justify="left")
+    table.add_column("", no_wrap=True)
     for name in runs:
-        table.add_column(wording.title(name), justify="right")
+        table.add_column(name, justify="right")
     for row in rows:
         cells = (
-            f"[bold]{wording.cell(row, name)}[/]" if name in row.best else wording.cell(row, name)
+            f"[bold]{wording.cell(row, name)}[/] *"
+            if name in row.best
+            else f"{wording.cell(row, name)}  "
             for name in runs
         )
         table.add_row(f"{row.label}, {row.unit}", *cells)

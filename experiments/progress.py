@@ -5,9 +5,9 @@ The scripted migration prints a line for every event, and one now and then with 
     prepare    9.1 s  calibrated            rtt 0.020 s ...
         run   18.0 s  ... A 0.0 Mbit/s  WAN 95.5 Mbit/s  present 41.2 %  ETA 3 s
 
-The times in it are the lab's, which is not the wall clock's. What is left is estimated from the
-last event seen, of which it is known at what share of a run's wall time it comes (`MILESTONES`), and
-from the wall time the run has taken so far: right on fast and slow machines, and still a guess (~).
+The times in it are the lab's, not the wall clock's. What is left is estimated from the last event
+seen, of which it is known at what share of a run's wall time it comes (`MILESTONES`), and from the
+wall time the run has taken so far: right on fast and slow machines, and still a guess (~).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Column
 
 from experiments import wording
 from experiments.batch import Batch, Job
@@ -83,9 +84,9 @@ class Estimates:
 
     def expected_s(self, job: Job) -> float:
         """Wall seconds from the job's start to its end."""
-        if job.status is None and (share := share_done(job.tail(TAIL_LINES))):
-            if share > self._seen.get(job.name, (0.0, 0.0))[0]:
-                self._seen[job.name] = (share, job.elapsed_s / share)
+        share = share_done(job.tail(TAIL_LINES)) if job.status is None else None
+        if share is not None and share > self._seen.get(job.name, (0.0, 0.0))[0]:
+            self._seen[job.name] = (share, job.elapsed_s / share)
         if job.name in self._seen:
             return self._seen[job.name][1]
         ended = [other.elapsed_s for other in self._batch.jobs if other.status == 0]
@@ -111,11 +112,12 @@ def follow(batch: Batch, console: Console) -> None:
     if not console.is_terminal:
         _follow_plainly(batch, lambda text: console.print(text, highlight=False, soft_wrap=True))
         return
+    one_line = Column(no_wrap=True, overflow="ellipsis")
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
+        BarColumn(bar_width=16, table_column=Column(min_width=16)),
         TextColumn("{task.fields[elapsed]:>5} {task.fields[eta]:>7}"),
-        TextColumn("{task.fields[phase]}", markup=False),
+        TextColumn("{task.fields[phase]}", markup=False, table_column=one_line),
     )
     estimates = Estimates(batch)
     with Progress(*columns, console=console) as progress:
