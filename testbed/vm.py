@@ -34,10 +34,18 @@ from testbed.image import Image, LabError
 VIRTUAL_EPOCH = "2026-01-01"
 RESULT_BYTES = 1 << 30
 POLL_S = 0.05
-CONSOLE_TAIL_LINES = 25
+CONSOLE_TAIL_LINES = 45
 TIMEOUT_STATUS = 124
 # Kernel messages go to ttyS0; a panic ends QEMU at once (panic=-1 reboots, -no-reboot exits).
-KERNEL_COMMAND_LINE = "console=ttyS0 quiet loglevel=3 panic=-1 mitigations=off nokaslr"
+KERNEL_COMMAND_LINE = (
+    "console=ttyS0 quiet loglevel=3 panic=-1 mitigations=off nokaslr nbd.nbds_max=16"
+)
+# On one CPU the HPET serves as well as the local APIC's timer, whose calibration takes two seconds
+# of emulation at every boot.
+VIRTUAL_COMMAND_LINE = "nolapic_timer"
+# With ERMS the kernel and the C library copy memory by `rep movsb`: a byte an instruction, that is
+# a byte a nanosecond on the virtual clock. Without, it is eight.
+PROCESSOR = "max,-erms"
 
 
 @dataclass(frozen=True)
@@ -128,11 +136,21 @@ def _command(image: Image, settings: Settings, files: _Files) -> list[str]:
     root_bytes = image.root.stat().st_size
     slots_mib = settings.memory_mib + (root_bytes + RESULT_BYTES >> 20) + 1024
     command = ["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64"]
-    command += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-cpu", "max"]
+    command += [
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-no-reboot",
+        "-cpu",
+        PROCESSOR,
+    ]
     command += ["-machine", "pc,nvdimm=on"]
     command += ["-m", f"{settings.memory_mib}M,slots=2,maxmem={slots_mib}M"]
     command += ["-smp", str(settings.cpus), "-seed", str(settings.seed)]
+    kernel = KERNEL_COMMAND_LINE
     if settings.clock == "virtual":
+        kernel += f" {VIRTUAL_COMMAND_LINE}"
         command += ["-accel", "tcg,thread=single,tb-size=512", "-icount", "shift=0,sleep=off"]
         command += ["-rtc", f"base={VIRTUAL_EPOCH},clock=vm"]
     else:
@@ -142,7 +160,7 @@ def _command(image: Image, settings: Settings, files: _Files) -> list[str]:
     memory = f"memory-backend-file,share=on,mem-path={_path(files.result)},size={RESULT_BYTES}"
     command += ["-object", f"{memory},id=result", "-device", "nvdimm,memdev=result"]
     command += ["-kernel", str(image.kernel), "-initrd", _path(files.initramfs)]
-    command += ["-append", KERNEL_COMMAND_LINE, "-serial", f"file:{_path(files.kernel_console)}"]
+    command += ["-append", kernel, "-serial", f"file:{_path(files.kernel_console)}"]
     return command
 
 
@@ -194,7 +212,7 @@ def _result(process: subprocess.Popen[bytes], files: _Files, out: Path) -> int:
                 if member.name == "status":
                     status = int(_content(tar, member).read())
                 else:
-                    _unpack(tar, member, out)
+                    unpack(tar, member, out)
     except tarfile.TarError as error:
         raise LabError(
             f"the results can't be read: {error}{_tail(files.kernel_console)}"
@@ -211,7 +229,7 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
     return content
 
 
-def _unpack(tar: tarfile.TarFile, member: tarfile.TarInfo, out: Path) -> None:
+def unpack(tar: tarfile.TarFile, member: tarfile.TarInfo, out: Path) -> None:
     """Files, directories, symbolic links; hard links become copies, sockets and such are left."""
     path = out / PurePosixPath(member.name).relative_to("out")
     if not path.parent.resolve().is_relative_to(out.resolve().parent):

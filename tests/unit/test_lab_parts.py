@@ -1,0 +1,273 @@
+"""Where the lab runs and what it takes along: decisions and parameters, without a boot."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+
+from relocator import host
+from testbed import image, lab, native, payload, vm
+
+
+@pytest.fixture
+def able(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host that can do everything."""
+    monkeypatch.setattr(host, "native_obstacles", list)
+    monkeypatch.setattr(host, "vm_obstacles", list)
+
+
+@pytest.fixture
+def no_netem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "native_obstacles", lambda: ["kernel 6.18 has no netem"])
+    monkeypatch.setattr(host, "vm_obstacles", list)
+
+
+@pytest.mark.usefixtures("able")
+def test_a_kernel_with_netem_runs_natively() -> None:
+    assert lab.choose().where == "native"
+    assert lab.choose("auto", "real").where == "native"
+
+
+@pytest.mark.usefixtures("able")
+def test_the_virtual_clock_asks_for_the_vm() -> None:
+    choice = lab.choose("auto", "virtual")
+    assert choice == lab.Choice("vm", "the virtual clock was asked for")
+
+
+@pytest.mark.usefixtures("no_netem")
+def test_without_netem_it_is_the_vm_and_the_reason_is_said() -> None:
+    assert lab.choose() == lab.Choice("vm", "kernel 6.18 has no netem")
+    with pytest.raises(lab.LabError, match=r"can't run natively: kernel 6\.18 has no netem"):
+        lab.choose("native")
+
+
+def test_without_qemu_the_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "native_obstacles", lambda: ["not root"])
+    monkeypatch.setattr(host, "vm_obstacles", lambda: ["qemu is missing (apt-get install q)"])
+    with pytest.raises(lab.LabError, match=r"apt-get install q"):
+        lab.choose()
+
+
+@pytest.mark.usefixtures("able")
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--where", "moon"], "argument --where: invalid choice: 'moon'"),
+        (["--clock", "fast"], "argument --clock: invalid choice: 'fast'"),
+        (["--where", "native", "--clock", "virtual"], "clock 'virtual': exists only in the VM"),
+        (["--seed", "x"], "argument --seed: 'x': must be a whole number"),
+        (["--seed", "-1"], "seed '-1': must be between 0 and"),
+        (["--where", "vm", "--memory", "3"], "memory '3': must be a size such as 3G"),
+        (
+            ["--where", "vm", "--memory", "8M"],
+            "memory '8M': must be a size such as 3G or 2048M, at",
+        ),
+        (["--where", "vm", "--cpus", "2"], "cpus '2': the virtual clock has 1 CPU"),
+        (["--where", "vm", "--clock", "real", "--cpus", "0"], "cpus '0': must be 1 or more"),
+        (["--timeout", "0"], "argument --timeout: '0': must be a number of seconds above 0"),
+        (["--wat"], "unrecognized arguments: --wat"),
+    ],
+)
+def test_a_wrong_parameter_is_refused(
+    options: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        status = lab.main(["run", *options, "--", "this"])
+    except SystemExit as error:
+        status = error.code
+    assert status == 2
+    assert says in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("module", ["", "a b", "dir/file.py", "a.", "-m"])
+def test_a_module_must_be_a_dotted_name(module: str, tmp_path: Path) -> None:
+    with pytest.raises(lab.UsageError, match="must be a module's dotted name"):
+        lab.run([module], out=tmp_path)
+
+
+def test_memory_is_read_in_both_units() -> None:
+    assert lab.memory_mib("3G") == lab.memory_mib("3072M") == 3072
+
+
+# --- what travels into the machine
+
+
+def a_project(directory: Path) -> Path:
+    for name in ("testbed/b.py", "testbed/a.py", "tests/x.toml", "relocator/deep/run.sh"):
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_text(name)
+    (directory / "relocator/deep/run.sh").chmod(0o755)
+    (directory / "testbed/plot.png").write_text("not taken")
+    (directory / "elsewhere").mkdir()
+    (directory / "elsewhere/c.py").write_text("not taken")
+    return directory
+
+
+def test_the_tree_holds_the_projects_files_sorted(tmp_path: Path) -> None:
+    files = payload.tree(a_project(tmp_path))
+    assert list(files) == ["relocator/deep/run.sh", "testbed/a.py", "testbed/b.py", "tests/x.toml"]
+    assert files["relocator/deep/run.sh"].executable
+    assert not files["testbed/a.py"].executable
+
+
+def test_a_checkout_gives_the_same_tree_without_ignored_files(tmp_path: Path) -> None:
+    project = a_project(tmp_path)
+    expected = payload.tree(project)
+    subprocess.run(["git", "init", "-q", str(project)], check=True)
+    (project / ".gitignore").write_text("ignored.py\n")
+    (project / "testbed/ignored.py").write_text("")
+    assert payload.tree(project) == expected
+
+
+def test_too_large_a_tree_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(payload, "TREE_LIMIT_BYTES", 100)
+    (a_project(tmp_path) / "testbed/big.py").write_text("#" * 200)
+    with pytest.raises(image.LabError, match=r"the largest file is testbed/big\.py"):
+        payload.tree(tmp_path)
+
+
+def test_results_stay_inside_their_directory(tmp_path: Path) -> None:
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        link = tarfile.TarInfo("out/link")
+        link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path)
+        tar.addfile(link)
+        tar.addfile(tarfile.TarInfo("out/link/escaped"))
+    archive.seek(0)
+    out = tmp_path / "results" / "out"
+    out.mkdir(parents=True)
+    with tarfile.open(fileobj=archive) as tar:
+        with pytest.raises(image.LabError, match="leads outside: out/link/escaped"):
+            for member in tar:
+                vm.unpack(tar, member, out)
+    assert not (tmp_path / "escaped").exists()
+
+
+# --- the image's cache
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("RELOCATOR_CACHE", str(tmp_path))
+    monkeypatch.setattr(host, "build_obstacles", list)
+    return tmp_path / "lab"
+
+
+def fake_build(work: Path, _log: object) -> None:
+    (work / "image").mkdir()
+    (work / "image" / "packages.txt").write_text("")
+
+
+def test_an_image_is_built_once_and_found_again(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builds: list[Path] = []
+    monkeypatch.setattr(
+        image, "_build", lambda work, log: (builds.append(work), fake_build(work, log))
+    )
+    assert image.ensure() == image.ensure()
+    assert len(builds) == 1
+    image.ensure(force=True)
+    assert len(builds) == 2
+    assert sorted(path.name for path in cache.iterdir()) == sorted(
+        ["build.lock", image.recipe_hash()]
+    )
+
+
+def test_an_interrupted_build_leaves_no_image_and_is_cleared_away(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(work: Path, _log: object) -> None:
+        (work / "image").mkdir()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(image, "_build", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        image.ensure()
+    assert [path.name for path in cache.iterdir()] == ["build.lock"]
+    (cache / ".build-killed").mkdir()
+    monkeypatch.setattr(image, "_build", fake_build)
+    image.ensure()
+    assert not (cache / ".build-killed").exists()
+
+
+def test_only_the_images_last_used_are_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image, "_build", fake_build)
+    for age_s, name in enumerate(("newest", "older", "oldest")):
+        (cache / name).mkdir(parents=True)
+        (cache / name / "packages.txt").write_text("")
+        os.utime(cache / name, (time.time() - 1000 - age_s,) * 2)
+    built = image.ensure()
+    kept = {path.name for path in cache.iterdir() if path.is_dir()}
+    assert kept == {built.name, "newest"}
+
+
+def test_the_recipe_names_the_image(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = image.current().name
+    monkeypatch.setattr(image, "PACKAGES", (*image.PACKAGES, "another"))
+    assert image.current().name != name
+
+
+def test_a_build_that_is_impossible_says_why(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "build_obstacles", lambda: ["mmdebstrap is missing"])
+    with pytest.raises(image.LabError, match="can't be built here: mmdebstrap is missing"):
+        image.ensure()
+
+
+# --- running natively (a program that needs no netem)
+
+
+def run_natively(task: str, out: Path, timeout_s: float = 60) -> tuple[int, str]:
+    shown = io.BytesIO()
+    arguments = ["tests.lab.inside", task]
+    status = native.run(arguments, seed=1, out=out, timeout_s=timeout_s, stdout=shown)
+    return status, shown.getvalue().decode()
+
+
+def test_a_native_program_sees_the_labs_environment(tmp_path: Path) -> None:
+    status, shown = run_natively("clock", tmp_path)
+    assert status == 0
+    assert shown == f"native {os.cpu_count()} 0.5\n"
+
+
+def test_a_native_programs_own_failure_is_its_status(tmp_path: Path) -> None:
+    status, shown = run_natively("no such task", tmp_path)
+    assert status == 1
+    assert "KeyError: 'no such task'" in shown
+
+
+def test_a_native_program_is_ended_at_its_timeout(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, shown = run_natively("wait", tmp_path, timeout_s=1.5)
+    assert status == 124
+    assert shown.startswith("started\n")
+    assert "ended after 1.5 s" in capsys.readouterr().err
+
+
+def test_an_interrupt_lets_a_native_program_clean_up(tmp_path: Path) -> None:
+    program = (
+        "import io, sys; from pathlib import Path; from testbed import native; "
+        "native.run(['tests.lab.inside', 'wait'], seed=1, out=Path(sys.argv[1]), timeout_s=60,"
+        " stdout=sys.stdout.buffer)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=payload.PROJECT,
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"started\n"
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=10)
+    assert (tmp_path / "cleaned up").exists()
