@@ -1,0 +1,37 @@
+"""An upstream whose replies come when, and as, the test says: for races no real server can stage."""
+
+import errno
+
+from relocator.errors import UpstreamError
+from relocator.upstream import Done, Request
+
+
+class FakeUpstream:
+    """Holds requests back until `reply` or `fail` is called on them, in any order."""
+
+    uri = "fake:"
+    retry_timeout_s = 5.0
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.waiting: list[Request] = []
+        self.fetched: list[tuple[int, int]] = []
+
+    def fetch(self, offset: int, length: int, done: Done, *, background: bool) -> None:
+        self.fetched.append((offset, length))
+        self.waiting.append(Request("read", offset, length, done))
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        buffer[:] = self._data[offset : offset + len(buffer)]
+
+    def reply(self, index: int = 0) -> None:
+        """Deliver the data of the request at `index`."""
+        request = self.waiting.pop(index)
+        request.data = bytearray(self._data[request.offset : request.offset + request.length])
+        request.done(request)
+
+    def fail(self, index: int = 0) -> None:
+        """Let the request at `index` fail."""
+        request = self.waiting.pop(index)
+        request.error = UpstreamError("made to fail", errno.EIO)
+        request.done(request)

@@ -1,0 +1,135 @@
+"""Real nbdkit servers for tests: owned, ended by pid, their log shown when something fails."""
+
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nbd
+
+from relocator.control import Client
+from relocator.errors import RelocatorError
+
+PLUGIN = Path(__file__).parents[2] / "relocator" / "plugin.py"
+READY_S = 20.0
+
+
+@dataclass
+class Server:
+    """A running nbdkit on a Unix socket."""
+
+    process: subprocess.Popen[bytes]
+    socket: Path
+    control_path: Path
+    log: Path
+    handles: list[Any] = field(default_factory=list)
+
+    @property
+    def uri(self) -> str:
+        return f"nbd+unix:///?socket={self.socket}"
+
+    @property
+    def control(self) -> Client:
+        return Client(self.control_path)
+
+    def connect(self) -> Any:
+        """A libnbd handle, with block status."""
+        handle = nbd.NBD()
+        handle.add_meta_context("base:allocation")
+        handle.connect_uri(self.uri)
+        self.handles.append(handle)
+        return handle
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        """Disconnect, ask it to end, and wait: nbdkit ends only after its clients have gone."""
+        for handle in self.handles:
+            with suppress(nbd.Error):  # it may have been closed, or its server killed
+                handle.shutdown()
+        self.handles.clear()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+
+def _await(server: Server) -> None:
+    give_up_s = time.monotonic() + READY_S
+    while time.monotonic() < give_up_s:
+        if server.process.poll() is not None:
+            raise RuntimeError(f"nbdkit ended early: {server.log.read_text()}")
+        if server.socket.exists():
+            try:
+                server.connect().shutdown()
+                return
+            except nbd.Error:
+                pass  # not listening yet
+        time.sleep(0.02)
+    raise RuntimeError(f"nbdkit is not up after {READY_S} s: {server.log.read_text()}")
+
+
+@contextmanager
+def nbdkit(directory: Path, name: str, arguments: Sequence[str]) -> Iterator[Server]:
+    """`nbdkit ARGUMENTS` on a socket in `directory`; ended at the end of the block."""
+    socket = directory / f"{name}.sock"
+    socket.unlink(missing_ok=True)
+    log = directory / f"{name}.log"
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            ["nbdkit", "-f", "-U", str(socket), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        )
+    server = Server(process, socket, directory / f"{name}.control", log)
+    try:
+        _await(server)
+        yield server
+    finally:
+        server.stop()
+
+
+def plugin(directory: Path, name: str, *keys: str, flags: Sequence[str] = ()) -> Any:
+    """Our plugin with the parameters `keys` and a control socket."""
+    control = f"control={directory / f'{name}.control'}"
+    return nbdkit(directory, name, [*flags, "python", str(PLUGIN), *keys, control])
+
+
+def refused(*keys: str) -> str:
+    """What nbdkit prints when the plugin refuses its parameters."""
+    done = subprocess.run(
+        ["nbdkit", "-f", "-U", "-", "python", str(PLUGIN), *keys, "--run", "true"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode != 0, f"accepted: {keys}"
+    return done.stderr
+
+
+def wait_for(condition: Any, what: str, timeout_s: float = 30.0) -> None:
+    """Poll until `condition()` holds."""
+    give_up_s = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > give_up_s:
+            raise AssertionError(f"waited {timeout_s} s in vain for {what}")
+        time.sleep(0.02)
+
+
+def status_or_none(server: Server) -> dict[str, Any] | None:
+    """The status, or None while the control socket isn't up."""
+    try:
+        return server.control.call("status")
+    except RelocatorError:
+        return None

@@ -1,0 +1,204 @@
+"""The one hydration path, race by race, with replies that come when the test says."""
+
+import errno
+import random
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relocator.disk import ProxyDisk
+from relocator.errors import StoreError, UpstreamError
+from relocator.hydration import Hydration, subtract
+from relocator.store import Store, open_store
+from relocator.upstream import Upstream
+from tests.support.fake_upstream import FakeUpstream
+from tests.support.servers import wait_for
+
+BLOCK = 4096
+BLOCKS = 16
+DATA = random.Random(1).randbytes(BLOCK * BLOCKS)
+
+
+class Bench:
+    """A store, a fake upstream, and the disk over both."""
+
+    def __init__(self, directory: Path) -> None:
+        self.store: Store = open_store(directory / "store", len(DATA), BLOCK, "fake:")
+        self.upstream = FakeUpstream(DATA)
+        self.completed = threading.Event()
+        upstream = cast(Upstream, self.upstream)
+        self.hydration = Hydration(self.store, upstream, self.completed.set)
+        self.disk = ProxyDisk(self.store, upstream, self.hydration)
+
+    def read(self, first: int, end: int) -> bytes:
+        buffer = bytearray((end - first) * BLOCK)
+        self.disk.read_into(memoryview(buffer), first * BLOCK)
+        return bytes(buffer)
+
+    def in_thread(self, call: Any, *arguments: Any) -> "Call":
+        return Call(call, arguments)
+
+
+class Call(threading.Thread):
+    """A call on a thread of its own; `result` raises what it raised."""
+
+    def __init__(self, call: Any, arguments: tuple[Any, ...]) -> None:
+        super().__init__(daemon=True)
+        self._call, self._arguments = call, arguments
+        self._value: Any = None
+        self._error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._value = self._call(*self._arguments)
+        except BaseException as error:
+            self._error = error
+
+    def result(self) -> Any:
+        self.join(10)
+        assert not self.is_alive(), "still waiting"
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    made = Bench(tmp_path)
+    yield made
+    made.store.close()
+
+
+def waiting(bench: Bench, count: int) -> None:
+    wait_for(lambda: len(bench.upstream.waiting) == count, f"{count} requests upstream")
+
+
+def test_two_readers_of_a_block_share_one_fetch(bench: Bench) -> None:
+    one = bench.in_thread(bench.read, 0, 2)
+    waiting(bench, 1)
+    two = bench.in_thread(bench.read, 1, 3)
+    waiting(bench, 2)
+    bench.upstream.reply(1)
+    bench.upstream.reply(0)
+    assert one.result() == DATA[: 2 * BLOCK]
+    assert two.result() == DATA[BLOCK : 3 * BLOCK]
+    assert bench.upstream.fetched == [(0, 2 * BLOCK), (2 * BLOCK, BLOCK)]
+
+
+def test_guest_write_wins_over_late_fetch(bench: Bench) -> None:
+    reader = bench.in_thread(bench.read, 0, 3)
+    waiting(bench, 1)
+    bench.disk.write(memoryview(b"g" * BLOCK), BLOCK, fua=False)  # doesn't wait for the fetch
+    bench.upstream.reply()
+    assert reader.result() == DATA[:BLOCK] + b"g" * BLOCK + DATA[2 * BLOCK : 3 * BLOCK]
+    assert bench.read(1, 2) == b"g" * BLOCK
+
+
+def test_a_partial_write_merges_with_the_block_it_waited_for(bench: Bench) -> None:
+    writer = bench.in_thread(lambda: bench.disk.write(memoryview(b"part"), 10, fua=False))
+    waiting(bench, 1)
+    assert not bench.store.present[0]
+    bench.upstream.reply()
+    writer.result()
+    assert bench.read(0, 1) == DATA[:10] + b"part" + DATA[14:BLOCK]
+
+
+def test_a_failed_fetch_reaches_its_own_reader_and_leaves_the_block_absent(bench: Bench) -> None:
+    reader = bench.in_thread(bench.read, 4, 5)
+    waiting(bench, 1)
+    bench.upstream.fail()
+    with pytest.raises(UpstreamError, match="made to fail"):
+        reader.result()
+    again = bench.in_thread(bench.read, 4, 5)
+    waiting(bench, 1)
+    bench.upstream.reply()
+    assert again.result() == DATA[4 * BLOCK : 5 * BLOCK]
+
+
+def test_a_reader_survives_the_failure_of_a_background_fetch(bench: Bench) -> None:
+    claim = bench.hydration.claim_background(0, 4, 4)
+    assert claim is not None
+    bench.hydration.send(claim)
+    reader = bench.in_thread(bench.read, 2, 3)
+    bench.upstream.fail()
+    waiting(bench, 1)  # it asks again, on its own account, for its own block
+    assert bench.upstream.fetched[-1] == (2 * BLOCK, BLOCK)
+    bench.upstream.reply()
+    assert reader.result() == DATA[2 * BLOCK : 3 * BLOCK]
+
+
+def test_the_background_copy_skips_what_is_present_or_owned(bench: Bench) -> None:
+    bench.disk.zero(0, 2 * BLOCK, punch=True, fua=False)
+    bench.in_thread(bench.read, 3, 5)
+    waiting(bench, 1)
+    claims = []
+    at = 0
+    while (claim := bench.hydration.claim_background(at, BLOCKS, 4)) is not None:
+        claims.append((claim.first, claim.end))
+        at = claim.end
+    assert claims == [(2, 3), (5, 9), (9, 13), (13, 16)]
+
+
+def test_a_full_store_keeps_nothing_and_reads_go_through(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_data: object, _offset: int) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(bench.store.image, "write", full)
+    reader = bench.in_thread(bench.read, 0, 2)
+    waiting(bench, 1)
+    bench.upstream.reply()
+    assert reader.result() == DATA[: 2 * BLOCK]
+    with pytest.raises(StoreError) as caught:
+        bench.disk.write(memoryview(b"w" * BLOCK), 0, fua=False)
+    assert caught.value.errno == errno.ENOSPC
+    assert bench.store.present_blocks == 0
+
+
+def test_a_write_that_fails_leaves_its_blocks_to_the_source(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_data: object, _offset: int) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(bench.store.image, "write", full)
+        with pytest.raises(StoreError):
+            bench.disk.write(memoryview(b"w" * BLOCK), BLOCK, fua=False)
+    reader = bench.in_thread(bench.read, 1, 2)
+    waiting(bench, 1)
+    bench.upstream.reply()
+    assert reader.result() == DATA[BLOCK : 2 * BLOCK]
+
+
+def test_the_last_block_completes_by_whatever_way_it_comes(bench: Bench) -> None:
+    bench.disk.zero(0, (BLOCKS - 2) * BLOCK, punch=False, fua=False)
+    bench.hydration.fill_hole(BLOCKS - 2, BLOCKS - 1)
+    assert not bench.completed.is_set()
+    bench.disk.write(memoryview(b"z" * BLOCK), (BLOCKS - 1) * BLOCK, fua=True)
+    assert bench.completed.is_set()
+    assert bench.upstream.fetched == []
+
+
+def test_trim_brings_no_old_data_back(bench: Bench) -> None:
+    bench.disk.trim(BLOCK // 2, 3 * BLOCK, fua=False)
+    assert bench.read(1, 3) == bytes(2 * BLOCK)
+    assert not bench.store.present[0] and not bench.store.present[3]
+
+
+small = st.integers(0, 30)
+spans = st.lists(st.tuples(small, small).map(lambda ends: tuple(sorted(ends))), max_size=5)
+
+
+@given(spans, spans)
+def test_subtract_is_the_difference_of_sets(ranges: list, holes: list) -> None:
+    left = [at for first, end in subtract(ranges, holes) for at in range(first, end)]
+    gone = {at for first, end in holes for at in range(first, end)}
+    assert left == [at for first, end in ranges for at in range(first, end) if at not in gone]

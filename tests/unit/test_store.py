@@ -1,0 +1,159 @@
+"""The durable map and the commit: what is believed after which kind of crash."""
+
+import errno
+import random
+from pathlib import Path
+
+import pytest
+
+from relocator import maps
+from relocator.bitmap import Bitmap
+from relocator.errors import ConfigError, StoreError
+from relocator.maps import PAGE_BITS, PAGE_BYTES, DurableMap
+from relocator.store import Store, open_store
+
+BITS = PAGE_BITS * 2 + 100
+
+
+def load(path: Path) -> list[Bitmap]:
+    planes = [Bitmap(BITS), Bitmap(BITS)]
+    durable = DurableMap(path, BITS)
+    durable.load(planes)
+    durable.close()
+    return planes
+
+
+def payload(*bits: int) -> bytes:
+    bitmap = Bitmap(PAGE_BITS)
+    for bit in bits:
+        bitmap.set(bit, bit + 1)
+    return bitmap.extract(0, PAGE_BITS)
+
+
+def test_pages_come_back_as_they_were_written(tmp_path: Path) -> None:
+    durable = DurableMap(tmp_path / "map", BITS)
+    durable.write([(0, payload(1, 5)), (4, payload(7))])
+    durable.write([(0, payload(1, 5, 6))])
+    durable.close()
+    present, dirty = load(tmp_path / "map")
+    assert list(present.set_runs(0, BITS)) == [(1, 2), (5, 7)]
+    assert list(dirty.set_runs(0, BITS)) == [(PAGE_BITS + 7, PAGE_BITS + 8)]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_torn_write_leaves_the_version_before(tmp_path: Path, seed: int) -> None:
+    durable = DurableMap(tmp_path / "map", BITS)
+    durable.write([(0, payload(1))])
+    before = (tmp_path / "map").read_bytes()
+    durable.write([(0, payload(1, 2))])
+    durable.close()
+    after = (tmp_path / "map").read_bytes()
+    cut = random.Random(seed).randrange(1, PAGE_BYTES - 1)
+    changed = next(at for at in range(len(after)) if before[at] != after[at]) // PAGE_BYTES
+    torn = bytearray(before)
+    slot = changed * PAGE_BYTES
+    torn[slot : slot + cut] = after[slot : slot + cut]
+    (tmp_path / "map").write_bytes(torn)
+    present, _ = load(tmp_path / "map")
+    # All of it arrived only if the cut lies behind the last byte that differs.
+    assert list(present.set_runs(0, BITS)) in ([(1, 2)], [(1, 3)])
+    if bytes(torn) != after:
+        assert list(present.set_runs(0, BITS)) == [(1, 2)]
+
+
+def test_a_page_damaged_in_both_versions_is_an_error_not_an_empty_map(tmp_path: Path) -> None:
+    durable = DurableMap(tmp_path / "map", BITS)
+    durable.write([(0, payload(1))])
+    durable.write([(0, payload(1, 2))])
+    durable.close()
+    content = bytearray((tmp_path / "map").read_bytes())
+    for at in (100, PAGE_BYTES + 100):
+        content[at] ^= 0xFF
+    (tmp_path / "map").write_bytes(content)
+    with pytest.raises(StoreError, match="damaged in both versions"):
+        load(tmp_path / "map")
+
+
+def open_small(directory: Path) -> Store:
+    return open_store(directory, 1 << 20, 4096, "nbd://source")
+
+
+def mark(store: Store, first: int, end: int) -> None:
+    with store.lock:
+        store.mark_present(first, end)
+
+
+def test_what_was_not_committed_survives_a_killed_process_but_not_a_reboot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_small(tmp_path / "s")
+    mark(store, 0, 3)
+    store.commit()
+    mark(store, 10, 12)
+    store.mark_dirty(10, 11)
+    store._live.close()  # the process dies here: nothing is committed any more
+    store.image.close()
+    import os
+
+    os.close(store._lock_fd)
+
+    store = open_small(tmp_path / "s")
+    assert (store.present_blocks, store.dirty_blocks) == (5, 1)
+    assert store.owes_commit  # the next commit makes up for it
+    store._live.close()
+    os.close(store._lock_fd)
+    monkeypatch.setattr("relocator.store.boot_id", lambda: "another boot".ljust(36))
+    store = open_small(tmp_path / "s")
+    assert (store.present_blocks, store.dirty_blocks) == (3, 0)
+    store.close()
+
+
+def test_data_is_durable_before_the_map_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_small(tmp_path / "s")
+    order: list[str] = []
+    sync, write = store.image.sync, store._durable.write
+    monkeypatch.setattr(store.image, "sync", lambda: (order.append("data"), sync())[1])
+    monkeypatch.setattr(
+        store._durable, "write", lambda pages: (order.append("map"), write(pages))[1]
+    )
+    mark(store, 0, 1)
+    store.commit()
+    store.commit()  # no bit has changed: the data only
+    assert order == ["data", "map", "data"]
+    store.close()
+
+
+def test_after_a_failed_commit_none_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_small(tmp_path / "s")
+
+    def fail() -> None:
+        raise OSError(errno.EIO, "the disk is gone")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(store.image, "sync", fail)
+        with pytest.raises(StoreError, match="the disk is gone"):
+            store.commit()
+    with pytest.raises(StoreError, match="an earlier commit failed"):
+        store.commit()
+
+
+def test_a_lost_image_is_never_taken_for_an_empty_one(tmp_path: Path) -> None:
+    open_small(tmp_path / "s").close()
+    (tmp_path / "s" / "disk.img").unlink()
+    with pytest.raises(ConfigError, match=r"disk\.img: No such file"):
+        open_small(tmp_path / "s")
+
+
+def test_a_store_of_another_format_is_refused(tmp_path: Path) -> None:
+    open_small(tmp_path / "s").close()
+    (tmp_path / "s" / "meta.json").write_text('{"format": 99}')
+    with pytest.raises(ConfigError, match="format 99; this version reads format 1"):
+        open_small(tmp_path / "s")
+
+
+def test_the_boot_id_has_the_length_the_header_wants() -> None:
+    assert len(maps.boot_id()) == 36
