@@ -105,12 +105,12 @@ class Client:
     def __init__(self, path: Path | str) -> None:
         self._path = Path(path)
 
-    def call(self, verb: str, timeout_s: float | None = 30.0, **arguments: Any) -> dict[str, Any]:
-        """Send one verb and return its answer."""
+    def call(self, verb: str, patience_s: float | None = 60.0, **arguments: Any) -> dict[str, Any]:
+        """Send one verb and return its answer; None waits for it without limit."""
         request = json.dumps({"verb": verb, **arguments}) + "\n"
         try:
             with socket.socket(socket.AF_UNIX) as link:
-                link.settimeout(timeout_s)
+                link.settimeout(patience_s)
                 link.connect(str(self._path))
                 link.sendall(request.encode())
                 with link.makefile("rb") as lines:

@@ -92,11 +92,12 @@ class Window:
 
     @property
     def open(self) -> bool:
-        """Whether another request may be sent; a single one always may."""
-        return (
-            self.in_flight_bytes == 0
-            or self.in_flight_bytes + self.request_bytes <= self.limit_bytes
-        )
+        """Whether another request may be sent.
+
+        The last one may stick out: were it held back until it fits, the window would on average
+        be used short of half a request, and the rate measured with it would shrink it further.
+        """
+        return self.in_flight_bytes < self.limit_bytes
 
     def send(self, length: int, now_s: float) -> Sent:
         """Note a request of `length` bytes."""
@@ -124,6 +125,8 @@ class Window:
 
     def _measure_base(self, sent: Sent, latency_s: float, now_s: float) -> None:
         if latency_s < self._base_s or (self._probing_base and sent.alone):
+            if latency_s > self._base_s * PROBE_GAIN:  # a longer route: find its window anew
+                self._full_rate, self._rounds_without_growth = 0.0, 0
             self._base_s, self._base_at_s, self._probing_base = latency_s, now_s, False
         elif now_s - self._base_at_s > BASE_S:
             self._probing_base = True
