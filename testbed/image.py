@@ -20,14 +20,13 @@ import lzma
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -144,7 +143,7 @@ def ensure(force: bool = False, log: TextIO | None = None) -> Image:
         if image.exists() and not force:
             return image
         for left_over in cache.glob(".build-*"):
-            shutil.rmtree(left_over)
+            _remove(left_over)
         work = Path(tempfile.mkdtemp(prefix=".build-", dir=cache))
         try:
             _build(work, log)
@@ -152,7 +151,7 @@ def ensure(force: bool = False, log: TextIO | None = None) -> Image:
                 image.directory.rename(work / "replaced")
             (work / "image").rename(image.directory)
         finally:
-            shutil.rmtree(work, ignore_errors=True)
+            _remove(work)
         _remove_old(cache, keep=image)
     return image
 
@@ -250,8 +249,13 @@ def _python_packages(work: Path) -> Path:
 
 
 def _mmdebstrap(work: Path, site: Path, image: Image, steps: _Steps) -> None:
-    mode = "root" if host.is_root() else "unshare"
-    command = ["setpriv", "--pdeathsig", "TERM", "mmdebstrap", f"--mode={mode}"]
+    if host.is_root():
+        # Name spaces of its own, so that its end, however it comes, ends every process and takes
+        # every mount away: no /proc or /dev stays mounted in a tree that we then remove.
+        command = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork"]
+        command += ["--kill-child=KILL", "--mount-proc", "mmdebstrap", "--mode=root"]
+    else:
+        command = ["setpriv", "--pdeathsig", "TERM", "mmdebstrap", "--mode=unshare"]
     command += [
         "--variant=minbase",
         "--format=null",
@@ -324,14 +328,22 @@ def _follow_mmdebstrap(process: subprocess.Popen[bytes], log: Path, steps: _Step
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Ends an mmdebstrap that was interrupted; it removes its temporary tree itself."""
-    if process.poll() is None:
+    """Ends an mmdebstrap that was interrupted; an ordinary user's takes its own tree away."""
+    if process.poll() is None and not host.is_root():
         process.terminate()
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    if process.poll() is None:
+        process.kill()
+        process.wait()
+
+
+def _remove(directory: Path) -> None:
+    """Removes a build's directory, into which its last processes may be writing as they die."""
+    deadline_s = time.monotonic() + 10
+    while directory.exists() and time.monotonic() < deadline_s:
+        shutil.rmtree(directory, ignore_errors=True)
+        time.sleep(0.1 if directory.exists() else 0)
 
 
 def _boot_files(archive: Path, image: Image) -> None:

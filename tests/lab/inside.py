@@ -79,8 +79,8 @@ def round_trips() -> list[str]:
 
 def wait() -> int:
     """Says that it has started, and never ends by itself."""
-    print("started")
     try:
+        print("started")
         while True:
             time.sleep(0.1)
     finally:
