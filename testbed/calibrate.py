@@ -32,8 +32,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from testbed.supervise import in_namespace, run
-from testbed.topology import ADDRESS, OFFLOAD_ABOVE_BITS_PER_S, Sites
-from testbed.wan import FRAME_BYTES, UDP_HEADER_FACTOR, LinkProfile
+from testbed.topology import ADDRESS, Sites
+from testbed.wan import FRAME_BYTES, OFFLOAD_ABOVE_BITS_PER_S, UDP_HEADER_FACTOR, LinkProfile
 
 _PORT = 7
 _PAYLOAD_BYTES = 1472
@@ -136,7 +136,8 @@ def judge(
                 f"{calibration.rate_expected_bits_per_s / 1e6:.2f} (allowed {allowed:.2%})"
             )
     sent = sum(train.sent for each in trains.values() for train in each)
-    spread = 4 * math.sqrt(profile.loss * (1 - profile.loss) / sent)
+    draws = sent / _together(profile)
+    spread = 4 * math.sqrt(profile.loss * (1 - profile.loss) / draws)
     if abs(calibration.loss - profile.loss) > spread:
         problems.append(
             f"loss is {calibration.loss:.3%} of {sent} datagrams, expected {profile.loss:.3%} "
@@ -148,6 +149,11 @@ def judge(
 def _train_frames(profile: LinkProfile) -> int:
     """Datagrams a train: what the standing queue holds, at most 1000."""
     return max(20, min(1000, profile.standing_queue_bytes // FRAME_BYTES))
+
+
+def _together(profile: LinkProfile) -> int:
+    """Datagrams that travel, and are lost, as one packet."""
+    return _SEGMENTS if profile.rate_bits_per_s > OFFLOAD_ABOVE_BITS_PER_S else 1
 
 
 def _datagram_socket(address: str) -> socket.socket:
@@ -176,7 +182,7 @@ def _arrivals(receiver: socket.socket, count: int, silence_s: float) -> list[flo
 
 
 def _send_train(profile: LinkProfile, sender: socket.socket, receiver: socket.socket) -> Train:
-    together = _SEGMENTS if profile.rate_bits_per_s > OFFLOAD_ABOVE_BITS_PER_S else 1
+    together = _together(profile)
     payload = bytes(_PAYLOAD_BYTES * together)
     destination = receiver.getsockname()
     sends = math.ceil(_train_frames(profile) / together)

@@ -27,6 +27,7 @@ from pathlib import Path
 from testbed.services import mounted
 from testbed.supervise import run
 from testbed.workloads import tree
+from testbed.workloads.compile import drop_caches
 
 MIB = 2**20
 BLOCK_BYTES = 4096
@@ -122,6 +123,13 @@ def mismatches(point: Path, contents: Contents) -> list[str]:
         for name, expected in contents.manifest.items()
         if not (point / name).is_file() or digest(point / name) != expected
     ]
+
+
+def mismatches_after_drop(point: Path, contents: Contents) -> list[str]:
+    """`mismatches`, read anew from the device and not from memory."""
+    run(["sync", "-f", str(point)])
+    drop_caches()
+    return mismatches(point, contents)
 
 
 def allocated_bytes(image: Path) -> int:

@@ -25,6 +25,7 @@ class Parameters:
     rate_bits_per_s: int
     loss: float
     jitter_s: float
+    offload: str
     disk_bytes: int
     fill_bytes: int
     memory_bytes: int
@@ -56,7 +57,9 @@ class Parameters:
 
     @property
     def profile(self) -> LinkProfile:
-        return LinkProfile(self.rtt_s, self.rate_bits_per_s, self.loss, self.jitter_s)
+        return LinkProfile(
+            self.rtt_s, self.rate_bits_per_s, self.loss, self.jitter_s, None, self.offload
+        )
 
     @property
     def memory_copy_s(self) -> float:
@@ -105,6 +108,8 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(f"--{name}", default=default, help=f"{text} (default {shown})")
     for name, (count, text) in _COUNTS.items():
         parser.add_argument(f"--{name}", type=int, default=count, help=f"{text} (default {count})")
+    text = "whether hosts send bursts as one packet (auto: unless there is loss or jitter)"
+    parser.add_argument("--offload", choices=("auto", "on", "off"), default="auto", help=text)
     parser.add_argument("--mode", choices=("relocate", "remote"), default="relocate")
     parser.add_argument("--system", choices=("relocator",), default="relocator")
     parser.add_argument("--background", choices=("on", "off"), default="on")

@@ -29,8 +29,8 @@ PRESENCE = ("present_blocks", "total_blocks", "on_demand_bytes", "background_byt
 
 def _shown(name: str, value: Any) -> str:
     """A field as the live output shows it."""
-    if name.endswith("_bits_per_s"):
-        return f"{name.removesuffix('_bits_per_s')} {value / 1e6:.2f} Mbit/s"
+    if name.endswith("bits_per_s"):
+        return f"{name.removesuffix('bits_per_s').rstrip('_')} {value / 1e6:.2f} Mbit/s".lstrip()
     if name.endswith("bytes"):
         return f"{name.removesuffix('_bytes')} {value / 2**20:.2f} MiB"
     if name.endswith("_s"):
@@ -47,7 +47,7 @@ class Recorder:
     events: list[tuple[float, str, dict[str, Any]]] = field(default_factory=list)
     checks: list[dict[str, Any]] = field(default_factory=list)
 
-    def event(self, name: str, **fields: Any) -> float:
+    def event(self, name: str, /, **fields: Any) -> float:
         """Logs an event now and shows it; returns its time on the monotonic clock."""
         now_s = time.monotonic()
         if name == "workloads-started":

@@ -14,8 +14,7 @@ bridges' ports stand in the root namespace's /proc/net/dev. What a port receives
 a host's counters are its port's, exchanged.
 
 Neighbour tables are filled in beforehand and IPv6 is off: on the WAN flows what the experiment
-sends, nothing else. Segmentation offload is off where frames cross the WAN, unless the link is so
-fast that the machine could not keep up: netem then sees (and loses, delays, counts) real frames.
+sends, nothing else. `testbed.wan` says when segmentation offload is on.
 """
 
 from __future__ import annotations
@@ -31,7 +30,6 @@ from testbed import wan
 from testbed.supervise import in_namespace, run, wait_until
 
 WAN_PORTS = ("src-wan", "dst-wan")
-OFFLOAD_ABOVE_BITS_PER_S = 400_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +159,7 @@ def _prepare_host(pid: int, profile: wan.LinkProfile) -> None:
         batch.writelines(neighbours)
         batch.flush()
         run(["ip", "-batch", batch.name], namespace_pid=pid)
-    if profile.rate_bits_per_s <= OFFLOAD_ABOVE_BITS_PER_S:
+    if not profile.bursts:
         for mine in own:
             offloads = ["tso", "off", "gso", "off", "gro", "off"]
             run(["ethtool", "-K", mine.name, *offloads], namespace_pid=pid)

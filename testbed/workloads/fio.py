@@ -67,7 +67,8 @@ def parse_log(lines: Iterable[str]) -> Iterator[Io]:
 
 def read_logs(logs: Path) -> list[Io]:
     """Every I/O of both jobs; raises if fio met an error."""
-    report = json.loads((logs / "fio.json").read_text())
+    text = (logs / "fio.json").read_text()
+    report = json.loads(text[text.index("{") :])  # "terminating on signal 2" stands before it
     for job in report["jobs"]:
         if job["error"]:
             raise RuntimeError(f"fio's {job['jobname']} failed with error {job['error']}")
