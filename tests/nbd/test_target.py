@@ -1,12 +1,14 @@
 """The target, with real nbdkit: the image holds exactly what clients wrote."""
 
+import os
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.support.model import Actor, source_bytes
-from tests.support.servers import nbdkit, plugin, refused
+from tests.support.servers import PLUGIN, nbdkit, plugin, refused
 
 SIZE_BYTES = (2 << 20) + 512
 
@@ -55,7 +57,7 @@ def test_holes_of_the_image_are_told(tmp_path: Path) -> None:
 
 def test_it_works_in_the_background_with_relative_paths(tmp_path: Path) -> None:
     (tmp_path / "disk.img").write_bytes(b"relative" * 512)
-    with nbdkit_daemon(tmp_path) as uri:
+    with Daemon(tmp_path) as uri:
         done = subprocess.run(
             ["nbdcopy", uri, str(tmp_path / "out.img")], check=True, capture_output=True
         )
@@ -63,15 +65,13 @@ def test_it_works_in_the_background_with_relative_paths(tmp_path: Path) -> None:
     assert (tmp_path / "out.img").read_bytes() == b"relative" * 512
 
 
-class nbdkit_daemon:  # noqa: N801
+class Daemon:
     """Our plugin gone into the background, ended by its pid file."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
     def __enter__(self) -> str:
-        from tests.support.servers import PLUGIN
-
         subprocess.run(
             ["nbdkit", "-P", "pid", "-U", str(self._directory / "sock"), "python", str(PLUGIN)]
             + ["disk=disk.img", "control=control"],
@@ -81,9 +81,6 @@ class nbdkit_daemon:  # noqa: N801
         return f"nbd+unix:///?socket={self._directory / 'sock'}"
 
     def __exit__(self, *_exception: object) -> None:
-        import os
-        import signal
-
         os.kill(int((self._directory / "pid").read_text()), signal.SIGTERM)
 
 

@@ -1,6 +1,7 @@
 """The durable map and the commit: what is believed after which kind of crash."""
 
 import errno
+import os
 import random
 from pathlib import Path
 
@@ -93,8 +94,6 @@ def test_what_was_not_committed_survives_a_killed_process_but_not_a_reboot(
     store.mark_dirty(10, 11)
     store._live.close()  # the process dies here: nothing is committed any more
     store.image.close()
-    import os
-
     os.close(store._lock_fd)
 
     store = open_small(tmp_path / "s")

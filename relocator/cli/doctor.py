@@ -1,0 +1,50 @@
+"""`relocator doctor`: what this host can and can't do, and what to install."""
+
+import argparse
+
+from rich.console import Console
+from rich.table import Table
+
+from relocator import host
+from relocator.cli.common import Commands
+
+#: Without these the product itself doesn't run; the rest is for the test bed.
+_ESSENTIAL = ("nbdkit", "nbdkit's python plugin", "python module nbd")
+
+
+def add(commands: Commands) -> None:
+    """Add the command's parser."""
+    parser = commands.add_parser(
+        "doctor", help="say what this host can do", description=__doc__.partition(": ")[2]
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    del options
+    console = Console()
+    facts = host.survey()
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column("what would help")
+    for fact in facts:
+        mark = "[green]yes[/green]" if fact.ok else "[yellow]no[/yellow]"
+        table.add_row(f"{mark}  {fact.name}", fact.detail, fact.remedy or "")
+    console.print(table)
+    console.print(f"\nTest bed: {_where()}")
+    missing = [fact for fact in facts if fact.name in _ESSENTIAL and not fact.ok]
+    verdict = "can" if not missing else "can't"
+    console.print(f"This host {verdict} serve and relocate disks.")
+    return 1 if missing else 0
+
+
+def _where() -> str:
+    """Where test-bed programs would run, and why."""
+    obstacles = host.native_obstacles()
+    if not obstacles:
+        return "runs natively: root, and a kernel with netem, nbd and device-mapper"
+    in_vm = host.vm_obstacles()
+    if not in_vm:
+        return f"runs in a throwaway virtual machine, because {'; '.join(obstacles)}"
+    return f"can't run here: natively {'; '.join(obstacles)}; in a virtual machine {in_vm[0]}"

@@ -1,0 +1,95 @@
+"""`relocator status`: what a running target or proxy is doing."""
+
+import argparse
+import json
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from relocator.cli.common import Commands, add_control, human_bytes, human_rate, human_time
+from relocator.control import Client
+
+EVERY_S = 0.5
+
+
+def add(commands: Commands) -> None:
+    """Add the command's parser."""
+    parser = commands.add_parser(
+        "status", help="show what a plugin is doing", description=__doc__.partition("`: ")[2]
+    )
+    add_control(parser)
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="print the status object as JSON")
+    how.add_argument("--watch", action="store_true", help="keep showing it until it is complete")
+    parser.set_defaults(run=_run)
+
+
+def page(status: dict[str, Any]) -> Table:
+    """The status as a page for a person."""
+    rows = Table.grid(padding=(0, 2))
+    rows.add_column(style="bold")
+    if "total_blocks" in status:
+        total, present = status["total_blocks"], status["present_blocks"]
+        rows.add_row("", ProgressBar(total=total, completed=present, width=50))
+    for name, value in _rows(status):
+        rows.add_row(name, value)
+    return rows
+
+
+def _rows(status: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [
+        ("role", f"{status['role']}, {status['state']}"),
+        ("size", human_bytes(status["size_bytes"])),
+    ]
+    if "total_blocks" in status:
+        present, total = status["present_blocks"], status["total_blocks"]
+        share = 100 * present / total if total else 100.0
+        link = "connected" if status["source_connected"] else "not connected"
+        link = "no longer needed" if status["state"] == "complete" else link
+        rows += [
+            ("source", f"{status['source']} ({link})"),
+            ("present", f"{share:.1f} % ({present:,} of {total:,} blocks)"),
+            ("written here", f"{status['dirty_blocks']:,} blocks"),
+            ("on-demand copy", human_bytes(status["on_demand_bytes"])),
+            ("background copy", f"{human_bytes(status['background_bytes'])} ({_copying(status)})"),
+            ("holes", human_bytes(status["hole_bytes"])),
+            ("time left", human_time(status["eta_s"])),
+        ]
+    for kind, seen in status["requests"].items():
+        if seen["count"]:
+            name = kind.replace("_", " ")
+            times = f"p50 {seen['p50_s'] * 1e3:.2f} ms, p99 {seen['p99_s'] * 1e3:.2f} ms"
+            rows.append((name, f"{seen['count']:,}: {times}"))
+    if status["error"]:
+        rows.append(("last error", f"[red]{status['error']}[/red]"))
+    return rows
+
+
+def _copying(status: dict[str, Any]) -> str:
+    if status["background"] != "on":
+        return str(status["background"])
+    cap = status["rate_cap_bits_per_s"]
+    limit = f", capped at {human_rate(cap)}" if cap else ""
+    return f"{human_rate(status['rate_bits_per_s'])}{limit}"
+
+
+def _run(options: argparse.Namespace) -> int:
+    client = Client(options.control)
+    status = client.call("status")
+    if options.json:
+        print(json.dumps(status, indent=1, sort_keys=True))
+        return 0
+    console = Console()
+    if not options.watch:
+        console.print(page(status))
+        return 0
+    with Live(page(status), console=console, auto_refresh=False) as live:
+        while status["state"] != "complete":
+            time.sleep(EVERY_S)
+            status = client.call("status")
+            live.update(page(status), refresh=True)
+    return 0

@@ -1,0 +1,51 @@
+"""`relocator pause`, `resume`, `set` and `flush`: change what a running proxy does."""
+
+import argparse
+from typing import Any
+
+from relocator.cli.common import Commands, add_control
+from relocator.control import Client
+from relocator.errors import ConfigError
+
+_VERBS = {
+    "pause": "pause the background copy",
+    "resume": "go on with the background copy",
+    "flush": "make all acknowledged writes durable",
+}
+
+
+def add(commands: Commands) -> None:
+    """Add the commands' parsers."""
+    for verb, text in _VERBS.items():
+        parser = commands.add_parser(verb, help=text, description=f"{text.capitalize()}.")
+        add_control(parser)
+        parser.set_defaults(run=_run_verb, verb=verb)
+    parser = commands.add_parser(
+        "set",
+        help="change rate, window, order or background",
+        description="Change settings of a running proxy; all of them or, if one is wrong, none.",
+    )
+    add_control(parser)
+    parser.add_argument(
+        "settings",
+        metavar="KEY=VALUE",
+        nargs="+",
+        help="rate=BITS/S|none, window=BYTES|auto, order=LIST, background=on|off",
+    )
+    parser.set_defaults(run=_run_set)
+
+
+def _run_verb(options: argparse.Namespace) -> int:
+    Client(options.control).call(options.verb)
+    return 0
+
+
+def _run_set(options: argparse.Namespace) -> int:
+    pairs: dict[str, Any] = {}
+    for setting in options.settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"{setting}: not KEY=VALUE; write for example rate=50M")
+        pairs[key] = value
+    Client(options.control).call("set", **pairs)
+    return 0

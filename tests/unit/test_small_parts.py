@@ -1,0 +1,92 @@
+"""States, latency histograms, the rate meter, and the control protocol's answers."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relocator import states
+from relocator.control import answer
+from relocator.errors import ConfigError, StateError
+from relocator.latency import Histogram
+from relocator.states import State
+from relocator.status import RateMeter
+
+
+def test_every_state_is_reached_only_by_its_events() -> None:
+    assert states.after(State.ACTIVE, "last-block-arrived") is State.COMPLETE
+    with pytest.raises(StateError, match="last-block-arrived can't happen in state complete"):
+        states.after(State.COMPLETE, "last-block-arrived")
+
+
+def test_a_refusal_names_verb_state_and_what_would_be_right() -> None:
+    with pytest.raises(
+        StateError, match="'pause' is refused in state 'complete'; it needs: active"
+    ):
+        states.check(State.COMPLETE, "pause")
+    with pytest.raises(StateError, match="unknown verb 'explode'; known: flush"):
+        states.check(State.ACTIVE, "explode")
+
+
+@given(st.lists(st.integers(0, 10**12), min_size=1, max_size=200))
+def test_percentiles_are_never_below_and_at_most_a_quarter_above(durations_ns: list[int]) -> None:
+    histogram = Histogram()
+    for duration_ns in durations_ns:
+        histogram.add(duration_ns)
+    assert histogram.count == len(durations_ns)
+    for percent in (50, 99, 100):
+        rank = max(1, -(-len(durations_ns) * percent // 100))
+        true_s = sorted(durations_ns)[rank - 1] / 1e9
+        seen_s = histogram.percentile_s(percent)
+        assert seen_s is not None
+        assert true_s <= seen_s <= true_s * 1.25 + 1e-9
+
+
+def test_an_empty_histogram_has_no_percentiles() -> None:
+    assert Histogram().as_dict() == {"count": 0, "p50_s": None, "p99_s": None, "p999_s": None}
+
+
+def test_the_meter_speaks_of_the_last_seconds() -> None:
+    now = [100.0]
+    meter = RateMeter(lambda: now[0])
+    total = 0
+    for _ in range(100):
+        now[0] += 1
+        total += 1_000_000
+        rate = meter.bits_per_s(total)
+    assert rate == pytest.approx(8e6)
+    for _ in range(10):
+        now[0] += 1
+        rate = meter.bits_per_s(total)
+    assert rate == 0
+
+
+def refuse(verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    if verb == "status":
+        return {"role": "proxy", **arguments}
+    raise ConfigError("rate=x: not a rate")
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        (b'{"verb": "status", "a": 1}', {"ok": True, "role": "proxy", "a": 1}),
+        (b'{"verb": "set"}', {"ok": False, "error": "rate=x: not a rate"}),
+        (b"[1]", {"ok": False, "error": 'write an object with a verb, such as {"verb": "status"}'}),
+        (
+            b'{"verb": 5}',
+            {"ok": False, "error": 'write an object with a verb, such as {"verb": "status"}'},
+        ),
+    ],
+)
+def test_every_line_gets_one_answer(line: bytes, wanted: dict[str, Any]) -> None:
+    assert answer(refuse, line) == wanted
+
+
+def test_a_line_that_is_no_json_is_refused_not_fatal() -> None:
+    reply = answer(refuse, b"status please\n")
+    assert reply["ok"] is False
+    assert reply["error"].startswith("not a line of JSON")
+    json.dumps(reply)
