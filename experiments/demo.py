@@ -41,7 +41,11 @@ DEFAULT_OUT = Path("out/demo")
 DEFAULT_SEED = 42
 LOG_TAIL_LINES = 15
 
-COMMON = ("--rtt", "20ms", "--rate", "100mbit", "--duration", "40s", "--background-delay", "6s")
+COMMON = (
+    *("--rtt", "20ms", "--rate", "100mbit"),
+    *("--disk", "64M", "--fill", "48M", "--memory", "24M"),
+    *("--switch-at", "8s", "--background-delay", "6s", "--duration", "32s"),
+)
 # The order of the table. The longest run starts first: see `jobs`.
 VARIANTS: dict[str, tuple[str, ...]] = {
     "remote": ("--mode", "remote", "--background", "off"),

@@ -31,17 +31,16 @@ TAIL_LINES = 60
 
 # The share of a run's wall time that is over when its log shows the event.
 MILESTONES = {
-    "sites built": 0.10,
-    "calibrated": 0.20,
-    "image made": 0.30,
-    "nbdcopy measured": 0.35,
-    "guest mounted": 0.38,
-    "workloads started": 0.40,
+    "sites built": 0.12,
+    "calibrated": 0.13,
+    "image made": 0.28,
+    "nbdcopy measured": 0.37,
+    "workloads started": 0.39,
+    "memory copy started": 0.47,
     "switch done": 0.55,
-    "background started": 0.70,
-    "relocation complete": 0.85,
+    "background started": 0.62,
+    "relocation complete": 0.87,
     "workloads ended": 0.92,
-    "unmounted": 0.94,
     "finished": 1.00,
 }
 _LINE = re.compile(r"^\s*(?:prepare|run)\s+[\d.]+ s\s+(?P<text>.*)$")
@@ -64,15 +63,18 @@ def phase(job: Job) -> str:
 
 
 def share_done(lines: Sequence[str]) -> float | None:
-    """The share of a run's wall time at its last milestone; None before the first."""
-    passed = [
-        share
-        for line in lines
-        if (match := _LINE.match(line))
-        for event, share in MILESTONES.items()
-        if match["text"].startswith(event)
-    ]
-    return max(passed, default=None)
+    """The share of a run's wall time that is over; None before the first milestone.
+
+    Between the background copy's start and completion it grows with what is present.
+    """
+    share: float | None = None
+    start, complete = MILESTONES["background started"], MILESTONES["relocation complete"]
+    for text in (match["text"] for line in lines if (match := _LINE.match(line))):
+        passed = [value for event, value in MILESTONES.items() if text.startswith(event)]
+        share = max(passed, default=share)
+        if share is not None and start <= share < complete and (here := _PRESENT.search(text)):
+            share = start + (complete - start) * float(here["percent"]) / 100
+    return share
 
 
 class Estimates:

@@ -29,7 +29,7 @@ def number(value: float, unit: str) -> str:
     scaled = value * SCALE[unit]
     if scaled >= 100:
         return f"{scaled:,.0f}"
-    return f"{scaled:.1f}" if scaled >= 10 else f"{scaled:.2f}"
+    return f"{scaled:#.3g}" if scaled >= 0.001 else "0"
 
 
 def quantity(value: float, unit: str) -> str:
@@ -68,7 +68,7 @@ def links_finding(run: Run) -> str:
     early = analysis.link_bytes(run, "A", 0.0, run.switch_s)
     onward = analysis.link_bytes(run, "B", run.switch_s, run.end_s)
     if early > 0 and late < early * 0.01 and onward > 0:
-        return "At the switch the VM's I/O moves from link A to link B; C carries what is missing"
+        return "At the switch the VM's I/O moves from A to B; C carries what is missing"
     return f"What links A, B and C carry, {after:.0f} s after the switch included"
 
 

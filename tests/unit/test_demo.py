@@ -137,6 +137,11 @@ def test_the_share_done_is_the_last_milestones() -> None:
     assert progress.share_done(lines[:1]) is None
     assert progress.share_done(lines[:2]) == progress.MILESTONES["sites built"]
     assert progress.share_done(lines) == progress.MILESTONES["switch done"]
+    background = [*lines, "    run   14.0 s  background started", lines[-1]]
+    start, complete = (
+        progress.MILESTONES[name] for name in ("background started", "relocation complete")
+    )
+    assert progress.share_done(background) == pytest.approx(start + 0.412 * (complete - start))
 
 
 def test_results_take_the_old_ones_place_only_when_complete(tmp_path: Path) -> None:
