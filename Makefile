@@ -17,6 +17,9 @@ check: install   ## ruff, mypy and format, as CI runs them
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
+demo: install    ## relocates a disk across an emulated WAN; table, figures and page in out/demo
+	$(PYTHON) -m experiments.demo
+
 lab: install     ## a shell in the lab
 	$(PYTHON) -m testbed.lab shell
 
