@@ -27,10 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from relocator.control import Client
+from relocator.errors import RelocatorError
 from testbed import calibrate, disk, options, proof, record, services, topology
 from testbed.memory import MemoryCopy
 from testbed.results import Results
-from testbed.supervise import Process, ProcessError, Supervisor
+from testbed.supervise import Process, Supervisor
 from testbed.topology import ADDRESS
 from testbed.workloads import fio
 
@@ -60,7 +61,7 @@ class Completion:
 
     def _wait(self) -> None:
         try:
-            Client(self._control).call("wait")
+            Client(self._control).call("wait", patience_s=None, timeout_s=RELOCATION_LIMIT_S)
             self.at_s = time.monotonic()
         except BaseException as error:
             self.failure = error
@@ -339,7 +340,7 @@ def _run(parameters: options.Parameters, results: Results, work: Path) -> int:
     except LinkRefused as refusal:
         results.conclude("refused", f"the link is off: {refusal}")
         return EXIT_REFUSED
-    except (ProcessError, CheckFailed, disk.DiskError, RuntimeError, OSError, ValueError) as error:
+    except (RelocatorError, RuntimeError, OSError, ValueError) as error:
         notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", []))
         results.conclude("failed", f"{error}{notes}".replace(str(work), "WORK"))
         return EXIT_FAILED

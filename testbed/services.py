@@ -28,15 +28,19 @@ MODULES = ("sch_netem", "veth", "bridge", "loop", "dm_mod", "ext4")
 
 
 def prepare_kernel() -> None:
-    """Loads what is needed; refuses an nbd driver that would read devices behind our back."""
+    """Loads what is needed; an nbd driver that would scan partitions is loaded again, if unused."""
     run(["modprobe", "-a", *MODULES])
-    run(["modprobe", "nbd", "nbds_max=4", "max_part=0"])
-    value = Path("/sys/module/nbd/parameters/max_part").read_text().strip()
-    if value != "0":
-        raise ProcessError(
-            f"nbd is loaded with max_part={value}: it would read from the proxy before the switch; "
-            "unload it, then `modprobe nbd max_part=0`"
-        )
+    max_part = Path("/sys/module/nbd/parameters/max_part")
+    if max_part.exists() and max_part.read_text().strip() != "0":
+        try:
+            run(["modprobe", "-r", "nbd"])
+        except ProcessError as error:
+            raise ProcessError(
+                "nbd is in use and loaded without max_part=0: it would read from the proxy before "
+                f"the switch; free its devices first\n{error}"
+            ) from error
+    if not max_part.exists():
+        run(["modprobe", "nbd", "nbds_max=4", "max_part=0"])
 
 
 def _nbdkit(port: int, address: str) -> list[str]:
