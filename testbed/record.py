@@ -98,6 +98,7 @@ class Sampler:
     links: list[tuple[float, dict[str, tuple[int, int]]]] = field(default_factory=list)
     presence: list[tuple[float, Status]] = field(default_factory=list)
     status_of: Callable[[], Status] | None = None
+    _cpu: tuple[int, int] = (0, 0)
     _failure: BaseException | None = None
     _end: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
@@ -117,15 +118,25 @@ class Sampler:
         self.presence.append((time.monotonic(), status))
         return status
 
+    def _busy(self) -> float:
+        """Share of the processors' time in use since the last call: a lab that is out of CPU
+        measures itself, not the WAN."""
+        fields = [int(part) for part in Path("/proc/stat").read_text().split("\n")[0].split()[1:]]
+        now = (sum(fields[:8]), fields[3] + fields[4])
+        total, idle = now[0] - self._cpu[0], now[1] - self._cpu[1]
+        self._cpu = now
+        return 1 - idle / total if total else 0.0
+
     def _show_progress(self) -> None:
         back = round(1 / LINKS_EVERY_S)
+        busy = self._busy()
         if len(self.links) <= back:
             return
         (then_s, then), (now_s, now) = self.links[-1 - back], self.links[-1]
         mbit = {
             link: (now[link][0] - then[link][0]) * 8e-6 / (now_s - then_s) for link in ("A", "wan")
         }
-        text = f"... A {mbit['A']:.1f} Mbit/s  WAN {mbit['wan']:.1f} Mbit/s"
+        text = f"... A {mbit['A']:.1f} Mbit/s  WAN {mbit['wan']:.1f} Mbit/s  CPU {busy:.0%}"
         if self.status_of is not None and self.presence:
             status = self.presence[-1][1]
             text += f"  present {100 * status['present_blocks'] / status['total_blocks']:.1f} %"

@@ -42,7 +42,7 @@ class Load:
 def command(mount: Path, logs: Path, load: Load) -> list[str]:
     """fio's command line: two jobs, one process."""
     clock = ["--log_alternate_epoch=1", f"--log_alternate_epoch_clock_id={_CLOCK_MONOTONIC}"]
-    log = ["--log_offset=1", "--disable_slat=1", "--disable_clat=1", "--disable_bw_measurement=1"]
+    log = ["--log_offset=1", "--disable_bw_measurement=1"]
     time = ["--time_based", "--runtime=1000000"]
     io = ["--thread", "--ioengine=psync", "--bs=4k", "--direct=1", "--allow_file_create=0"]
     reads = ["--name=reads", f"--filename={mount / 'data/large'}", "--rw=randread"]
