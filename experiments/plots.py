@@ -97,8 +97,8 @@ def common_scales(runs: Runs) -> Scales:
         start_s=min(-run.switch_s for run in runs.values()),
         end_s=max(run.end_s - run.switch_s for run in runs.values()),
         wan_kb_per_s=max(run.link_bytes_per_s for run in runs.values()) / 1000 * 1.12,
-        low_ms=10 ** np.floor(np.log10(low * 1.001)),
-        high_ms=10 ** np.ceil(np.log10(high)),
+        low_ms=low / 1.5,
+        high_ms=high * 1.5,
         mark_rows=max(len(_marked(run)) for run in runs.values()),
     )
 
@@ -253,7 +253,7 @@ def _latency(axes: Axes, run: Run, scales: Scales) -> None:
 def _cloud(axes: Axes, ios: pd.DataFrame, colour: str) -> None:
     """Each I/O as a faint point and the rolling median as a line."""
     latency_ms = ios["latency_s"] * 1000
-    axes.plot(ios["t_s"], latency_ms, ".", color=colour, markersize=2.6, alpha=0.25, mew=0)
+    axes.plot(ios["t_s"], latency_ms, ".", color=colour, markersize=4, alpha=0.35, mew=0)
     if len(ios):
         line = analysis.rolling_median(ios)
         for width, shade in ((3.2, PAPER), (1.7, colour)):
