@@ -109,16 +109,13 @@ class Hydration:
         Returns None if there is none. The caller must `send` the claim.
         """
         with self._store.lock:
-            for run_first, run_end in self._unowned(first, end):
-                claim = Claim(
-                    run_first,
-                    min(run_end, run_first + most_blocks),
-                    is_fetch=True,
-                    background=True,
-                )
-                self._claims.append(claim)
-                return claim
-        return None
+            run = next(self._unowned(first, end), None)
+            if run is None:
+                return None
+            stop = min(run[1], run[0] + most_blocks)
+            claim = Claim(run[0], stop, is_fetch=True, background=True)
+            self._claims.append(claim)
+            return claim
 
     def fill_hole(self, first: int, end: int) -> None:
         """Make the absent, unowned blocks of `first..end` present as zeros.
@@ -169,10 +166,14 @@ class Hydration:
                     return claims
             busy.done.wait()
 
-    def _unowned(self, first: int, end: int) -> list[Range]:
-        """Absent blocks of `first..end` that nobody has claimed. The caller holds the lock."""
+    def _unowned(self, first: int, end: int) -> Iterator[Range]:
+        """Absent blocks of `first..end` that nobody has claimed. The caller holds the lock.
+
+        Found one after the other: who wants only the first doesn't pay for a fragmented map.
+        """
         claimed = [(claim.first, claim.end) for claim in self._claims if claim.overlaps(first, end)]
-        return subtract(list(self._store.present.clear_runs(first, end)), claimed)
+        for run in self._store.present.clear_runs(first, end):
+            yield from subtract([run], claimed)
 
     def _claim_absent(self, first: int, end: int) -> list[Claim]:
         """Claim the unowned runs of `first..end` for demand. The caller holds the lock."""
