@@ -5,41 +5,43 @@ here, because nbdkit changes its directory when it goes into the background.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
-from relocator import geometry
+from relocator import geometry, ordering
 from relocator.errors import ConfigError
 
-ORDERS = ("sequential",)
-MODES = ("active",)
+ORDERS = ("in-use", "hot", "sequential", "random")
+MODES = ("active", "standby")
 SCHEMES = ("nbd", "nbd+unix")
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+DEFAULT_BLOCK_BYTES = 4096
 _DECIMAL = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 
 
 @dataclass(frozen=True)
-class TargetConfig:
-    """A disk that is all here."""
+class Config:
+    """What to serve. With a `source`, a disk that may still be partly there; else one that is here.
 
-    disk: Path
-    control: Path | None = None
+    `disk` is the image, `store` the directory of the maps (and of the image, if `disk` is None).
+    """
 
-
-@dataclass(frozen=True)
-class ProxyConfig:
-    """A disk that may still be partly at its source; `source` may be None once complete."""
-
-    store: Path
+    disk: Path | None = None
+    store: Path | None = None
     source: str | None = None
     control: Path | None = None
+    standby: bool = False
+    activate_on_write: bool = False
     background: bool = True
-    order: tuple[str, ...] = ("sequential",)
+    order: tuple[str, ...] = ("in-use", "hot", "sequential")
+    skip_free: bool = False
     rate_bits_per_s: float | None = None
     window_bytes: int | None = None
-    block_bytes: int = 4096
+    block_bytes: int | None = None
+    readahead_bytes: int | None = None
     retry_timeout_s: float = 60.0
 
 
@@ -73,9 +75,30 @@ def parse_switch(key: str, text: str) -> bool:
     return parse_choice(key, text, ("on", "off")) == "on"
 
 
+def parse_yes(key: str, text: str) -> bool:
+    """`yes` or `no`."""
+    return parse_choice(key, text, ("yes", "no")) == "yes"
+
+
 def parse_order(key: str, text: str) -> tuple[str, ...]:
-    """A comma-separated list of sort keys, the first weighs most."""
-    return tuple(parse_choice(key, part.strip(), ORDERS) for part in text.split(","))
+    """A comma-separated list of sort keys, the first weighs most; `trace:FILE` among them."""
+    return tuple(_parse_order_key(key, part.strip()) for part in text.split(","))
+
+
+def _parse_order_key(key: str, text: str) -> str:
+    if text.startswith("trace:"):
+        path = parse_path(key, text.removeprefix("trace:"))
+        if not path.is_file():
+            raise ConfigError(f"{key}={text}: there is no such file")
+        return f"trace:{path}"
+    if text not in ORDERS:
+        raise ConfigError(f"{key}={text}: must be one of {', '.join(ORDERS)} or trace:FILE")
+    return text
+
+
+def parse_readahead(key: str, text: str) -> int | None:
+    """A size in bytes, 0 for none, or `auto` (None)."""
+    return None if text == "auto" else parse_size(key, text)
 
 
 def parse_window(key: str, text: str) -> int | None:
@@ -133,41 +156,50 @@ def parse_path(key: str, text: str) -> Path:
     return Path(text).absolute()
 
 
-#: key -> (role it belongs to, field of the configuration, how its text is read)
-_KEYS = {
-    "disk": ("target", "disk", parse_path),
-    "control": ("both", "control", parse_path),
-    "store": ("proxy", "store", parse_path),
-    "source": ("proxy", "source", parse_source),
-    "mode": ("proxy", None, lambda key, text: parse_choice(key, text, MODES)),
-    "background": ("proxy", "background", parse_switch),
-    "order": ("proxy", "order", parse_order),
-    "rate": ("proxy", "rate_bits_per_s", parse_rate),
-    "window": ("proxy", "window_bytes", parse_window),
-    "block": ("proxy", "block_bytes", parse_block),
-    "retry-timeout": ("proxy", "retry_timeout_s", parse_seconds),
+#: key -> (whether it makes sense only with a store, field of Config, how its text is read)
+_KEYS: dict[str, tuple[bool, str, Callable[[str, str], object]]] = {
+    "disk": (False, "disk", parse_path),
+    "store": (False, "store", parse_path),
+    "control": (False, "control", parse_path),
+    "block": (False, "block_bytes", parse_block),
+    "source": (True, "source", parse_source),
+    "mode": (True, "standby", lambda key, text: parse_choice(key, text, MODES) == "standby"),
+    "activate-on-write": (True, "activate_on_write", parse_yes),
+    "background": (True, "background", parse_switch),
+    "order": (True, "order", parse_order),
+    "skip-free": (True, "skip_free", parse_yes),
+    "rate": (True, "rate_bits_per_s", parse_rate),
+    "window": (True, "window_bytes", parse_window),
+    "readahead": (True, "readahead_bytes", parse_readahead),
+    "retry-timeout": (True, "retry_timeout_s", parse_seconds),
 }
 
 
-def parse(pairs: Mapping[str, str]) -> TargetConfig | ProxyConfig:
+def parse(pairs: Mapping[str, str]) -> Config:
     """The whole configuration.
 
     Raises:
-        ConfigError: a key is unknown, missing, or of the other role; or a value is wrong.
+        ConfigError: a key is unknown, missing, or out of place; or a value is wrong.
     """
     for key in pairs:
         if key not in _KEYS:
             raise ConfigError(f"{key}={pairs[key]}: unknown key; known: {', '.join(_KEYS)}")
-    if ("disk" in pairs) == ("store" in pairs):
-        given = "both were given" if "disk" in pairs else "neither was given"
-        raise ConfigError(f"give disk=PATH (a target) or store=DIR (a proxy): {given}")
-    role = "target" if "disk" in pairs else "proxy"
-    fields: dict[str, object] = {}
+    if "disk" not in pairs and "store" not in pairs:
+        raise ConfigError("give disk=PATH (a target) or store=DIR (a proxy): neither was given")
+    fields: dict[str, Any] = {}
     for key, text in pairs.items():
-        belongs, field, read = _KEYS[key]
-        if belongs not in (role, "both"):
-            raise ConfigError(f"{key}={text}: is for a {belongs} and this is a {role}")
-        value = read(key, text)
-        if field is not None:
-            fields[field] = value
-    return (TargetConfig if role == "target" else ProxyConfig)(**fields)  # type: ignore[arg-type]
+        needs_store, field, read = _KEYS[key]
+        if needs_store and "store" not in pairs:
+            raise ConfigError(f"{key}={text}: is for a proxy, and a proxy needs store=DIR")
+        fields[field] = read(key, text)
+    return Config(**fields)
+
+
+def load_trace(key: str | None, block_bytes: int) -> list[int]:
+    """The blocks of a `trace:FILE` order key, in order of first access; none without a key."""
+    if key is None:
+        return []
+    try:
+        return ordering.read_trace(Path(key.removeprefix("trace:")).read_text(), block_bytes)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"order={key}: {error}") from error

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote, urlsplit, urlunsplit
 
 import nbd
 
@@ -82,6 +83,40 @@ def _new_handle() -> Any:
     handle.add_meta_context(ALLOCATION)
     handle.set_pread_initialize(False)
     return handle
+
+
+def with_export(uri: str, name: str) -> str:
+    """The same server's export `name`."""
+    parts = urlsplit(uri)
+    return urlunsplit(parts._replace(path="/" + quote(name)))
+
+
+def read(handle: Any, offset: int, length: int, timeout_s: float = CONNECT_S) -> bytes:
+    """Read over a handle that nothing else uses at the moment.
+
+    Raises:
+        UpstreamError: it fails, or takes longer than `timeout_s`.
+    """
+    data = bytearray(length)
+    errors: list[int] = []
+
+    def completed(error: Any) -> int:
+        errors.append(error.value)
+        return 1
+
+    give_up_s = time.monotonic() + timeout_s
+    try:
+        handle.aio_pread(nbd.Buffer.from_buffer(data), offset, completion=completed)
+        while not errors:
+            left_s = give_up_s - time.monotonic()
+            if left_s <= 0:
+                raise UpstreamError(f"no answer within {timeout_s:g} s", errno.ETIMEDOUT)
+            handle.poll(int(left_s * 1000) + 1)
+    except nbd.Error as error:
+        raise UpstreamError(error.string, error.errnum or errno.EIO) from error
+    if errors[0]:
+        raise UpstreamError(f"the source failed a read: {os.strerror(errors[0])}", errors[0])
+    return bytes(data)
 
 
 class Connection:

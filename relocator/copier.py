@@ -9,15 +9,17 @@ When the last block has arrived, by whatever way, this thread completes the relo
 
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 
-from relocator import ordering
 from relocator.holes import Holes
 from relocator.hydration import Claim, Hydration
 from relocator.pacing import Sent, TokenBucket, Window
 from relocator.store import Store
 from relocator.upstream import Upstream
 
+Range = tuple[int, int]
+PREFETCH_BLOCKS = 32
 HOLD_S = 1.0
 IDLE_S = 0.02
 
@@ -33,10 +35,13 @@ class Copier:
         hydration: Hydration,
         window: Window,
         bucket: TokenBucket,
+        plan: Callable[[], Iterator[Range]],
         finish: Callable[[], None],
     ) -> None:
         self._store = store
-        self._order: tuple[str, ...] = ("sequential",)
+        self._plan = plan
+        self._restart = False
+        self._pulled: deque[Range] = deque()
         self._hydration = hydration
         self._window = window
         self._bucket = bucket
@@ -91,11 +96,21 @@ class Copier:
             self._window.fixed_bytes = window_bytes
             self._turn.notify_all()
 
-    def set_order(self, order: tuple[str, ...]) -> None:
-        """Change the order; a pass under way starts afresh."""
+    def restart(self) -> None:
+        """The plan has changed: the pass under way ends and one by the new plan begins."""
         with self._turn:
-            self._order = order
+            self._restart = True
             self._turn.notify_all()
+
+    def pull(self, first: int, end: int) -> None:
+        """Copy these blocks next: the guest is at work there."""
+        if self.running and (first, end) not in self._pulled:
+            self._pulled.append((first, end))
+
+    def prefetch(self, first: int, end: int) -> None:
+        """Fetch what is absent of these blocks now, beside the copy; never waits."""
+        while (claim := self._hydration.claim_background(first, end, PREFETCH_BLOCKS)) is not None:
+            self._fetch(claim)
 
     def all_present(self) -> None:
         """Tell the copier that the last block has arrived; safe from any thread."""
@@ -142,7 +157,8 @@ class Copier:
         What fails, or is given up by a write, is met again by the next pass.
         """
         sent = 0
-        for first, end in ordering.sequential(self._store.geometry.total_blocks):
+        self._restart = False
+        for first, end in self._ranges():
             self._wait_turn()
             self._holes.fill(first, end)
             at = first
@@ -150,9 +166,20 @@ class Copier:
                 self._fetch(claim)
                 sent += 1
                 at = claim.end
-            if self._over():
+            if self._over() or self._restart:
                 break
         return sent
+
+    def _ranges(self) -> Iterator[Range]:
+        """The plan, and before each of its ranges what the guest's accesses have pulled forward."""
+        done: set[Range] = set()
+        for planned in self._plan():
+            while self._pulled:
+                pulled = self._pulled.popleft()
+                if pulled not in done:
+                    done.add(pulled)
+                    yield pulled
+            yield planned
 
     def _claim(self, first: int, end: int) -> Claim | None:
         """Wait until a request may be sent; then claim the next run of `first..end` for it."""

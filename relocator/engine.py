@@ -1,119 +1,130 @@
-"""A running target or proxy: its parts put together, its life, its status, its verbs.
+"""A running disk: its parts put together, and its life from opening to closing.
 
 Opening (`open_engine`) checks everything and takes the store's lock, so that errors are shown while
-nbdkit still has a terminal; `start` begins to connect and to copy, after nbdkit has forked.
+nbdkit still has a terminal; `start` begins to connect and to copy, after nbdkit has forked. What
+moves authority over the disk from site to site is in handover.py.
 """
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from relocator import config, states
-from relocator.config import ProxyConfig, TargetConfig
+from relocator import config, exports, ordering, runs, states
+from relocator.config import Config
 from relocator.copier import Copier
-from relocator.disk import ProxyDisk, TargetDisk
-from relocator.errors import ConfigError, RelocatorError, StateError, UpstreamError
+from relocator.disk import Disk
+from relocator.errors import ConfigError, RelocatorError, StateError
+from relocator.gate import Gate
+from relocator.handover import Handover, copy_of, initial_state
+from relocator.heat import Heat
 from relocator.hydration import Hydration
-from relocator.image import open_image
+from relocator.opening import open_target
 from relocator.pacing import TokenBucket, Window
+from relocator.readahead import Readahead
 from relocator.states import Role, State
-from relocator.status import RateMeter, proxy_status, target_status
-from relocator.store import Store, open_store, read_meta
-from relocator.upstream import Upstream, probe_size
+from relocator.status import RateMeter, status_of
+from relocator.store import Store
+from relocator.upstream import Upstream
+from relocator.verify import DigestExport
 
-COMMIT_EVERY_S = 5.0
+COMMIT_EVERY_S = 5
 _MOST_WAIT_S = 3600.0
+_REFUSALS = {
+    State.STANDBY: "standby: the disk is still active at its source; activate first",
+    State.SEALED: "sealed: the disk has moved to another site",
+    State.RELAYING: "sealed: the disk has moved to another site",
+}
 
 
-class TargetEngine:
-    """Serves a disk that is all here."""
+class Engine:
+    """Serves one disk and, while it has an upstream, brings the rest of it here."""
 
-    role = Role.TARGET
-    state = State.COMPLETE
-
-    def __init__(self, settings: TargetConfig) -> None:
-        self._image = open_image(settings.disk)
-        self.disk = TargetDisk(self._image)
-
-    def start(self) -> None:
-        """Nothing runs beside the requests."""
-
-    def stop(self) -> None:
-        """Make everything durable and let go."""
-        self.disk.flush()
-        self._image.close()
-
-    def status(self) -> dict[str, Any]:
-        """See docs/status.md."""
-        return target_status(self.disk)
-
-    def call(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Carry out a control verb."""
-        states.check(self.state, verb)
-        refuse_unknown(verb, arguments, {"timeout_s"} if verb == "wait" else set())
-        if verb == "flush":
-            self.disk.flush()
-        return self.status()
-
-
-class ProxyEngine:
-    """Serves a disk that may still be partly at its source, and brings the rest here."""
-
-    def __init__(self, settings: ProxyConfig, store: Store) -> None:
-        self._settings = settings
-        self._store = store
-        self._finished = threading.Event()
-        self._stopping = threading.Event()
-        self._keeper = threading.Thread(target=self._commit_regularly, name="commit", daemon=True)
-        self.meter = RateMeter(time.monotonic)
-        self.state = State.COMPLETE if store.complete else State.ACTIVE
+    def __init__(self, settings: Config, store: Store) -> None:
+        self.settings = settings
+        self.store = store
+        self.state = initial_state(store.meta)
         self.failure: str | None = None
+        self.meter = RateMeter(time.monotonic)
+        self.heat = Heat(store.geometry.size_bytes, time.monotonic)
+        self.gate = Gate(_REFUSALS.get(self.state))
         self.upstream: Upstream | None = None
         self.hydration: Hydration | None = None
         self.copier: Copier | None = None
-        if self.state is State.ACTIVE:
+        self.knowledge = ordering.Knowledge(
+            store.geometry.total_blocks, store.geometry.block_bytes, heat_shift=self.heat.shift
+        )
+        self._order = settings.order
+        self._finished = threading.Event()
+        self._stopping = threading.Event()
+        self._keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
+        if self.state in states.UNFINISHED:
             self._assemble()
         else:
             self._finished.set()
-        self.disk = ProxyDisk(store, self.upstream, self.hydration)
+        self.disk = Disk(
+            store,
+            gate=self.gate,
+            heat=self.heat,
+            upstream=self.upstream,
+            hydration=self.hydration,
+        )
+        self.handover = Handover(self)
+        self._prepare_disk()
 
     def _assemble(self) -> None:
-        settings = self._settings
+        settings = self.settings
         if settings.source is None:
             raise ConfigError(
                 f"source is missing: the store {settings.store} is not complete; "
-                f"it was made from {self._store.meta['source']}"
+                f"it was made from {self.store.meta.source}"
             )
         self.upstream = Upstream(settings.source, settings.retry_timeout_s)
-        self.hydration = Hydration(self._store, self.upstream, self._all_present)
+        self.hydration = Hydration(self.store, self.upstream, self._all_present)
         self.copier = Copier(
-            self._store,
+            self.store,
             upstream=self.upstream,
             hydration=self.hydration,
             window=Window(settings.window_bytes),
             bucket=TokenBucket(settings.rate_bits_per_s),
+            plan=self._plan,
             finish=self._finish,
         )
 
-    @property
-    def role(self) -> Role:
-        """A proxy that is complete is a target."""
-        return Role.TARGET if self.state is State.COMPLETE else Role.PROXY
+    def _prepare_disk(self) -> None:
+        if self.state is State.STANDBY:
+            self.disk.pass_through = True
+            if self.settings.activate_on_write:
+                self.disk.on_refusal = self.handover.activate_by_write
+        if self.copier is not None:
+            self._readahead = Readahead(
+                self.store.geometry.total_blocks,
+                self.store.geometry.block_bytes,
+                self.settings.readahead_bytes,
+            )
+            self.disk.on_miss = self._missed
 
     @property
-    def store(self) -> Store:
-        """The local copy."""
-        return self._store
+    def order(self) -> tuple[str, ...]:
+        """The sort keys of the background copy."""
+        return self._order
+
+    @property
+    def role(self) -> Role:
+        """A disk that has an upstream is a proxy; once complete it is a target."""
+        return Role.PROXY if self.state in states.UNFINISHED else Role.TARGET
 
     def start(self) -> None:
         """Connect to the source and begin to copy."""
         self._keeper.start()
-        if self.upstream is not None and self.copier is not None:
-            self.upstream.start()
-            self.copier.start(enabled=self._settings.background)
-            if self._store.present_blocks == self._store.geometry.total_blocks:
-                self._all_present()
+        if self.upstream is None or self.copier is None:
+            return
+        self.upstream.start()
+        preseeds = self.state is not State.STANDBY or self.handover.source_is_ours
+        self.copier.start(enabled=self.settings.background and preseeds)
+        self.handover.begin()
+        if self.store.present_blocks == self.store.geometry.total_blocks:
+            self._all_present()
 
     def stop(self) -> None:
         """Stop copying, disconnect, commit, and let go of the store."""
@@ -126,14 +137,14 @@ class ProxyEngine:
             self.copier.join()
         if self._keeper.is_alive():
             self._keeper.join()
-        self._store.close()
+        self.store.close()
 
     def status(self) -> dict[str, Any]:
         """See docs/status.md."""
-        return proxy_status(self)
+        return status_of(self)
 
     def call(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Carry out a control verb.
+        """Carry out a verb from the control socket.
 
         Raises:
             StateError: not legal in this state.
@@ -142,15 +153,76 @@ class ProxyEngine:
         states.check(self.state, verb)
         known = {"wait": {"timeout_s"}, "set": set(_SETTINGS)}.get(verb, set())
         refuse_unknown(verb, arguments, known)
-        if verb == "flush":
-            self.disk.flush()
-        elif verb == "wait":
+        if verb == "wait":
             self._wait(arguments)
-        elif verb in ("pause", "resume"):
-            self._active_copier().set_paused(verb == "pause")
         elif verb == "set":
             self._set(arguments)
+        elif verb in ("pause", "resume"):
+            self._active_copier().set_paused(verb == "pause")
+        elif verb != "status":
+            extra = _ACTIONS[verb](self)
+            return {**self.status(), **(extra or {})}
         return self.status()
+
+    def open_export(self, name: str) -> Disk | exports.Snapshot | DigestExport:
+        """What a client that asks for export `name` gets.
+
+        Raises:
+            ConfigError: there is no such export.
+        """
+        if name == "":
+            return self.disk
+        if name == "heat":
+            return exports.content_export(self.heat.pack())
+        if name in ("dirty", "diverged"):
+            bitmap = getattr(self.store, name)
+            return exports.content_export(bitmap.extract(0, bitmap.bits))
+        if name == "digest":
+            return DigestExport(self.store)
+        if name == "control":
+            return exports.status_export(self.status)
+        verb = name.removeprefix("control/")
+        if name.startswith("control/") and verb in exports.VERBS:
+            return exports.verb_export(self.store, self._remote, verb)
+        raise ConfigError(f"export '{name}': unknown; there are: {', '.join(exports.NAMES)}")
+
+    def _remote(self, verb: str) -> exports.Reply:
+        """A verb from another site, with the maps that it needs."""
+        states.check(self.state, verb)
+        fields = _ACTIONS[verb](self) or {}
+        if verb == "moved":
+            return fields, {}
+        return fields, {
+            "dirty": runs.pack(self.store.dirty),
+            "diverged": runs.pack(self.store.diverged),
+        }
+
+    def replan(self, **known: Any) -> None:
+        """Something new is known that the order may rest on."""
+        self.knowledge = ordering.Knowledge(**{**vars(self.knowledge), **known})
+        if self.copier is not None:
+            self.copier.restart()
+
+    def set_order(self, order: tuple[str, ...]) -> None:
+        """Change the order of the background copy."""
+        trace = next((key for key in order if key.startswith("trace:")), None)
+        self._order = order
+        self.replan(trace=config.load_trace(trace, self.store.geometry.block_bytes))
+
+    def _plan(self) -> Iterator[tuple[int, int]]:
+        return ordering.build(self._order, self.knowledge)
+
+    def _missed(self, first: int, end: int) -> None:
+        """A guest read waits for the source: pull its group forward, and read ahead."""
+        if self.copier is None:
+            return
+        unit = ordering.unit_blocks(self.knowledge)
+        start = first // unit * unit
+        self.copier.pull(start, min(start + unit, self.store.geometry.total_blocks))
+        idle = self.copier.window.in_flight_bytes == 0
+        ahead = self._readahead.missed(first, end, link_idle=idle)
+        if ahead is not None:
+            self.copier.prefetch(*ahead)
 
     def _wait(self, arguments: dict[str, Any]) -> None:
         timeout_s = config.parse_seconds("timeout_s", str(arguments.get("timeout_s", _MOST_WAIT_S)))
@@ -166,7 +238,7 @@ class ProxyEngine:
             raise ConfigError(f"'set' needs at least one of: {', '.join(_SETTINGS)}")
         copier = self._active_copier()
         # All values are read before any takes effect: a refusal changes nothing.
-        steps = [_SETTINGS[key](key, str(text), copier) for key, text in arguments.items()]
+        steps = [_SETTINGS[key](key, str(text), self, copier) for key, text in arguments.items()]
         for step in steps:
             step()
 
@@ -176,14 +248,19 @@ class ProxyEngine:
         return self.copier
 
     def _all_present(self) -> None:
-        if self.copier is not None:
+        if self.copier is not None and self.state is not State.STANDBY:
             self.copier.all_present()
+
+    def check_complete(self) -> None:
+        """Complete if nothing is absent (a pre-seeded disk may be, as soon as it is active)."""
+        if self.store.present_blocks == self.store.geometry.total_blocks:
+            self._all_present()
 
     def _finish(self) -> None:
         """Make it durable that every block is here, then drop the upstream (copier's thread)."""
         try:
-            self._store.finish()
-        except OSError as error:
+            self.store.update(complete=True)
+        except (OSError, RelocatorError) as error:
             self.failure = f"the last commit failed: {error}"
             return
         self.disk.all_here = True
@@ -192,14 +269,31 @@ class ProxyEngine:
             self.upstream.close()
         self._finished.set()
 
-    def _commit_regularly(self) -> None:
-        while not self._stopping.wait(COMMIT_EVERY_S):
-            if self._store.owes_commit:
+    def _keep(self) -> None:
+        """Once a second: let the heat decay; every few seconds: commit."""
+        seconds = 0
+        while not self._stopping.wait(1.0):
+            self.heat.tick()
+            seconds += 1
+            if seconds % COMMIT_EVERY_S == 0 and self.store.owes_commit:
                 try:
-                    self._store.commit()
+                    self.store.commit()
                 except RelocatorError as error:
                     self.failure = str(error)
                     return
+
+
+#: verbs that act on the disk; what they return is added to the status
+_ACTIONS: dict[str, Callable[[Engine], dict[str, Any] | None]] = {
+    "flush": lambda engine: engine.disk.flush(),
+    "activate": lambda engine: engine.handover.activate(),
+    "identify": lambda engine: engine.handover.identify(),
+    "epoch": lambda engine: engine.handover.epoch(),
+    "seal": lambda engine: engine.handover.seal(),
+    "unseal": lambda engine: engine.handover.unseal(),
+    "moved": lambda engine: engine.handover.moved(),
+    "verify": lambda engine: engine.handover.verify(),
+}
 
 
 def refuse_unknown(verb: str, arguments: dict[str, Any], known: set[str]) -> None:
@@ -210,27 +304,30 @@ def refuse_unknown(verb: str, arguments: dict[str, Any], known: set[str]) -> Non
             raise ConfigError(f"{key}: '{verb}' has no such argument; it takes: {allowed}")
 
 
-def _set_rate(key: str, text: str, copier: Copier) -> Callable[[], None]:
+Setting = Callable[[str, str, Engine, Copier], Callable[[], None]]
+
+
+def _set_rate(key: str, text: str, _engine: Engine, copier: Copier) -> Callable[[], None]:
     value = config.parse_rate(key, text)
     return lambda: copier.set_rate(value)
 
 
-def _set_window(key: str, text: str, copier: Copier) -> Callable[[], None]:
+def _set_window(key: str, text: str, _engine: Engine, copier: Copier) -> Callable[[], None]:
     value = config.parse_window(key, text)
     return lambda: copier.set_window(value)
 
 
-def _set_background(key: str, text: str, copier: Copier) -> Callable[[], None]:
+def _set_background(key: str, text: str, _engine: Engine, copier: Copier) -> Callable[[], None]:
     value = config.parse_switch(key, text)
     return lambda: copier.set_enabled(value)
 
 
-def _set_order(key: str, text: str, copier: Copier) -> Callable[[], None]:
+def _set_order(key: str, text: str, engine: Engine, _copier: Copier) -> Callable[[], None]:
     value = config.parse_order(key, text)
-    return lambda: copier.set_order(value)
+    return lambda: engine.set_order(value)
 
 
-_SETTINGS: dict[str, Callable[[str, str, Copier], Callable[[], None]]] = {
+_SETTINGS: dict[str, Setting] = {
     "rate": _set_rate,
     "window": _set_window,
     "background": _set_background,
@@ -238,33 +335,13 @@ _SETTINGS: dict[str, Callable[[str, str, Copier], Callable[[], None]]] = {
 }
 
 
-def open_engine(settings: TargetConfig | ProxyConfig) -> TargetEngine | ProxyEngine:
+def open_engine(settings: Config) -> Engine:
     """Open the disk and everything it needs, without starting anything.
 
     Raises:
         ConfigError: the disk, store or source doesn't fit.
     """
-    if isinstance(settings, TargetConfig):
-        return TargetEngine(settings)
-    meta = read_meta(settings.store)
-    size_bytes = None if meta is None else int(meta["size_bytes"])
-    if meta is None or not meta["complete"]:
-        size_bytes = _source_size(settings, known=size_bytes)
-    assert size_bytes is not None
-    source = settings.source or ""
-    return ProxyEngine(
-        settings, open_store(settings.store, size_bytes, settings.block_bytes, source)
-    )
-
-
-def _source_size(settings: ProxyConfig, known: int | None) -> int:
-    """The source's size; where a copy has begun, an unreachable source doesn't matter yet."""
-    if settings.source is None:
-        what = f"the store {settings.store} is new" if known is None else "the copy is not complete"
-        raise ConfigError(f"source is missing: {what}; give source=nbd://HOST[:PORT]")
-    try:
-        return probe_size(settings.source)
-    except UpstreamError as error:
-        if known is not None:
-            return known
-        raise ConfigError(f"source={settings.source}: can't be connected to: {error}") from error
+    if settings.source is None and settings.disk is not None:
+        block_bytes = settings.block_bytes or config.DEFAULT_BLOCK_BYTES
+        return Engine(settings, open_target(settings.disk, settings.store, block_bytes))
+    return Engine(settings, copy_of(settings))

@@ -117,6 +117,20 @@ class Hydration:
             self._claims.append(claim)
             return claim
 
+    def disown_fetches(self) -> None:
+        """Whatever fetches bring from here on is dropped.
+
+        Returns once none is storing: from then on no block becomes present that isn't claimed anew.
+        """
+        with self._store.lock:
+            fetches = [claim for claim in self._claims if claim.is_fetch]
+            storing = [claim for claim in fetches if claim.storing]
+            for claim in fetches:
+                if not claim.storing:
+                    claim.lost.append((claim.first, claim.end))
+        for claim in storing:
+            claim.done.wait()
+
     def fill_hole(self, first: int, end: int) -> None:
         """Make the absent, unowned blocks of `first..end` present as zeros.
 

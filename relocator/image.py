@@ -11,8 +11,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from relocator.errors import ConfigError
-
 _KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 0x01, 0x02, 0x10  # linux/falloc.h
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV)
 _ZEROS = bytes(1 << 20)
@@ -100,17 +98,3 @@ class Image:
             hole = min(os.lseek(self._fd, data, os.SEEK_HOLE), end)
             yield data, hole, True
             offset = hole
-
-
-def open_image(path: Path) -> Image:
-    """The existing image at `path`.
-
-    Raises:
-        ConfigError: it can't be opened for reading and writing.
-    """
-    try:
-        return Image(path)
-    except OSError as error:
-        raise ConfigError(
-            f"disk={path}: {error.strerror}; give an existing image file or block device"
-        ) from error

@@ -22,7 +22,7 @@ from pathlib import Path
 from relocator.bitmap import Bitmap
 from relocator.errors import StoreError
 
-PLANES = ("present", "dirty")
+PLANES = ("present", "dirty", "diverged")
 PAGE_BYTES = 4096
 _MAGIC = b"RELOCMAP"
 _VERSION = 1
@@ -38,12 +38,27 @@ def boot_id() -> str:
 
 
 class LiveMap:
-    """The planes in a file mapped shared; `believed` says whether its old content may be used."""
+    """The planes in a file mapped shared; `believed` says whether its old content may be used.
 
-    def __init__(self, path: Path, bits: int, boot: str) -> None:
+    Without a path they are in memory only, and end with the process.
+    """
+
+    believed = False
+
+    def __init__(self, path: Path | None, bits: int, boot: str) -> None:
         plane_bytes = -(-bits // 8 // PAGE_BYTES) * PAGE_BYTES + PAGE_BYTES
         size_bytes = PAGE_BYTES + plane_bytes * len(PLANES)
         header = _LIVE_HEADER.pack(_MAGIC, _VERSION, len(PLANES), bits, boot.encode())
+        self._memory = (
+            _anonymous(size_bytes) if path is None else self._map(path, size_bytes, header)
+        )
+        self._header = header
+        self.planes = {
+            name: Bitmap(bits, self._memory, PAGE_BYTES + index * plane_bytes)
+            for index, name in enumerate(PLANES)
+        }
+
+    def _map(self, path: Path, size_bytes: int, header: bytes) -> mmap.mmap:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             self.believed = (
@@ -52,14 +67,9 @@ class LiveMap:
             if not self.believed:
                 os.ftruncate(fd, 0)
                 os.ftruncate(fd, size_bytes)
-            self._memory = mmap.mmap(fd, size_bytes)
+            return mmap.mmap(fd, size_bytes)
         finally:
             os.close(fd)
-        self._header = header
-        self.planes = {
-            name: Bitmap(bits, self._memory, PAGE_BYTES + index * plane_bytes)
-            for index, name in enumerate(PLANES)
-        }
 
     def vouch(self) -> None:
         """Declare the content good from here on: written last, once the planes are filled."""
@@ -68,6 +78,10 @@ class LiveMap:
     def close(self) -> None:
         """Unmap; the planes must not be used afterwards."""
         self._memory.close()
+
+
+def _anonymous(size_bytes: int) -> mmap.mmap:
+    return mmap.mmap(-1, size_bytes)
 
 
 class DurableMap:

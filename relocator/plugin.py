@@ -7,6 +7,7 @@ connections start in `after_fork`. One wrapper turns the engine's errors into er
 import builtins
 import errno
 import functools
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,15 +20,16 @@ sys.path.insert(0, str(Path(__file__).absolute().parent.parent))
 
 from relocator import config as settings
 from relocator.control import ControlServer
-from relocator.engine import ProxyEngine, TargetEngine, open_engine
+from relocator.disk import Disk
+from relocator.engine import Engine, open_engine
 from relocator.errors import ConfigError, RelocatorError
+from relocator.exports import NAMES
 
 API_VERSION = 2
 
 _pairs: dict[str, str] = {}
-_engine: TargetEngine | ProxyEngine
+_engine: Engine
 _control: ControlServer | None = None
-_disk: Any = None
 
 
 def _with_errno(callback: Callable[..., Any]) -> Callable[..., Any]:
@@ -42,21 +44,37 @@ def _with_errno(callback: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+def _or_end(callback: Callable[..., None]) -> Callable[..., None]:
+    """End nbdkit with one line for a wrong parameter; its own way would print a traceback."""
+
+    @functools.wraps(callback)
+    def wrapped(*arguments: Any) -> None:
+        try:
+            callback(*arguments)
+        except RelocatorError as error:
+            sys.stderr.write(f"nbdkit: error: {error}\n")
+            sys.stderr.flush()
+            os._exit(1)
+
+    return wrapped
+
+
 def thread_model() -> int:
     return int(nbdkit.THREAD_MODEL_PARALLEL)
 
 
+@_or_end
 def config(key: str, value: str) -> None:
     if key in _pairs:
         raise ConfigError(f"{key}={value}: was given twice")
     _pairs[key] = value
 
 
+@_or_end
 def get_ready() -> None:
-    global _engine, _control, _disk
+    global _engine, _control
     parsed = settings.parse(_pairs)
     _engine = open_engine(parsed)
-    _disk = _engine.disk
     if parsed.control is not None:
         _control = ControlServer(parsed.control, _engine.call)
 
@@ -73,77 +91,73 @@ def cleanup() -> None:
     _engine.stop()
 
 
-def open(readonly: builtins.bool) -> int:
-    return 1
+def list_exports(readonly: builtins.bool, is_tls: builtins.bool) -> list[tuple[str, str]]:
+    return [(name, "") for name in NAMES]
 
 
-def get_size(h: int) -> int:
-    return int(_disk.size_bytes)
+@_with_errno
+def open(readonly: builtins.bool) -> Any:
+    return _engine.open_export(nbdkit.export_name())
 
 
-def can_write(h: int) -> bool:
-    return True
+def get_size(h: Any) -> int:
+    return int(h.size_bytes)
 
 
-def can_flush(h: int) -> bool:
-    return True
+def can_write(h: Any) -> bool:
+    return isinstance(h, Disk)
 
 
-def can_trim(h: int) -> bool:
-    return True
+can_flush = can_trim = can_zero = can_write
 
 
-def can_zero(h: int) -> bool:
-    return True
-
-
-def can_fast_zero(h: int) -> bool:
+def can_fast_zero(h: Any) -> bool:
     return False
 
 
-def can_fua(h: int) -> int:
-    return int(nbdkit.FUA_NATIVE)
+def can_fua(h: Any) -> int:
+    return int(nbdkit.FUA_NATIVE if isinstance(h, Disk) else nbdkit.FUA_NONE)
 
 
-def can_multi_conn(h: int) -> bool:
+def can_multi_conn(h: Any) -> bool:
+    return isinstance(h, Disk)
+
+
+def can_extents(h: Any) -> bool:
     return True
 
 
-def can_extents(h: int) -> bool:
-    return True
-
-
-def is_rotational(h: int) -> bool:
+def is_rotational(h: Any) -> bool:
     return False
 
 
 @_with_errno
-def pread(h: int, buf: memoryview, offset: int, flags: int) -> None:
-    _disk.read_into(buf, offset)
+def pread(h: Any, buf: memoryview, offset: int, flags: int) -> None:
+    h.read_into(buf, offset)
 
 
 @_with_errno
-def pwrite(h: int, buf: memoryview, offset: int, flags: int) -> None:
-    _disk.write(buf, offset, fua=bool(flags & nbdkit.FLAG_FUA))
+def pwrite(h: Disk, buf: memoryview, offset: int, flags: int) -> None:
+    h.write(buf, offset, fua=bool(flags & nbdkit.FLAG_FUA))
 
 
 @_with_errno
-def flush(h: int, flags: int) -> None:
-    _disk.flush()
+def flush(h: Disk, flags: int) -> None:
+    h.flush()
 
 
 @_with_errno
-def trim(h: int, count: int, offset: int, flags: int) -> None:
-    _disk.trim(offset, count, fua=bool(flags & nbdkit.FLAG_FUA))
+def trim(h: Disk, count: int, offset: int, flags: int) -> None:
+    h.trim(offset, count, fua=bool(flags & nbdkit.FLAG_FUA))
 
 
 @_with_errno
-def zero(h: int, count: int, offset: int, flags: int) -> None:
+def zero(h: Disk, count: int, offset: int, flags: int) -> None:
     punch, fua = bool(flags & nbdkit.FLAG_MAY_TRIM), bool(flags & nbdkit.FLAG_FUA)
-    _disk.zero(offset, count, punch=punch, fua=fua)
+    h.zero(offset, count, punch=punch, fua=fua)
 
 
 @_with_errno
-def extents(h: int, count: int, offset: int, flags: int) -> list[tuple[int, int, int]]:
+def extents(h: Any, count: int, offset: int, flags: int) -> list[tuple[int, int, int]]:
     hole = nbdkit.EXTENT_HOLE | nbdkit.EXTENT_ZERO
-    return [(at, length, 0 if data else hole) for at, length, data in _disk.runs(offset, count)]
+    return [(at, length, 0 if data else hole) for at, length, data in h.runs(offset, count)]

@@ -16,26 +16,52 @@ class Role(StrEnum):
 
 
 class State(StrEnum):
-    """Where a disk is in its relocation. A target is always complete."""
+    """Where a disk is in its life.
 
+    A proxy is standby, active, complete: before, during and after the relocation. A disk is sealed
+    once it has moved on; relaying, if it moved on before it was complete itself.
+    """
+
+    STANDBY = "standby"
     ACTIVE = "active"
     COMPLETE = "complete"
+    SEALED = "sealed"
+    RELAYING = "relaying"
 
 
 #: state -> event -> state after it
 TRANSITIONS: dict[State, dict[str, State]] = {
-    State.ACTIVE: {"last-block-arrived": State.COMPLETE},
-    State.COMPLETE: {},
+    State.STANDBY: {"activate": State.ACTIVE},
+    State.ACTIVE: {"last-block-arrived": State.COMPLETE, "seal": State.RELAYING},
+    State.COMPLETE: {"seal": State.SEALED},
+    State.SEALED: {"unseal": State.COMPLETE, "seal": State.SEALED},
+    State.RELAYING: {
+        "unseal": State.ACTIVE,
+        "seal": State.RELAYING,
+        "last-block-arrived": State.SEALED,
+    },
 }
+
+#: States in which blocks are still fetched from upstream.
+UNFINISHED = frozenset({State.STANDBY, State.ACTIVE, State.RELAYING})
+_COPYING = UNFINISHED
+_SETTLED = frozenset(State) - {State.STANDBY}
 
 #: verb -> states in which it may be used
 LEGAL: dict[str, frozenset[State]] = {
     "status": frozenset(State),
     "wait": frozenset(State),
     "flush": frozenset(State),
-    "pause": frozenset({State.ACTIVE}),
-    "resume": frozenset({State.ACTIVE}),
-    "set": frozenset({State.ACTIVE}),
+    "identify": frozenset(State),
+    "pause": _COPYING,
+    "resume": _COPYING,
+    "set": _COPYING,
+    "activate": frozenset({State.STANDBY}),
+    "epoch": _SETTLED,
+    "seal": _SETTLED,
+    "moved": frozenset({State.SEALED, State.RELAYING}),
+    "unseal": frozenset({State.SEALED, State.RELAYING}),
+    "verify": _SETTLED,
 }
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from relocator import __version__
 
 if TYPE_CHECKING:
-    from relocator.disk import TargetDisk
-    from relocator.engine import ProxyEngine
+    from relocator.copier import Copier
+    from relocator.engine import Engine
 
 METER_S = 5.0
 
@@ -34,35 +34,23 @@ class RateMeter:
         return (total_bytes - then_bytes) * 8 / (now_s - then_s) if now_s > then_s else 0.0
 
 
-def target_status(disk: "TargetDisk") -> dict[str, Any]:
-    """A target: everything is here."""
-    return {
-        "version": __version__,
-        "role": "target",
-        "state": "complete",
-        "source": None,
-        "source_connected": False,
-        "background": "off",
-        "eta_s": 0.0,
-        "rate_bits_per_s": 0.0,
-        "error": None,
-        **disk.status(),
-    }
-
-
-def proxy_status(engine: "ProxyEngine") -> dict[str, Any]:
-    """A proxy, or what has become of one."""
+def status_of(engine: "Engine") -> dict[str, Any]:
+    """The status object of a disk, whatever it is at the moment."""
     store, hydration, copier = engine.store, engine.hydration, engine.copier
+    copying = copier if engine.role.value == "proxy" else None
     arrived = 0 if hydration is None else hydration.on_demand_bytes + hydration.background_bytes
     rate = engine.meter.bits_per_s(arrived)
     missing = (store.geometry.total_blocks - store.present_blocks) * store.geometry.block_bytes
-    active = engine.state.value == "active"
+    connected = copying is not None and engine.upstream is not None and engine.upstream.connected
     return {
         "version": __version__,
         "role": engine.role.value,
         "state": engine.state.value,
-        "source": store.meta["source"],
-        "source_connected": active and engine.upstream is not None and engine.upstream.connected,
+        "id": store.meta.id,
+        "epoch": store.meta.epoch,
+        "source": store.meta.source,
+        "source_connected": connected,
+        "source_offers": _offers(engine),
         "block_bytes": store.geometry.block_bytes,
         "total_blocks": store.geometry.total_blocks,
         "present_blocks": store.present_blocks,
@@ -70,21 +58,27 @@ def proxy_status(engine: "ProxyEngine") -> dict[str, Any]:
         "on_demand_bytes": 0 if hydration is None else hydration.on_demand_bytes,
         "background_bytes": 0 if hydration is None else hydration.background_bytes,
         "hole_bytes": 0 if hydration is None else hydration.hole_bytes,
-        "background": _background(engine),
+        "background": _background(copying),
+        "order": ",".join(engine.order),
         "rate_bits_per_s": rate,
-        "rate_cap_bits_per_s": None if copier is None else copier.rate_cap_bits_per_s,
-        "window_bytes": 0 if copier is None or not active else copier.window.limit_bytes,
-        "in_flight_bytes": 0 if copier is None or not active else copier.window.in_flight_bytes,
+        "rate_cap_bits_per_s": None if copying is None else copying.rate_cap_bits_per_s,
+        "window_bytes": 0 if copying is None else copying.window.limit_bytes,
+        "in_flight_bytes": 0 if copying is None else copying.window.in_flight_bytes,
         "eta_s": 0.0 if missing == 0 else (missing * 8 / rate if rate > 0 else None),
-        "error": engine.failure or (copier.last_error if copier is not None and active else None),
+        "error": engine.failure or (None if copying is None else copying.last_error),
         **engine.disk.status(),
     }
 
 
-def _background(engine: "ProxyEngine") -> str:
+def _offers(engine: "Engine") -> str | None:
+    """Whether the source is a relocator, with heat, pre-seed and sealing, or offers blocks only."""
+    if engine.store.meta.source is None:
+        return None
+    return "everything" if engine.store.meta.base is not None else "blocks"
+
+
+def _background(copier: "Copier | None") -> str:
     """`on`, `paused` or `off`."""
-    if engine.copier is None or engine.state.value != "active":
+    if copier is None:
         return "off"
-    if engine.copier.paused:
-        return "paused"
-    return "on" if engine.copier.running else "off"
+    return "paused" if copier.paused else "on" if copier.running else "off"

@@ -1,82 +1,92 @@
-"""The local store of a proxy: the raw image, the maps, and the commit that ties them together.
+"""The local store of a disk: the raw image, the maps, and the commit that ties them together.
 
     DIR/disk.img    sparse raw image; once complete, an ordinary image for anything
-    DIR/map.live    present and dirty bits, mapped shared (see maps.py)
-    DIR/map.durable present and dirty bits as of the last commit
-    DIR/meta.json   format, size, block size, source, whether complete
+    DIR/map.live    present, dirty and diverged bits, mapped shared (see maps.py)
+    DIR/map.durable the same as of the last commit
+    DIR/meta.json   what the disk knows of itself (see meta.py)
     DIR/lock        held while a process uses the store
+
+The image may also be elsewhere (a block device, say), and a target may do without a directory: its
+maps are then in memory and end with it.
 
 The crash rule. Data is written before its present bit is set, and the bit is set before the reply:
 so the live map never promises more than the page cache holds. A commit makes bits durable only
-after the data they speak of: so the durable map never promises more than the disk holds.
+after the data they speak of: so the durable map never promises more than the disk holds. A dirty
+bit is set before the data; after a power failure unflushed data may be on the disk without its
+dirty bit, so then the dirty maps are void: the epoch ends, and with it all that rests on it.
 
-`lock` guards the bitmaps, the counts and the set of changed pages. It is never held across I/O.
-Commits run one at a time and are shared: a flush that arrives while one runs waits for the next,
-however many flushes wait with it.
+`lock` guards the bitmaps, the counts, the set of changed pages and `meta`. It is never held across
+I/O. Commits run one at a time and are shared: a flush that arrives while one runs waits for the
+next, however many flushes wait with it.
 """
 
 import errno
-import fcntl
-import json
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from relocator import meta as metadata
 from relocator.bitmap import Bitmap
-from relocator.errors import ConfigError, StoreError
+from relocator.errors import StoreError
 from relocator.geometry import Geometry
 from relocator.image import Image
 from relocator.maps import PLANES, DurableMap, LiveMap, boot_id
+from relocator.meta import Meta
 
-FORMAT = 1
-_PRESENT, _DIRTY = range(len(PLANES))
+Runs = list[tuple[int, int]]
+_PRESENT, _DIRTY, _DIVERGED = range(len(PLANES))
 
 
 class Store:
-    """An open store. Make one with `open_store`."""
+    """An open store. Made by `open_store` and `open_target` (see opening.py)."""
 
-    def __init__(self, directory: Path, meta: dict[str, Any], image: Image, lock_fd: int) -> None:
+    def __init__(
+        self, meta: Meta, image: Image, directory: Path | None = None, lock_fd: int | None = None
+    ) -> None:
         self.directory = directory
         self.meta = meta
-        self.geometry = Geometry(meta["size_bytes"], meta["block_bytes"])
+        self.geometry = Geometry(meta.size_bytes, meta.block_bytes)
         self.image = image
+        self.lock = threading.Lock()
         self._lock_fd = lock_fd
         total = self.geometry.total_blocks
-        self._durable = DurableMap(directory / "map.durable", total)
-        self._live = LiveMap(directory / "map.live", total, boot_id())
-        self.present: Bitmap = self._live.planes["present"]
-        self.dirty: Bitmap = self._live.planes["dirty"]
-        self.lock = threading.Lock()
+        self._live = LiveMap(directory / "map.live" if directory else None, total, boot_id())
+        self._durable = DurableMap(directory / "map.durable", total) if directory else None
+        self._planes = [self._live.planes[name] for name in PLANES]
+        self.present, self.dirty, self.diverged = self._planes
         self._changed: set[int] = set()
-        self._recover()
-        self.present_blocks = self.present.count()
+        if self._durable is not None:
+            self._recover(self._durable)
+        self.present_blocks = total if meta.complete else self.present.count()
         self.dirty_blocks = self.dirty.count()
         self._commit_lock = threading.Lock()
         self._commits_asked = 0
         self._commits_done = 0
         self._failure: OSError | None = None
 
-    def _recover(self) -> None:
+    def _recover(self, durable: DurableMap) -> None:
         """Start from the live map if it is of this boot, else from the durable one."""
         committed = [Bitmap(self.geometry.total_blocks) for _ in PLANES]
-        self._durable.load(committed)
+        durable.load(committed)
         if not self._live.believed:
-            for live, durable in zip((self.present, self.dirty), committed, strict=True):
-                for first, end in durable.set_runs(0, durable.bits):
+            for live, saved in zip(self._planes, committed, strict=True):
+                for first, end in saved.set_runs(0, saved.bits):
                     live.set(first, end)
+            if not self.meta.clean:
+                self.meta = replace(self.meta, epoch=self.meta.epoch + 1, base=None)
             self._live.vouch()
         # Whatever the live map has and the durable one hasn't is owed to the next commit.
-        for page in range(self._durable.pages_per_plane * len(PLANES)):
-            plane, first, end = self._durable.span(page)
-            live = (self.present, self.dirty)[plane]
-            if live.extract(first, end) != committed[plane].extract(first, end):
+        for page in range(durable.pages_per_plane * len(PLANES)):
+            plane, first, end = durable.span(page)
+            if self._planes[plane].extract(first, end) != committed[plane].extract(first, end):
                 self._changed.add(page)
 
     @property
     def complete(self) -> bool:
         """Whether every block is present and that is durable."""
-        return bool(self.meta["complete"])
+        return self.meta.complete
 
     @property
     def owes_commit(self) -> bool:
@@ -87,15 +97,72 @@ class Store:
         """Blocks whose data has been written are valid here. The caller holds `lock`."""
         if added := self.present.set(first, end):
             self.present_blocks += added
-            self._changed.update(self._durable.pages(_PRESENT, first, end))
+            self._owe(_PRESENT, first, end)
 
     def mark_dirty(self, first: int, end: int) -> None:
-        """Blocks are about to be written by the VM: a superset is safe, so before the data."""
+        """Blocks are about to be written by the VM: a superset is safe, so before the data.
+
+        What is dirty has diverged, so one look at the dirty plane is enough.
+        """
         if first == end or self.dirty.all(first, end):
             return
         with self.lock:
             self.dirty_blocks += self.dirty.set(first, end)
-            self._changed.update(self._durable.pages(_DIRTY, first, end))
+            self._owe(_DIRTY, first, end)
+            if self.diverged.set(first, end):
+                self._owe(_DIVERGED, first, end)
+
+    def drop(self, stale: Runs) -> int:
+        """Blocks are no longer valid here; returns how many were. Not durable until a commit.
+
+        Blocks written here are kept: they are newer than any source.
+        """
+        dropped = 0
+        with self.lock:
+            for start, stop in stale:
+                for first, end in self.diverged.clear_runs(start, stop):
+                    dropped += self.present.clear(first, end)
+                    self._owe(_PRESENT, first, end)
+            self.present_blocks -= dropped
+        return dropped
+
+    def begin_epoch(self) -> None:
+        """Begin the dirty map anew. The caller has made sure that no write is in progress."""
+        with self.lock:
+            self._wipe(_DIRTY)
+            self.dirty_blocks = 0
+        self.update(epoch=self.meta.epoch + 1)
+
+    def begin_copy(self, absent: Runs) -> None:
+        """Everything but `absent` is valid, nothing has been written here: a return trip begins."""
+        total = self.geometry.total_blocks
+        with self.lock:
+            for plane in (_DIRTY, _DIVERGED):
+                self._wipe(plane)
+            self.dirty_blocks = 0
+            self.present.set(0, total)
+            for first, end in absent:
+                self.present.clear(first, end)
+            self._owe(_PRESENT, 0, total)
+            self.present_blocks = self.present.count()
+
+    def _wipe(self, plane: int) -> None:
+        total = self.geometry.total_blocks
+        for first, end in list(self._planes[plane].set_runs(0, total)):
+            self._planes[plane].clear(first, end)
+            self._owe(plane, first, end)
+
+    def _owe(self, plane: int, first: int, end: int) -> None:
+        if self._durable is not None and first < end:
+            self._changed.update(self._durable.pages(plane, first, end))
+
+    def update(self, **changes: Any) -> None:
+        """Change fields of `meta`, durably after everything written so far."""
+        self.commit()
+        with self.lock:
+            self.meta = replace(self.meta, **changes)
+        if self.directory is not None:
+            metadata.write(self.directory, self.meta)
 
     def commit(self) -> None:
         """Make every acknowledged write, and the bits that speak of them, durable.
@@ -118,16 +185,12 @@ class Store:
     def _commit(self) -> None:
         if self._failure is not None:
             raise StoreError(f"an earlier commit failed: {self._failure}", errno.EIO)
-        planes = (self.present, self.dirty)
-        # 1. Snapshot the bits: what they promise has been written, if not yet to the disk.
-        with self.lock:
-            pages = sorted(self._changed)
-            self._changed.clear()
-            snapshot = []
-            for page in pages:
-                plane, first, end = self._durable.span(page)
-                snapshot.append((page, planes[plane].extract(first, end)))
         try:
+            if self._durable is None:
+                self.image.sync()
+                return
+            # 1. Snapshot the bits: what they promise has been written, if not yet to the disk.
+            snapshot = self._snapshot(self._durable)
             # 2. The data.
             self.image.sync()
             # 3. and 4. The map beside the old one, with a checksum; then to the disk.
@@ -135,133 +198,29 @@ class Store:
                 self._durable.write(snapshot)
         except OSError as error:
             self._failure = error
-            raise StoreError(f"commit of {self.directory}: {error}", errno.EIO) from error
+            raise StoreError(f"commit of {self.image.path}: {error}", errno.EIO) from error
 
-    def finish(self) -> None:
-        """Record for good that every block is here."""
-        self.commit()
-        self.meta = {**self.meta, "complete": True}
-        _write_meta(self.directory, self.meta)
+    def _snapshot(self, durable: DurableMap) -> list[tuple[int, bytes]]:
+        with self.lock:
+            pages = sorted(self._changed)
+            self._changed.clear()
+            spans = [(page, *durable.span(page)) for page in pages]
+            return [
+                (page, self._planes[plane].extract(first, end)) for page, plane, first, end in spans
+            ]
 
     def close(self) -> None:
         """Commit and let go of the store."""
         try:
-            self.commit()
+            self.update(clean=True)
         finally:
-            self._live.close()
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Let go of the store without making anything durable."""
+        self._live.close()
+        if self._durable is not None:
             self._durable.close()
-            self.image.close()
+        self.image.close()
+        if self._lock_fd is not None:
             os.close(self._lock_fd)
-
-
-def read_meta(directory: Path) -> dict[str, Any] | None:
-    """What the store at `directory` says of itself; None if there is no store.
-
-    Raises:
-        ConfigError: there is something, but not a store this version can read.
-    """
-    try:
-        meta = json.loads((directory / "meta.json").read_text())
-    except FileNotFoundError:
-        return None
-    except NotADirectoryError as error:
-        raise ConfigError(f"store={directory}: is a file; give a directory") from error
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"store={directory}: meta.json can't be read: {error}") from error
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        found = meta.get("format") if isinstance(meta, dict) else type(meta).__name__
-        raise ConfigError(f"store={directory}: format {found}; this version reads format {FORMAT}")
-    return meta
-
-
-def open_store(directory: Path, size_bytes: int, block_bytes: int, source: str) -> Store:
-    """Open the store at `directory`, or create it for a disk of the given size.
-
-    Raises:
-        ConfigError: it is in use, was made for another disk, or is damaged.
-    """
-    lock_fd = _take_lock(directory)
-    try:
-        meta = read_meta(directory)
-        fresh = meta is None
-        if meta is None:
-            meta = {
-                "format": FORMAT,
-                "size_bytes": size_bytes,
-                "block_bytes": block_bytes,
-                "source": source,
-                "complete": False,
-            }
-        for key, wanted in (("size_bytes", size_bytes), ("block_bytes", block_bytes)):
-            if meta[key] != wanted:
-                raise ConfigError(
-                    f"store={directory}: holds a copy with {key}={meta[key]}, not {wanted}; "
-                    "give the source and block it was made with, or another directory"
-                )
-        store = Store(directory, meta, _open_disk(directory, size_bytes, fresh), lock_fd)
-        if fresh:  # meta.json comes last: where it is, the rest is whole
-            _sync_directory(directory)
-            _write_meta(directory, meta)
-        return store
-    except BaseException:
-        os.close(lock_fd)
-        raise
-
-
-def _open_disk(directory: Path, size_bytes: int, fresh: bool) -> Image:
-    """The store's image; a missing or foreign one is never taken for an empty one."""
-    path = directory / "disk.img"
-    if fresh and path.exists():
-        raise ConfigError(
-            f"store={directory}: holds a disk.img but no meta.json, so it is not a store; "
-            "remove it or give another directory"
-        )
-    if fresh:
-        for name in ("map.live", "map.durable"):
-            (directory / name).unlink(missing_ok=True)
-        return Image(path, create_bytes=size_bytes)
-    try:
-        image = Image(path)
-    except OSError as error:
-        raise ConfigError(f"store={directory}: disk.img: {error.strerror}") from error
-    if image.size_bytes != size_bytes:
-        found = image.size_bytes
-        image.close()
-        raise ConfigError(f"store={directory}: disk.img is {found} bytes long, not {size_bytes}")
-    return image
-
-
-def _take_lock(directory: Path) -> int:
-    try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise ConfigError(
-            f"store={directory}: {error.strerror}; give a directory that can be written"
-        ) from error
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(fd)
-        raise ConfigError(f"store={directory}: is in use by another process") from error
-    return fd
-
-
-def _write_meta(directory: Path, meta: dict[str, Any]) -> None:
-    """Replace meta.json atomically: write, fsync, rename, fsync the directory."""
-    fresh = directory / "meta.json.new"
-    with fresh.open("w") as file:
-        json.dump(meta, file, indent=1, sort_keys=True)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.rename(directory / "meta.json")
-    _sync_directory(directory)
-
-
-def _sync_directory(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -97,7 +97,7 @@ class ReadAll(Actor):
 
 
 def test_without_background_only_what_is_read_is_fetched(tmp_path: Path, source: Server) -> None:
-    with proxy(tmp_path, source, "background=off") as server:
+    with proxy(tmp_path, source, "background=off", "readahead=0") as server:
         handle = server.connect()
         assert handle.pread(10, 5000) == source_bytes(SIZE_BYTES)[5000:5010]
         handle.pread(8192, 4096)
@@ -110,7 +110,7 @@ def test_full_block_write_fetches_nothing_and_a_partial_one_its_block(
     tmp_path: Path, source: Server
 ) -> None:
     model = source_bytes(SIZE_BYTES)
-    with proxy(tmp_path, source, "background=off") as server:
+    with proxy(tmp_path, source, "background=off", "readahead=0") as server:
         handle = server.connect()
         handle.pwrite(b"w" * 8192, 8192)
         assert server.control.call("status")["on_demand_bytes"] == 0
@@ -157,13 +157,13 @@ def test_a_proxy_that_comes_back_goes_on_where_it_was(
     tmp_path: Path, source: Server, how: str
 ) -> None:
     model = source_bytes(SIZE_BYTES)
-    with proxy(tmp_path, source, "background=off") as server:
+    with proxy(tmp_path, source, "background=off", "readahead=0") as server:
         actor = Actor(server.connect(), model, 0, SIZE_BYTES, 5)
         for _ in range(120):
             actor.step()
         before = server.control.call("status")
         getattr(server, how)()
-    with proxy(tmp_path, source, "background=off") as server:
+    with proxy(tmp_path, source, "background=off", "readahead=0") as server:
         after = server.control.call("status")
         assert after["present_blocks"] == before["present_blocks"]
         assert after["dirty_blocks"] == before["dirty_blocks"]
@@ -174,7 +174,7 @@ def test_a_proxy_that_comes_back_goes_on_where_it_was(
 
 def test_after_a_reboot_only_what_was_flushed_is_believed(tmp_path: Path, source: Server) -> None:
     model = source_bytes(SIZE_BYTES)
-    with proxy(tmp_path, source, "background=off") as server:
+    with proxy(tmp_path, source, "background=off", "readahead=0") as server:
         handle = server.connect()
         handle.pwrite(b"F" * 4096, 0)
         handle.flush()
@@ -185,7 +185,7 @@ def test_after_a_reboot_only_what_was_flushed_is_believed(tmp_path: Path, source
     at = content.index(Path("/proc/sys/kernel/random/boot_id").read_bytes()[:8])
     content[at : at + 8] = b"00000000"  # as another boot would have left it
     live.write_bytes(content)
-    with proxy(tmp_path, source, "background=off") as server:
+    with proxy(tmp_path, source, "background=off", "readahead=0") as server:
         handle = server.connect()
         assert server.control.call("status")["present_blocks"] == 1
         assert handle.pread(4096, 0) == b"F" * 4096
@@ -197,7 +197,7 @@ def test_source_lost_and_back_costs_no_error(tmp_path: Path) -> None:
     model = source_bytes(SIZE_BYTES)
     got: list[bytes] = []
     with plugin(tmp_path, "target", f"disk={tmp_path / 'disk.img'}") as first:
-        with proxy(tmp_path, first, "background=off") as server:
+        with proxy(tmp_path, first, "background=off", "readahead=0") as server:
             handle, other = server.connect(), server.connect()
             assert handle.pread(4096, 0) == model[:4096]
             first.kill()
@@ -218,7 +218,7 @@ def test_source_lost_and_back_costs_no_error(tmp_path: Path) -> None:
 def test_source_lost_for_too_long_is_an_io_error_and_nothing_worse(
     tmp_path: Path, source: Server
 ) -> None:
-    with proxy(tmp_path, source, "background=off", "retry-timeout=0.5") as server:
+    with proxy(tmp_path, source, "background=off", "readahead=0", "retry-timeout=0.5") as server:
         handle = server.connect()
         handle.pread(4096, 0)
         source.kill()
@@ -263,7 +263,7 @@ def test_holes_are_never_transferred(tmp_path: Path) -> None:
 
 
 def test_absent_blocks_count_as_data_in_block_status(tmp_path: Path, source: Server) -> None:
-    with proxy(tmp_path, source, "background=off") as server:
+    with proxy(tmp_path, source, "background=off", "readahead=0") as server:
         entries: list[int] = []
         handle = server.connect()
         handle.zero(8192, 4096)
@@ -275,7 +275,7 @@ def test_absent_blocks_count_as_data_in_block_status(tmp_path: Path, source: Ser
 
 
 def test_several_connections_see_one_disk(tmp_path: Path, source: Server) -> None:
-    with proxy(tmp_path, source, "background=off") as server:
+    with proxy(tmp_path, source, "background=off", "readahead=0") as server:
         one, two = server.connect(), server.connect()
         assert one.can_multi_conn()
         one.pwrite(b"seen", 10)
@@ -286,7 +286,7 @@ def test_a_full_store_refuses_writes_and_goes_on_reading_from_the_source(
     tmp_path: Path, source: Server
 ) -> None:
     model = source_bytes(SIZE_BYTES)
-    with proxy(tmp_path, source, "background=off") as server:
+    with proxy(tmp_path, source, "background=off", "readahead=0") as server:
         handle = server.connect()
         handle.pread(4096, 0)
         limit_file_size(server.process.pid, 1 << 20)  # a write beyond fails with EFBIG

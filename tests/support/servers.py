@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -107,14 +108,17 @@ def plugin(directory: Path, name: str, *keys: str, flags: Sequence[str] = ()) ->
 
 def refused(*keys: str) -> str:
     """What nbdkit prints when the plugin refuses its parameters."""
-    done = subprocess.run(
-        ["nbdkit", "-f", "-U", "-", "python", str(PLUGIN), *keys, "--run", "true"],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    with tempfile.TemporaryDirectory() as directory:
+        socket = f"{directory}/sock"
+        done = subprocess.run(
+            ["nbdkit", "-f", "-U", socket, "python", str(PLUGIN), *keys, "--run", "true"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
     assert done.returncode != 0, f"accepted: {keys}"
+    assert done.stderr.count("\n") == 1, f"not one line: {done.stderr}"
     return done.stderr
 
 

@@ -11,13 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relocator.disk import ProxyDisk
+from relocator.disk import Disk
 from relocator.errors import StoreError, UpstreamError
+from relocator.gate import Gate
+from relocator.heat import Heat
 from relocator.hydration import Hydration, subtract
-from relocator.store import Store, open_store
+from relocator.store import Store
 from relocator.upstream import Upstream
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.servers import wait_for
+from tests.support.stores import make_store
 
 BLOCK = 4096
 BLOCKS = 16
@@ -28,12 +31,18 @@ class Bench:
     """A store, a fake upstream, and the disk over both."""
 
     def __init__(self, directory: Path) -> None:
-        self.store: Store = open_store(directory / "store", len(DATA), BLOCK, "fake:")
+        self.store: Store = make_store(directory / "store", len(DATA), BLOCK)
         self.upstream = FakeUpstream(DATA)
         self.completed = threading.Event()
         upstream = cast(Upstream, self.upstream)
         self.hydration = Hydration(self.store, upstream, self.completed.set)
-        self.disk = ProxyDisk(self.store, upstream, self.hydration)
+        self.disk = Disk(
+            self.store,
+            gate=Gate(),
+            heat=Heat(len(DATA), lambda: 0.0),
+            upstream=upstream,
+            hydration=self.hydration,
+        )
 
     def read(self, first: int, end: int) -> bytes:
         buffer = bytearray((end - first) * BLOCK)

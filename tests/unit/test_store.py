@@ -1,7 +1,6 @@
 """The durable map and the commit: what is believed after which kind of crash."""
 
 import errno
-import os
 import random
 from pathlib import Path
 
@@ -11,13 +10,14 @@ from relocator import maps
 from relocator.bitmap import Bitmap
 from relocator.errors import ConfigError, StoreError
 from relocator.maps import PAGE_BITS, PAGE_BYTES, DurableMap
-from relocator.store import Store, open_store
+from relocator.store import Store
+from tests.support.stores import make_store
 
 BITS = PAGE_BITS * 2 + 100
 
 
 def load(path: Path) -> list[Bitmap]:
-    planes = [Bitmap(BITS), Bitmap(BITS)]
+    planes = [Bitmap(BITS) for _ in maps.PLANES]
     durable = DurableMap(path, BITS)
     durable.load(planes)
     durable.close()
@@ -36,7 +36,7 @@ def test_pages_come_back_as_they_were_written(tmp_path: Path) -> None:
     durable.write([(0, payload(1, 5)), (4, payload(7))])
     durable.write([(0, payload(1, 5, 6))])
     durable.close()
-    present, dirty = load(tmp_path / "map")
+    present, dirty, _ = load(tmp_path / "map")
     assert list(present.set_runs(0, BITS)) == [(1, 2), (5, 7)]
     assert list(dirty.set_runs(0, BITS)) == [(PAGE_BITS + 7, PAGE_BITS + 8)]
 
@@ -55,7 +55,7 @@ def test_a_torn_write_leaves_the_version_before(tmp_path: Path, seed: int) -> No
     slot = changed * PAGE_BYTES
     torn[slot : slot + cut] = after[slot : slot + cut]
     (tmp_path / "map").write_bytes(torn)
-    present, _ = load(tmp_path / "map")
+    present, *_ = load(tmp_path / "map")
     # All of it arrived only if the cut lies behind the last byte that differs.
     assert list(present.set_runs(0, BITS)) in ([(1, 2)], [(1, 3)])
     if bytes(torn) != after:
@@ -76,7 +76,7 @@ def test_a_page_damaged_in_both_versions_is_an_error_not_an_empty_map(tmp_path: 
 
 
 def open_small(directory: Path) -> Store:
-    return open_store(directory, 1 << 20, 4096, "nbd://source")
+    return make_store(directory, 1 << 20)
 
 
 def mark(store: Store, first: int, end: int) -> None:
@@ -84,26 +84,22 @@ def mark(store: Store, first: int, end: int) -> None:
         store.mark_present(first, end)
 
 
+@pytest.mark.parametrize(("rebooted", "present", "dirty"), [(False, 5, 1), (True, 3, 0)])
 def test_what_was_not_committed_survives_a_killed_process_but_not_a_reboot(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rebooted: bool, present: int, dirty: int
 ) -> None:
     store = open_small(tmp_path / "s")
+    epoch = store.meta.epoch
     mark(store, 0, 3)
     store.commit()
     mark(store, 10, 12)
     store.mark_dirty(10, 11)
-    store._live.close()  # the process dies here: nothing is committed any more
-    store.image.close()
-    os.close(store._lock_fd)
-
+    store.abandon()  # the process dies here: nothing is committed any more
+    if rebooted:
+        monkeypatch.setattr("relocator.store.boot_id", lambda: "another boot".ljust(36))
     store = open_small(tmp_path / "s")
-    assert (store.present_blocks, store.dirty_blocks) == (5, 1)
-    assert store.owes_commit  # the next commit makes up for it
-    store._live.close()
-    os.close(store._lock_fd)
-    monkeypatch.setattr("relocator.store.boot_id", lambda: "another boot".ljust(36))
-    store = open_small(tmp_path / "s")
-    assert (store.present_blocks, store.dirty_blocks) == (3, 0)
+    assert (store.present_blocks, store.dirty_blocks) == (present, dirty)
+    assert store.meta.epoch == epoch + rebooted  # what the dirty map says is void after a crash
     store.close()
 
 

@@ -1,0 +1,303 @@
+"""How authority over a disk moves from site to site.
+
+At the source: `epoch` begins the dirty map anew, `seal` drains the writes in progress, makes all
+durable and refuses further ones; its token names the content that was frozen. At the destination: a
+copy notes what it was taken from (its *base*: id, epoch, seal), and `activate` seals the source,
+drops what was fetched too early, and only then lets writes pass.
+
+    standby:  epoch e at the source; copy ahead (pre-seed); reads pass through
+    activate: seal -> dirty since e -> drop those blocks -> durable -> active
+    return:   a sealed disk whose seal is its successor's base takes back only what diverged there
+
+The order in `activate` matters: the source stands still before the first stale block is dropped,
+and whatever was asked of it before that is disowned, so nothing older than the seal can arrive
+afterwards.
+
+`_lock` lets one verb at a time change authority; it is held across I/O, and guards nothing else.
+"""
+
+import threading
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from relocator import heat, states
+from relocator import meta as metadata
+from relocator.config import DEFAULT_BLOCK_BYTES, Config
+from relocator.errors import ConfigError, RelocatorError, StateError, UpstreamError
+from relocator.meta import Base, Meta, new_token
+from relocator.opening import check_same, open_store
+from relocator.source import Answer, Source
+from relocator.states import State
+from relocator.store import Store
+from relocator.upstream import probe_size
+from relocator.verify import compare
+
+if TYPE_CHECKING:
+    from relocator.engine import Engine
+
+
+def initial_state(meta: Meta) -> State:
+    """The state a disk is opened in."""
+    if meta.complete:
+        return State.COMPLETE if meta.seal is None else State.SEALED
+    if meta.seal is not None:
+        return State.RELAYING
+    return State.STANDBY if meta.standby else State.ACTIVE
+
+
+class Handover:
+    """The verbs that move authority, for one engine."""
+
+    def __init__(self, engine: "Engine") -> None:
+        self._engine = engine
+        self._lock = threading.Lock()
+        uri = engine.settings.source
+        self._source = None if uri is None else Source(uri)
+
+    @property
+    def source_is_ours(self) -> bool:
+        """Whether the source was found to be a relocator when the copy began."""
+        return self._engine.store.meta.base is not None
+
+    def begin(self) -> None:
+        """Make ready, beside the requests, what the handover will want."""
+        if self._source is not None and self.source_is_ours:
+            in_standby = self._engine.state is State.STANDBY
+            job = self._prepare if in_standby else self._after_activation
+            threading.Thread(target=job, name="handover", daemon=True).start()
+
+    def identify(self) -> dict[str, Any]:
+        """Who this disk is."""
+        meta = self._engine.store.meta
+        return {
+            "id": meta.id,
+            "epoch": meta.epoch,
+            "seal": meta.seal,
+            "moved": meta.moved,
+            "base": None if meta.base is None else vars(meta.base),
+            "group_bytes": self._engine.heat.group_bytes,
+            "block_bytes": meta.block_bytes,
+        }
+
+    def epoch(self) -> dict[str, Any]:
+        """Begin the dirty map anew."""
+        with self._lock, self._engine.gate.held():
+            self._engine.store.begin_epoch()
+        return self.identify()
+
+    def seal(self) -> dict[str, Any]:
+        """Refuse writes from here on; all that were acknowledged are durable. Again: the same."""
+        engine = self._engine
+        with self._lock:
+            if engine.store.meta.seal is None:
+                after = states.after(engine.state, "seal")
+                engine.gate.shut("sealed: the disk has moved to another site")
+                engine.store.update(seal=new_token(), moved=False)
+                engine.state = after
+        return self.identify()
+
+    def moved(self) -> dict[str, Any]:
+        """The proxy that sealed this disk is active: the seal can't be undone any more."""
+        self._engine.store.update(moved=True)
+        return self.identify()
+
+    def unseal(self) -> dict[str, Any]:
+        """Undo a seal.
+
+        Raises:
+            StateError: a proxy is active: it may have accepted writes already.
+        """
+        engine = self._engine
+        with self._lock:
+            if engine.store.meta.moved:
+                raise StateError("'unseal' is refused: a proxy is active with this disk")
+            after = states.after(engine.state, "unseal")
+            engine.store.update(seal=None)
+            engine.state = after
+            engine.gate.open()
+        return self.identify()
+
+    def activate_by_write(self, refusal: StateError) -> None:
+        """The guest's first write at this site says that it has moved."""
+        if self._engine.state is not State.STANDBY:
+            raise refusal
+        self.activate()
+
+    def activate(self) -> dict[str, Any]:
+        """Take over the disk: the guest may write here once this returns.
+
+        Raises:
+            UpstreamError: the source could not be sealed; nothing has changed.
+        """
+        engine = self._engine
+        with self._lock:
+            if engine.state is not State.STANDBY:
+                return {"dropped_blocks": 0}
+            dropped = self._take_over()
+            engine.state = states.after(engine.state, "activate")
+            engine.disk.pass_through = False
+            engine.gate.open()
+        if engine.copier is not None:
+            engine.copier.set_enabled(engine.settings.background)
+        engine.check_complete()
+        if self.source_is_ours:
+            threading.Thread(target=self._after_activation, name="handover", daemon=True).start()
+        return {"dropped_blocks": dropped}
+
+    def _take_over(self) -> int:
+        """Seal the source and drop what is older than the seal; returns the blocks dropped."""
+        store, hydration = self._engine.store, self._engine.hydration
+        if self._source is None or hydration is None or store.meta.base is None:
+            store.update(standby=False)
+            return 0
+        answer = self._source.call("seal")
+        hydration.disown_fetches()
+        dropped = store.drop(_stale(store, answer))
+        store.update(standby=False, base=_base(answer))
+        return dropped
+
+    def verify(self) -> dict[str, Any]:
+        """Compare every block that was fetched and never written here with the source.
+
+        Raises:
+            StateError: blocks differ, or the source can't be asked.
+        """
+        if self._source is None or not self.source_is_ours:
+            raise StateError("'verify' needs a source that is a relocator")
+        return compare(self._engine.store, self._source)
+
+    def _prepare(self) -> None:
+        try:
+            if self._source is not None:
+                self._source.prepare("seal")
+        except UpstreamError:
+            return  # it is connected to at the switch, then; that costs a few round trips
+
+    def _after_activation(self) -> None:
+        """Tell the source, and learn its heat: both may fail, neither is needed."""
+        if self._source is None:
+            return
+        try:
+            answer = self._source.call("moved")
+            group_bytes = int(answer.fields["group_bytes"])
+            values = heat.unpack(self._source.export("heat"))
+        except (RelocatorError, ValueError) as error:
+            self._engine.failure = f"the source's heat is not known: {error}"
+            return
+        self._engine.replan(heat=values, heat_shift=group_bytes.bit_length() - 1)
+
+
+def _base(answer: Answer) -> Base:
+    return Base(answer.fields["id"], answer.fields["epoch"], answer.fields["seal"])
+
+
+def _stale(store: Store, answer: Answer) -> list[tuple[int, int]]:
+    """What changed at the source since the copy began; everything, if that can't be told."""
+    base, total = store.meta.base, store.geometry.total_blocks
+    same = base is not None and (base.id, base.epoch) == (
+        answer.fields["id"],
+        answer.fields["epoch"],
+    )
+    if not same or answer.fields["block_bytes"] != store.meta.block_bytes:
+        return [(0, total)]
+    return answer.map("dirty", total)
+
+
+def copy_of(settings: Config) -> Store:
+    """Open the store that `settings` name: a copy that begins, goes on, is complete, or returns.
+
+    Raises:
+        ConfigError: store and source don't fit each other.
+    """
+    assert settings.store is not None
+    found = metadata.read(settings.store)
+    if found is not None and found.complete and (found.seal is None or settings.source is None):
+        return open_store(settings.store, found)
+    if settings.source is None:
+        what = f"the store {settings.store} is new" if found is None else "the copy is not complete"
+        raise ConfigError(f"source is missing: {what}; give source=nbd://HOST[:PORT]")
+    source = Source(settings.source)
+    try:
+        size_bytes = probe_size(settings.source)
+    except UpstreamError as error:
+        if found is None or found.complete:
+            message = f"source={settings.source}: can't be connected to: {error}"
+            raise ConfigError(message) from error
+        return open_store(settings.store, found)  # what is here can be served meanwhile
+    if found is None:
+        return _begin(settings, source, size_bytes)
+    wanted = replace(
+        found, size_bytes=size_bytes, block_bytes=settings.block_bytes or found.block_bytes
+    )
+    check_same(settings.store, found, wanted)
+    return _return(settings, source, found) if found.complete else _resume(settings, source, found)
+
+
+def _begin(settings: Config, source: Source, size_bytes: int) -> Store:
+    assert settings.store is not None
+    base = None
+    if source.identify() is not None:
+        base = _base(source.call("epoch" if settings.standby else "seal"))
+    fresh = Meta(
+        id=new_token(),
+        size_bytes=size_bytes,
+        block_bytes=settings.block_bytes or DEFAULT_BLOCK_BYTES,
+        source=settings.source,
+        complete=False,
+        standby=settings.standby,
+        base=base,
+        disk=None if settings.disk is None else str(settings.disk),
+    )
+    return open_store(settings.store, fresh)
+
+
+def _resume(settings: Config, source: Source, found: Meta) -> Store:
+    """Go on with a copy, if the source is still what it was."""
+    assert settings.store is not None
+    answer = source.identify()
+    if found.base is not None:
+        if answer is None or answer.fields["id"] != found.base.id:
+            raise ConfigError(
+                f"source={settings.source}: is not the disk that the store {settings.store} was "
+                f"copied from ({found.source}); give that source, or another store"
+            )
+        if not found.standby:
+            _check_unchanged(settings, source, found)
+    return open_store(settings.store, found)
+
+
+def _check_unchanged(settings: Config, source: Source, found: Meta) -> None:
+    """A source with its maps in memory forgets its seal when it restarts: it is sealed anew."""
+    assert found.base is not None
+    answer = source.call("seal")
+    total = -(-found.size_bytes // found.block_bytes)
+    if answer.fields["seal"] != found.base.seal and answer.map("dirty", total):
+        raise ConfigError(
+            f"source={settings.source}: was written after the disk had moved to "
+            f"{settings.store}; one of the two must be given up"
+        )
+
+
+def _return(settings: Config, source: Source, found: Meta) -> Store:
+    """The disk comes back: only what diverged at its successor is absent here."""
+    assert settings.store is not None
+    answer = source.identify()
+    base = None if answer is None else answer.fields["base"]
+    if answer is None or base is None or (base["id"], base["seal"]) != (found.id, found.seal):
+        raise ConfigError(
+            f"source={settings.source}: is not the successor of the sealed disk in "
+            f"{settings.store}; give the site it has moved to, or another store"
+        )
+    answer = source.call("epoch" if settings.standby else "seal")
+    store = open_store(settings.store, found)
+    store.begin_copy(answer.map("diverged", store.geometry.total_blocks))
+    store.update(
+        complete=False,
+        standby=settings.standby,
+        source=settings.source,
+        base=_base(answer),
+        seal=None,
+        moved=False,
+        epoch=found.epoch + 1,
+    )
+    return store

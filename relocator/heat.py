@@ -1,0 +1,67 @@
+"""Heat: how recently and how often each group of the disk was used, with exponential decay.
+
+A group here is a power-of-two stretch of bytes, the stand-in for an ext block group that needs no
+knowledge of the file system; there are at most `MOST_GROUPS`. An access now weighs 1, one a half
+life ago 1/2. Instead of letting every counter decay, new accesses weigh more and more (forward
+decay: Cormode et al., 2009), so noting one is a single addition. Counters are scaled down long
+before the weight overflows. Two threads may lose an addition to each other: this is a statistic.
+"""
+
+from array import array
+from collections.abc import Callable
+
+MOST_GROUPS = 1 << 16
+LEAST_GROUP_BYTES = 1 << 20
+HALF_LIFE_S = 300.0
+_REFRESH_S = 1.0
+_LARGEST_WEIGHT = 2.0**60
+
+
+class Heat:
+    """Heat of a disk of `size_bytes`; `now` gives seconds."""
+
+    def __init__(self, size_bytes: int, now: Callable[[], float]) -> None:
+        self.shift = LEAST_GROUP_BYTES.bit_length() - 1
+        while size_bytes >> self.shift > MOST_GROUPS:
+            self.shift += 1
+        self.groups = max(1, -(-size_bytes // (1 << self.shift)))
+        self._now = now
+        self._origin_s = self._fresh_until_s = now()
+        self._weight = 1.0
+        self._heat = array("d", bytes(8 * self.groups))
+
+    @property
+    def group_bytes(self) -> int:
+        """Size of a group in bytes."""
+        return 1 << self.shift
+
+    def touch(self, offset: int) -> None:
+        """Note an access at byte `offset`."""
+        self._heat[offset >> self.shift] += self._weight
+
+    def tick(self) -> None:
+        """Let time pass: called now and then, not for every access."""
+        now_s = self._now()
+        if now_s < self._fresh_until_s:
+            return
+        self._fresh_until_s = now_s + _REFRESH_S
+        self._weight = 2.0 ** ((now_s - self._origin_s) / HALF_LIFE_S)
+        if self._weight > _LARGEST_WEIGHT:
+            self._heat = array("d", (value / self._weight for value in self._heat))
+            self._origin_s, self._weight = now_s, 1.0
+
+    def values(self) -> list[float]:
+        """Heat of every group now: accesses, those of long ago counting for less."""
+        self.tick()
+        return [value / self._weight for value in self._heat]
+
+    def pack(self) -> bytes:
+        """The values as little-endian 32-bit floats."""
+        return array("f", self.values()).tobytes()
+
+
+def unpack(packed: bytes) -> list[float]:
+    """The values of a packed heat."""
+    values = array("f")
+    values.frombytes(packed)
+    return list(values)

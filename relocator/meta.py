@@ -1,0 +1,101 @@
+"""What a disk knows of itself, kept in DIR/meta.json and replaced atomically.
+
+`id` names this copy of the disk; `epoch` counts how often its dirty map was begun anew. `seal` is
+the token made when the disk was sealed: it names the exact content that was frozen then. `base`
+says what this copy was taken from: the source's id, epoch and seal. The return trip rests on that:
+a disk with `seal` S may take back only what diverged from a `base` whose seal is S.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from relocator.errors import ConfigError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a copy was taken from. `seal` is None until the source was sealed for it."""
+
+    id: str
+    epoch: int
+    seal: str | None = None
+
+
+@dataclass(frozen=True)
+class Meta:
+    """A disk's description of itself. `clean`: the last process that used it closed it."""
+
+    id: str
+    size_bytes: int
+    block_bytes: int
+    source: str | None
+    complete: bool
+    standby: bool = False
+    clean: bool = False
+    epoch: int = 1
+    seal: str | None = None
+    moved: bool = False
+    base: Base | None = None
+    disk: str | None = None
+    format: int = FORMAT
+
+
+def new_token() -> str:
+    """A name that nothing else has: 32 hexadecimal digits."""
+    return os.urandom(16).hex()
+
+
+def read(directory: Path) -> Meta | None:
+    """What the store at `directory` says of itself; None if there is no store.
+
+    Raises:
+        ConfigError: there is something, but not a store this version can read.
+    """
+    try:
+        found = json.loads((directory / "meta.json").read_text())
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError as error:
+        raise ConfigError(f"store={directory}: is a file; give a directory") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"store={directory}: meta.json can't be read: {error}") from error
+    return _parse(directory, found)
+
+
+def _parse(directory: Path, found: Any) -> Meta:
+    kind = found.get("format") if isinstance(found, dict) else type(found).__name__
+    if kind != FORMAT:
+        raise ConfigError(f"store={directory}: format {kind}; this version reads format {FORMAT}")
+    known = {field.name for field in fields(Meta)}
+    base = found.get("base")
+    try:
+        meta = Meta(**{key: value for key, value in found.items() if key in known})
+        return replace(meta, base=None if base is None else Base(**base))
+    except TypeError as error:
+        raise ConfigError(f"store={directory}: meta.json lacks a field: {error}") from error
+
+
+def write(directory: Path, meta: Meta) -> None:
+    """Replace meta.json atomically: write, fsync, rename, fsync the directory."""
+    fresh = directory / "meta.json.new"
+    with fresh.open("w") as file:
+        json.dump(asdict(meta), file, indent=1, sort_keys=True)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.rename(directory / "meta.json")
+    sync_directory(directory)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in `directory` durable."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

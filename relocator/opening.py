@@ -1,0 +1,128 @@
+"""Opening a store, or making one: what is checked before a byte of it is believed.
+
+A missing or foreign image is never taken for an empty one; a store in use, of another disk or of
+another format is refused. meta.json is written last when a store is made: where it is, the rest is.
+"""
+
+import fcntl
+import os
+from pathlib import Path
+
+from relocator import meta as metadata
+from relocator.errors import ConfigError
+from relocator.image import Image
+from relocator.meta import Meta, new_token
+from relocator.store import Store
+
+
+def open_target(disk: Path, directory: Path | None, block_bytes: int) -> Store:
+    """A disk that is all here: the image `disk`, its maps in `directory` or in memory.
+
+    Raises:
+        ConfigError: the image can't be used, or the directory belongs to another disk.
+    """
+    image = _existing("disk", disk)
+    fresh = Meta(
+        id=new_token(),
+        size_bytes=image.size_bytes,
+        block_bytes=block_bytes,
+        source=None,
+        complete=True,
+        disk=str(disk),
+    )
+    if directory is None:
+        return Store(fresh, image)
+    image.close()
+    return open_store(directory, fresh)
+
+
+def open_store(directory: Path, fresh: Meta) -> Store:
+    """Open the store at `directory`, or make the one that `fresh` describes.
+
+    Raises:
+        ConfigError: it is in use, was made for another disk, or is damaged.
+    """
+    lock_fd = _take_lock(directory)
+    try:
+        found = metadata.read(directory)
+        meta = fresh if found is None else found
+        check_same(directory, meta, fresh)
+        image = _open_image(directory, meta, found is None)
+        store = Store(meta, image, directory, lock_fd)
+        if found is None:
+            metadata.sync_directory(directory)
+            if meta.complete:
+                store.begin_copy([])
+        store.update(clean=False)
+        return store
+    except BaseException:
+        os.close(lock_fd)
+        raise
+
+
+def check_same(directory: Path, meta: Meta, fresh: Meta) -> None:
+    """Refuse a store that was made for another disk than `fresh` describes."""
+    for key in ("size_bytes", "block_bytes"):
+        has, wanted = getattr(meta, key), getattr(fresh, key)
+        if has != wanted:
+            raise ConfigError(
+                f"store={directory}: holds a copy with {key}={has}, not {wanted}; "
+                "give the source and block it was made with, or another directory"
+            )
+    if meta.disk is not None and fresh.disk not in (None, meta.disk):
+        raise ConfigError(
+            f"disk={fresh.disk}: the store {directory} is for {meta.disk}; give that, or another "
+            "store"
+        )
+
+
+def _open_image(directory: Path, meta: Meta, fresh: bool) -> Image:
+    if fresh:
+        for name in ("map.live", "map.durable"):
+            (directory / name).unlink(missing_ok=True)
+    path = directory / "disk.img"
+    if meta.disk is not None:
+        image = _existing("disk", Path(meta.disk))
+    elif fresh and path.exists():
+        raise ConfigError(
+            f"store={directory}: holds a disk.img but no meta.json, so it is not a store; "
+            "remove it or give another directory"
+        )
+    elif fresh:
+        image = Image(path, create_bytes=meta.size_bytes)
+    else:
+        image = _existing(f"store={directory}: disk.img", path)
+    found = image.size_bytes
+    if found < meta.size_bytes or (meta.disk is None and found > meta.size_bytes):
+        image.close()
+        raise ConfigError(
+            f"store={directory}: {image.path.name} is {found} bytes long, not {meta.size_bytes}"
+        )
+    return image
+
+
+def _existing(key: str, path: Path) -> Image:
+    try:
+        return Image(path)
+    except OSError as error:
+        what = f"{key}={path}" if key == "disk" else key
+        raise ConfigError(
+            f"{what}: {error.strerror}; give an existing image file or block device"
+        ) from error
+
+
+def _take_lock(directory: Path) -> int:
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        what = "is a file" if directory.is_file() else error.strerror
+        raise ConfigError(
+            f"store={directory}: {what}; give a directory that can be written"
+        ) from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(fd)
+        raise ConfigError(f"store={directory}: is in use by another process") from error
+    return fd

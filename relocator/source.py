@@ -1,0 +1,109 @@
+"""The other end of exports.py: what a proxy asks of its source besides blocks.
+
+A source that is not ours has none of it: it refuses the export's name, or serves its disk under
+every name, which the reply's magic tells. Then everything works but heat, pre-seed, sealing and the
+return trip, and the status says so.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from relocator import exports, runs
+from relocator.connection import open_handle, read, with_export
+from relocator.errors import StateError, UpstreamError
+
+Runs = list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A verb's reply: its fields, and the packed maps attached to it."""
+
+    fields: dict[str, Any]
+    attachments: dict[str, bytes]
+
+    def map(self, name: str, bits: int) -> Runs:
+        """The set runs of an attached map."""
+        return runs.unpack(self.attachments[name], bits)
+
+
+class Source:
+    """Control of the source at `uri`."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self._ready: dict[str, Any] = {}
+
+    def prepare(self, verb: str) -> None:
+        """Connect for `verb` now, so that carrying it out takes one round trip.
+
+        Raises:
+            UpstreamError: the source can't be reached, or has no such export.
+        """
+        self._ready[verb] = open_handle(with_export(self.uri, f"control/{verb}"))
+
+    def identify(self) -> Answer | None:
+        """Who the source is; None if it is not ours."""
+        try:
+            return self.call("identify")
+        except UpstreamError:
+            return None
+
+    def call(self, verb: str) -> Answer:
+        """Carry out a verb at the source.
+
+        Raises:
+            UpstreamError: the source can't be reached, or is not ours.
+            StateError: it refused.
+        """
+        try:
+            return self._ask(verb)
+        except UpstreamError:
+            if verb not in self._ready:
+                raise
+            del self._ready[verb]  # it was made ready long ago and has died since
+            return self._ask(verb)
+
+    def _ask(self, verb: str) -> Answer:
+        if verb not in self._ready:
+            self.prepare(verb)
+        handle = self._ready[verb]
+        size = handle.get_size()
+        data = read(handle, 0, min(size, exports.FIRST_READ_BYTES))
+        found = exports.decode_line(data)
+        if found is None:
+            raise UpstreamError(f"the source {self.uri} is not a relocator")
+        fields, start = found
+        need = start + max(
+            (at + length for at, length in fields["attachments"].values()), default=0
+        )
+        while len(data) < need:
+            data += read(handle, len(data), min(need - len(data), 1 << 20), timeout_s=60.0)
+        del self._ready[verb]
+        handle.shutdown()
+        if not fields["ok"]:
+            raise StateError(f"the source refused '{verb}': {fields['error']}")
+        return Answer(
+            fields,
+            {
+                name: data[start + at : start + at + length]
+                for name, (at, length) in fields["attachments"].items()
+            },
+        )
+
+    def export(self, name: str) -> bytes:
+        """The whole content of a further export, such as `heat`."""
+        handle = open_handle(with_export(self.uri, name))
+        size = handle.get_size()
+        data = b"".join(
+            read(handle, at, min(1 << 20, size - at), timeout_s=60.0)
+            for at in range(0, size, 1 << 20)
+        )
+        handle.shutdown()
+        return data
+
+    def reader(self, name: str) -> Callable[[int, int], bytes]:
+        """A function `(offset, length)` that reads from a further export."""
+        handle = open_handle(with_export(self.uri, name))
+        return lambda offset, length: read(handle, offset, length, timeout_s=60.0)

@@ -1,0 +1,14 @@
+"""Stores for tests."""
+
+from pathlib import Path
+
+from relocator.meta import Meta, new_token
+from relocator.opening import open_store
+from relocator.store import Store
+
+
+def make_store(directory: Path, size_bytes: int, block_bytes: int = 4096) -> Store:
+    """The store at `directory`, or a new one of a copy that has not begun."""
+    return open_store(
+        directory, Meta(new_token(), size_bytes, block_bytes, source="fake:", complete=False)
+    )
