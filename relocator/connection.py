@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit
 
 import nbd
 
@@ -87,8 +87,9 @@ def _new_handle() -> Any:
 
 def with_export(uri: str, name: str) -> str:
     """The same server's export `name`."""
-    parts = urlsplit(uri)
-    return urlunsplit(parts._replace(path="/" + quote(name)))
+    parts = urlsplit(uri)  # urlunsplit would drop the empty host of nbd+unix:///
+    query = f"?{parts.query}" if parts.query else ""
+    return f"{parts.scheme}://{parts.netloc}/{quote(name)}{query}"
 
 
 def read(handle: Any, offset: int, length: int, timeout_s: float = CONNECT_S) -> bytes:

@@ -6,6 +6,7 @@ another format is refused. meta.json is written last when a store is made: where
 
 import fcntl
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from relocator import meta as metadata
@@ -45,7 +46,7 @@ def open_store(directory: Path, fresh: Meta) -> Store:
     lock_fd = _take_lock(directory)
     try:
         found = metadata.read(directory)
-        meta = fresh if found is None else found
+        meta = replace(fresh, clean=True) if found is None else found
         check_same(directory, meta, fresh)
         image = _open_image(directory, meta, found is None)
         store = Store(meta, image, directory, lock_fd)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.model import source_bytes
-from tests.support.servers import nbdkit, plugin
+from tests.support.servers import nbdkit, plugin, wait_for
 
 SIZE_BYTES = 4 << 20
 
@@ -36,7 +36,9 @@ def test_a_relocation_from_target_to_complete(tmp_path: Path) -> None:
         ):
             done = relocator(*arguments, "--socket", f"{name}.sock", "--detach", f"{name}.pid")
             assert done.returncode == 0, done.stderr
-            pids.append(int(Path(f"{name}.pid").read_text()))
+            pid_file = Path(f"{name}.pid")  # nbdkit writes it once it has gone to the background
+            wait_for(lambda file=pid_file: file.exists() and file.read_text(), "the pid file")
+            pids.append(int(pid_file.read_text()))
         shown = json.loads(relocator("status", f"{proxy}.control", "--json").stdout)
         assert (shown["role"], shown["state"], shown["size_bytes"]) == (
             "proxy",

@@ -1,0 +1,253 @@
+"""Authority over a disk moving from site to site, with real servers at each."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import nbd
+import pytest
+
+from relocator.errors import RelocatorError
+from tests.support.model import source_bytes
+from tests.support.servers import Server, nbdkit, plugin, refused, wait_for
+
+SIZE_BYTES = 4 << 20
+BLOCK = 4096
+
+
+class Site:
+    """A directory per site, and the plugin run in it."""
+
+    def __init__(self, tmp_path: Path, name: str) -> None:
+        self.directory = tmp_path / name
+        self.directory.mkdir()
+        self.image = self.directory / "disk.img"
+
+    def target(self) -> Any:
+        """Serve this site's image, its maps kept beside it."""
+        return plugin(self.directory, "target", f"disk={self.image}", f"store={self.maps}")
+
+    def proxy(self, source: Server, *keys: str) -> Any:
+        """Serve the disk from `source`, its image kept here."""
+        wanted = (f"store={self.directory / 'store'}", f"source={source.uri}")
+        return plugin(self.directory, "proxy", *wanted, *keys)
+
+    @property
+    def maps(self) -> Path:
+        return self.directory / "maps"
+
+    @property
+    def copy(self) -> Path:
+        return self.directory / "store" / "disk.img"
+
+
+@pytest.fixture
+def sites(tmp_path: Path) -> tuple[Site, Site, Site]:
+    made = tuple(Site(tmp_path, name) for name in ("a", "b", "c"))
+    made[0].image.write_bytes(source_bytes(SIZE_BYTES))
+    return made
+
+
+def all_present(server: Server) -> bool:
+    status = server.control.call("status")
+    return bool(status["present_blocks"] == status["total_blocks"])
+
+
+def scribble(handle: Any, model: bytearray, seed: int, count: int = 40) -> None:
+    """Random writes of whole and broken blocks, to the disk and the model."""
+    choose = random.Random(seed)
+    for _ in range(count):
+        length = choose.choice((100, BLOCK, 3 * BLOCK))
+        offset = choose.randrange(SIZE_BYTES - length)
+        data = choose.randbytes(length)
+        handle.pwrite(data, offset)
+        model[offset : offset + length] = data
+
+
+def test_preseed_drops_what_was_written_at_the_source_meanwhile(sites: Any) -> None:
+    a, b, _ = sites
+    model = source_bytes(SIZE_BYTES)
+    with a.target() as target, b.proxy(target, "mode=standby") as proxy:
+        guest, there = target.connect(), proxy.connect()
+        scribble(guest, model, 1)
+        wait_for(lambda: all_present(proxy), "the pre-seed")
+        scribble(guest, model, 2)
+        assert there.pread(SIZE_BYTES, 0) == model  # standby reads are the source's, never stale
+        with pytest.raises(nbd.Error, match="EPERM"):
+            there.pwrite(b"too early", 0)
+        before = proxy.control.call("status")
+        after = proxy.control.call("activate")
+        assert 0 < after["dropped_blocks"] < 320
+        with pytest.raises(nbd.Error, match="EPERM"):
+            guest.pwrite(b"too late", 0)
+        scribble(there, model, 3)
+        done = proxy.control.call("wait", timeout_s=60)
+        assert there.pread(SIZE_BYTES, 0) == model
+        fetched = "background_bytes", "on_demand_bytes"
+        refetched = sum(done[name] - before[name] for name in fetched)
+        assert refetched <= after["dropped_blocks"] * BLOCK + 80 * BLOCK
+    assert b.copy.read_bytes() == model
+
+
+def test_the_return_trip_takes_back_only_what_diverged(sites: Any) -> None:
+    a, b, _ = sites
+    model = source_bytes(SIZE_BYTES)
+    with a.target() as target, b.proxy(target) as proxy:
+        proxy.control.call("wait", timeout_s=60)
+        scribble(proxy.connect(), model, 5, count=10)
+        diverged = proxy.control.call("status")["dirty_blocks"]
+    home = (f"disk={a.image}", f"store={a.maps}")
+    with plugin(b.directory, "proxy", f"store={b.directory / 'store'}") as away:
+        with plugin(a.directory, "home", *home, f"source={away.uri}", "mode=standby") as proxy:
+            scribble(away.connect(), model, 6, count=5)
+            wait_for(lambda: all_present(proxy), "the pre-seed")
+            proxy.control.call("activate")
+            status = proxy.control.call("wait", timeout_s=60)
+            moved = status["background_bytes"] + status["on_demand_bytes"]
+            assert 0 < moved <= (diverged + 2 * 5 * 4) * BLOCK
+            assert status["hole_bytes"] == 0
+            assert proxy.connect().pread(SIZE_BYTES, 0) == model
+    assert a.image.read_bytes() == model
+
+
+def test_a_chain_of_sites_works_before_the_middle_is_complete(sites: Any) -> None:
+    a, b, c = sites
+    model = source_bytes(SIZE_BYTES)
+    with a.target() as target, b.proxy(target, "rate=4M") as middle:
+        scribble(middle.connect(), model, 7)
+        with c.proxy(middle) as last:
+            assert middle.control.call("status")["state"] in ("relaying", "sealed")
+            scribble(last.connect(), model, 8)
+            middle.control.call("set", rate="none")
+            last.control.call("wait", timeout_s=60)
+            middle.control.call("wait", timeout_s=60)
+            assert middle.control.call("status")["state"] == "sealed"
+            assert last.connect().pread(SIZE_BYTES, 0) == model
+    assert c.copy.read_bytes() == model
+
+
+def test_a_seal_can_be_undone_until_a_proxy_is_active(sites: Any) -> None:
+    a, b, _ = sites
+    with a.target() as target:
+        guest = target.connect()
+        token = target.control.call("seal")["seal"]
+        assert target.control.call("seal")["seal"] == token
+        with pytest.raises(nbd.Error, match="EPERM"):
+            guest.pwrite(b"x", 0)
+        target.control.call("unseal")
+        guest.pwrite(b"x", 0)
+        with b.proxy(target):
+            wait_for(lambda: target.control.call("identify")["moved"], "the source to be told")
+            with pytest.raises(RelocatorError, match="a proxy is active"):
+                target.control.call("unseal")
+
+
+def test_a_seal_survives_the_targets_restart(sites: Any) -> None:
+    a, _, _ = sites
+    with a.target() as target:
+        token = target.control.call("seal")["seal"]
+        target.kill()
+    with a.target() as target:
+        assert target.control.call("status")["state"] == "sealed"
+        assert target.control.call("identify")["seal"] == token
+        with pytest.raises(nbd.Error, match="EPERM"):
+            target.connect().pwrite(b"x", 0)
+
+
+def test_the_first_write_activates_where_that_was_asked_for(sites: Any) -> None:
+    a, b, _ = sites
+    model = source_bytes(SIZE_BYTES)
+    with a.target() as target, b.proxy(target, "mode=standby", "activate-on-write=yes") as proxy:
+        scribble(proxy.connect(), model, 9)
+        assert proxy.control.call("status")["state"] != "standby"
+        assert target.control.call("status")["state"] == "sealed"
+        proxy.control.call("wait", timeout_s=60)
+    assert b.copy.read_bytes() == model
+
+
+def test_verify_proves_the_copy_and_finds_a_damaged_block(sites: Any) -> None:
+    a, b, _ = sites
+    with a.target() as target, b.proxy(target) as proxy:
+        handle = proxy.connect()
+        proxy.control.call("wait", timeout_s=60)
+        handle.pwrite(b"newer on purpose", 0)
+        proof = proxy.control.call("verify")
+        assert proof["verified_blocks"] == SIZE_BYTES // BLOCK - 1
+        with b.copy.open("r+b") as image:
+            image.seek(77 * BLOCK + 5)
+            image.write(b"!")
+        with pytest.raises(RelocatorError, match="1 of 1023 blocks differ.*the first is 77"):
+            proxy.control.call("verify")
+
+
+def test_a_source_that_is_not_ours_offers_blocks_only(sites: Any) -> None:
+    a, b, _ = sites
+    content = source_bytes(SIZE_BYTES)
+    with nbdkit(a.directory, "foreign", ["file", str(a.image)]) as source:
+        with b.proxy(source, "mode=standby") as proxy:
+            status = proxy.control.call("status")
+            assert (status["source_offers"], status["background"]) == ("blocks", "off")
+            assert proxy.connect().pread(SIZE_BYTES, 0) == content
+            assert proxy.control.call("status")["present_blocks"] == 0
+            proxy.control.call("activate")
+            proxy.control.call("wait", timeout_s=60)
+    assert b.copy.read_bytes() == content
+    assert a.image.read_bytes() == content  # nothing was written to it as a way of asking
+
+
+def test_a_proxy_refuses_a_source_that_is_another_disk(sites: Any) -> None:
+    a, b, c = sites
+    c.image.write_bytes(source_bytes(SIZE_BYTES, seed=2))
+    with a.target() as target, b.proxy(target, "background=off") as proxy:
+        proxy.connect().pread(BLOCK, 0)
+    with c.target() as other:
+        said = refused(f"store={b.directory / 'store'}", f"source={other.uri}")
+    assert "is not the disk that the store" in said
+
+
+def test_a_sealed_disk_refuses_to_return_from_a_stranger(sites: Any) -> None:
+    a, _, c = sites
+    c.image.write_bytes(source_bytes(SIZE_BYTES, seed=2))
+    with a.target() as target:
+        target.control.call("seal")
+    with c.target() as stranger:
+        said = refused(f"disk={a.image}", f"store={a.maps}", f"source={stranger.uri}")
+    assert "is not the successor of the sealed disk" in said
+
+
+def test_heat_is_counted_and_handed_over(sites: Any) -> None:
+    from array import array
+
+    a, b, _ = sites
+    with a.target() as target:
+        guest = target.connect()
+        for _ in range(50):
+            guest.pread(BLOCK, 3 << 20)
+        heat = nbd.NBD()
+        heat.set_export_name("heat")
+        heat.connect_unix(str(target.socket))
+        values = array("f", heat.pread(heat.get_size(), 0))
+        assert [round(value) for value in values] == [0, 0, 0, 50]
+        with b.proxy(target, "order=hot", "rate=1M"):
+            pass
+
+
+def test_further_exports_are_listed_and_read_only(sites: Any) -> None:
+    a, _, _ = sites
+    with a.target() as target:
+        names: list[str] = []
+        lister = nbd.NBD()
+        lister.set_opt_mode(True)
+        lister.connect_unix(str(target.socket))
+        lister.opt_list(lambda name, _description: names.append(name) or 0)
+        lister.opt_abort()
+        assert names == ["", "heat", "dirty", "diverged", "digest", "control"]
+        control = nbd.NBD()
+        control.set_export_name("control")
+        control.connect_unix(str(target.socket))
+        assert control.is_read_only()
+        assert b'"role": "target"' in control.pread(control.get_size(), 0)
+        with pytest.raises(nbd.Error):
+            stranger = nbd.NBD()
+            stranger.set_export_name("no-such-export")
+            stranger.connect_unix(str(target.socket))
