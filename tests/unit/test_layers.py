@@ -9,7 +9,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 LAYERS = (
-    {"errors", "bitmap", "geometry", "states", "config", "pacing", "ordering", "latency"},
+    {"errors", "bitmap", "geometry", "states", "config", "pacing", "ordering", "latency"}
+    | {"rounds", "checksums", "partitions", "extfs"}
+    | {"ext_layout", "ext_inode", "ext_journal", "ext_groups"},
     {"image", "maps", "store", "connection", "upstream", "control", "host"},
     {"hydration", "holes", "disk", "copier", "status", "engine"},
     {"plugin", "cli"},
