@@ -211,6 +211,7 @@ class Migration:
         )
         command = fio.command(self.mount, self.logs, load)
         start("fio", command, None, fio.STOP_SIGNAL, fio.GOOD_STATUSES)
+        time.sleep(fio.SETTLE_S)
         log, rate = self.logs / "ledger.acks", parameters.ledger_iops
         ledger = self._python("testbed.workloads.ledger", self.mount / "ledger", log, rate)
         start("ledger", [*ledger, str(parameters.seed)])
