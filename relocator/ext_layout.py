@@ -189,9 +189,8 @@ class Layout:
             rows = [number + raw[:30] + raw[32:] for number, raw in zip(numbers, raws, strict=True)]
             right = CRC16.many(rows, CRC16.one(self.uuid, 0xFFFF))
         else:
-            return [
-                raw[18:20] != b"\0\0" or value != 0 for raw, value in zip(raws, stored, strict=True)
-            ]
+            uninit = [raw[18] & (INODE_UNINIT | BLOCK_UNINIT) for raw in raws]
+            return [bool(flags or value) for flags, value in zip(uninit, stored, strict=True)]
         return [value != wanted for value, wanted in zip(stored, right, strict=True)]
 
 

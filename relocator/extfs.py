@@ -56,8 +56,9 @@ from relocator.rounds import ROUND_BYTES, Doubt, Read, Reason, Rounds, ask, ask_
 
 #: The first read: the superblock and, at the usual block size, the descriptors of 120 GiB.
 _HEAD_BYTES = 64 << 10
-#: Adjacent blocks are read in pieces of at most this.
+#: Neighbouring blocks are read in pieces of at most this, over gaps that cost less than a request.
 _PIECE_BYTES = 1 << 20
+_GAP_BYTES = 64 << 10
 
 ByteRange = tuple[int, int]
 
@@ -319,20 +320,20 @@ def _rounds_of(layout: Layout, blocks: list[int]) -> Iterator[list[int]]:
 
 def _read_blocks(layout: Layout, blocks: list[int], volume_bytes: int) -> Rounds[dict[int, bytes]]:
     """Read blocks (ascending, once each) in one round, neighbours in one extent."""
-    most = max(1, _PIECE_BYTES // layout.block_bytes)
+    size = layout.block_bytes
+    most, gap = max(1, _PIECE_BYTES // size), max(1, _GAP_BYTES // size)
     pieces: list[list[int]] = []
     for block in blocks:
-        if pieces and block == pieces[-1][-1] + 1 and len(pieces[-1]) < most:
+        if pieces and block - pieces[-1][-1] <= gap and block - pieces[-1][0] < most:
             pieces[-1].append(block)
         else:
             pieces.append([block])
-    wanted = [layout.extent(piece[0], len(piece)) for piece in pieces]
+    wanted = [layout.extent(piece[0], piece[-1] + 1 - piece[0]) for piece in pieces]
     answers = yield from ask(wanted, volume_bytes)
-    size = layout.block_bytes
     return {
-        block: data[at * size : (at + 1) * size]
+        block: data[(block - piece[0]) * size :][:size]
         for piece, data in zip(pieces, answers, strict=True)
-        for at, block in enumerate(piece)
+        for block in piece
     }
 
 

@@ -10,8 +10,10 @@ file system claim the same disk, or two formats the same volume, neither is beli
 Bytes outside of all volumes (the tables, gaps, entries left out) must be taken to be in use, and
 so must every volume whose kind isn't understood.
 
-Sectors of 512 and 4096 bytes: GPT says which by where its header is; MBR does not, so 4096 is
-tried when 512 leads to nothing known. Formats: UEFI specification 2.10, chapter 5 (GPT, protective
+Sectors may have 512 or 4096 bytes in a GPT, which shows by where its header is. An MBR does not say,
+so 512 is meant: on a 4096-byte disk nothing is found where it points, and all stays in use. What can't
+be seen is a format without a signature here that was laid over an old file system and left that
+file system's superblock, descriptors and bitmaps untouched. Formats: UEFI specification 2.10, chapter 5 (GPT, protective
 MBR); for MBR and its chain of extended boot records the customs of Linux' block/partitions/msdos.c.
 """
 
@@ -56,6 +58,8 @@ PROBE_BYTES = 68 << 10
 #: Their first sector carries the mark of an MBR and code where its entries would be.
 _WITH_BOOT_SECTOR = {"NTFS", "exFAT", "BitLocker", "FAT"}
 
+#: Bytes of a sector: what an MBR means, and what a GPT may mean.
+_SECTOR = 512
 _SECTORS = (512, 4096)
 _EXTENDED = (0x05, 0x0F, 0x85)
 _PROTECTIVE = 0xEE
@@ -184,8 +188,8 @@ class _Entry:
     start: int
     count: int
 
-    def volume(self, name: str, base: int, sector: int) -> Volume:
-        return Volume((base + self.start) * sector, self.count * sector, name)
+    def volume(self, name: str, base: int) -> Volume:
+        return Volume((base + self.start) * _SECTOR, self.count * _SECTOR, name)
 
 
 def _mbr_entries(raw: bytes) -> list[_Entry]:
@@ -203,48 +207,35 @@ def _mbr_entries(raw: bytes) -> list[_Entry]:
 
 
 def _mbr(entries: list[_Entry], size_bytes: int) -> Rounds[Disk]:
-    """Believe the sector size that leads to something known; 512 if none does."""
-    disks = []
-    for sector in _SECTORS:
-        disk = yield from _mbr_with(entries, size_bytes, sector)
-        if any(volume.kind != "unknown" for volume in disk.volumes):
-            return disk
-        disks.append(disk)
-    return disks[0]
-
-
-def _mbr_with(entries: list[_Entry], size_bytes: int, sector: int) -> Rounds[Disk]:
     names = {entry.index: f"partition {entry.index + 1}" for entry in entries}
-    found = [entry.volume(names[entry.index], 0, sector) for entry in entries]
-    volumes, notes = _sensible(found, size_bytes, first=sector)
+    found = [entry.volume(names[entry.index], 0) for entry in entries]
+    volumes, notes = _sensible(found, size_bytes, first=_SECTOR)
     extended = [names[entry.index] for entry in entries if entry.type in _EXTENDED]
     for name in extended[1:]:
         notes.append(f"{name}: a second extended partition")
     for container in [volume for volume in volumes if volume.name in extended]:
         volumes.remove(container)
         if container.name == extended[0]:
-            logical, more = yield from _logical(container, size_bytes, sector)
+            logical, more = yield from _logical(container, size_bytes)
             volumes += logical
             notes += more
     volumes.sort(key=lambda volume: volume.offset)
     return (yield from _probe(Disk("MBR", tuple(volumes), tuple(notes)), size_bytes))
 
 
-def _logical(
-    container: Volume, size_bytes: int, sector: int
-) -> Rounds[tuple[list[Volume], list[str]]]:
+def _logical(container: Volume, size_bytes: int) -> Rounds[tuple[list[Volume], list[str]]]:
     """Follow the chain of boot records within an extended partition."""
     found: list[Volume] = []
     notes: list[str] = []
-    base = container.offset // sector
+    base = container.offset // _SECTOR
     at, seen = base, set[int]()
     while True:
         seen.add(at)
-        raw = yield from ask_one(at * sector, 512, size_bytes)
+        raw = yield from ask_one(at * _SECTOR, 512, size_bytes)
         entries = _mbr_entries(raw)
         for entry in entries[:2]:
             if entry.type not in _EXTENDED:
-                found.append(entry.volume(f"partition {5 + len(found)}", at, sector))
+                found.append(entry.volume(f"partition {5 + len(found)}", at))
         links = [base + entry.start for entry in entries[:2] if entry.type in _EXTENDED]
         if not links:
             break
@@ -252,10 +243,10 @@ def _logical(
         if at in seen or len(seen) >= _MAX_LOGICAL:
             notes.append(f"{container.name}: its chain of logical partitions runs in a circle")
             break
-        if not container.offset <= at * sector <= container.end - 512:
+        if not container.offset <= at * _SECTOR <= container.end - 512:
             notes.append(f"{container.name}: its chain of logical partitions leaves it")
             break
-    records = [Volume(record * sector, sector, f"boot record {record}") for record in seen]
+    records = [Volume(record * _SECTOR, _SECTOR, f"boot record {record}") for record in seen]
     good, more = _sensible([*found, *records], container.end, first=container.offset)
     return [volume for volume in good if volume.name.startswith("partition")], notes + more
 
@@ -265,25 +256,22 @@ def _logical(
 
 def _gpt(head: bytes, size_bytes: int) -> Rounds[Disk]:
     """The table at the disk's start, or else the copy at its end."""
-    notes: list[str] = []
-    for sector in _SECTORS:
-        if head[sector : sector + 8] != b"EFI PART":
+    problems: list[str] = []
+    for place, sector in [(place, sector) for place in ("first", "second") for sector in _SECTORS]:
+        lba = 1 if place == "first" else size_bytes // sector - 1
+        try:
+            disk = yield from _gpt_at(lba, sector, head, size_bytes)
+        except Doubt as doubt:
+            problems.append(f"{place} GPT, sectors of {sector}: {doubt}")
             continue
-        try:
-            return (yield from _gpt_at(1, sector, size_bytes, notes))
-        except Doubt as doubt:
-            notes.append(f"first GPT: {doubt}")
-    for sector in _SECTORS:
-        try:
-            return (yield from _gpt_at(size_bytes // sector - 1, sector, size_bytes, notes))
-        except Doubt as doubt:
-            notes.append(f"second GPT, {sector}-byte sectors: {doubt}")
-    raise Doubt("a protective MBR, but no GPT to believe: " + "; ".join(notes))
+        used = ("the first GPT is damaged, the second is used",) if place == "second" else ()
+        return (yield from _probe(replace(disk, notes=used + disk.notes), size_bytes))
+    raise Doubt("a protective MBR, but no GPT to believe: " + "; ".join(problems))
 
 
-def _gpt_at(lba: int, sector: int, size_bytes: int, notes: list[str]) -> Rounds[Disk]:
-    """The table whose header is sector `lba`; raises `Doubt`."""
-    raw = yield from ask_one(lba * sector, sector, size_bytes)
+def _gpt_at(lba: int, sector: int, head: bytes, size_bytes: int) -> Rounds[Disk]:
+    """The table whose header is sector `lba`; raises `Doubt`. `head` is the disk's start."""
+    raw = yield from _read(head, lba * sector, sector, size_bytes)
     if raw[:8] != b"EFI PART":
         raise Doubt("no header")
     header_bytes, checksum = struct.unpack_from("<II", raw, 12)
@@ -297,7 +285,7 @@ def _gpt_at(lba: int, sector: int, size_bytes: int, notes: list[str]) -> Rounds[
         raise Doubt(f"header for sector {own_lba} at sector {lba}")
     if entry_bytes < 128 or entry_bytes % 8 or not 0 < count * entry_bytes <= _MAX_ENTRIES_BYTES:
         raise Doubt(f"{count} entries of {entry_bytes} bytes")
-    table = yield from ask_one(entries_lba * sector, count * entry_bytes, size_bytes)
+    table = yield from _read(head, entries_lba * sector, count * entry_bytes, size_bytes)
     if zlib.crc32(table) != entries_checksum:
         raise Doubt("wrong checksum of the entries")
     found = []
@@ -308,6 +296,12 @@ def _gpt_at(lba: int, sector: int, size_bytes: int, notes: list[str]) -> Rounds[
             length = (last + 1 - first) * sector
             found.append(Volume(first * sector, length, f"partition {index + 1}"))
     end = min(size_bytes, (last_usable + 1) * sector)
-    volumes, more = _sensible(found, end, first=max(first_usable, 2) * sector)
-    disk = Disk("GPT", tuple(volumes), (*notes, *more))
-    return (yield from _probe(disk, size_bytes))
+    volumes, notes = _sensible(found, end, first=max(first_usable, 2) * sector)
+    return Disk("GPT", tuple(volumes), tuple(notes))
+
+
+def _read(head: bytes, offset: int, length: int, size_bytes: int) -> Rounds[bytes]:
+    """Bytes of the disk, without a read if its start holds them."""
+    if offset >= 0 and offset + length <= len(head):
+        return head[offset : offset + length]
+    return (yield from ask_one(offset, length, size_bytes))

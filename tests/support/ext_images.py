@@ -28,7 +28,8 @@ def tree(folder: Path) -> Path:
 
 
 def make(path: Path, size: str, options: Sequence[str], files: Path | None) -> Path:
-    """A sparse image of `size` (mke2fs's notation) with `files` copied in."""
+    """A new sparse image of `size` (mke2fs's notation) with `files` copied in."""
+    path.unlink(missing_ok=True)
     copied = ["-d", files] if files else []
     run("mke2fs", "-q", "-F", *options, *copied, path, size)
     return path
