@@ -1,9 +1,9 @@
 """The two checksums of ext4, for many equally long rows at once.
 
-A byte-wise table CRC costs Python about 70 ns a byte: over two seconds for the bitmaps of 1 TiB.
-But rows of the same length (bitmaps, group descriptors) can advance together. Byte k of all their
-registers is kept as one *plane*, an integer; a step takes the next byte of every row, and both the
-exclusive or and the table look-up (`bytes.translate`) are single C calls over all rows.
+A table CRC byte by byte would take Python seconds for the bitmaps of 1 TiB. But rows of the same
+length (bitmaps, group descriptors) can advance together. Byte k of all their registers is kept as
+one *plane*, an integer; a step takes the next byte of every row, and both the exclusive or and the
+table look-up (`bytes.translate`) are single C calls over all rows.
 
 Polynomials as in the kernel: CRC-32C (Castagnoli) in lib/crc32c, CRC-16 in lib/crc16.c; ext4 uses
 both without a final inversion.

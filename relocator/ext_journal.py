@@ -102,6 +102,18 @@ class _Log:
             at = 0
         return self._window[at : at + size]
 
+    def expect_end(self, position: int, sequence: int) -> None:
+        """Doubt an end at `position` behind which more of transaction `sequence` is in sight.
+
+        Or of a later one: recovery would stop here, but so it would at a damaged block. What an
+        earlier turn of the ring has left has lower numbers.
+        """
+        size = self._layout.block_bytes
+        for at in range((position + 1 - self._window_first) * size, len(self._window), size):
+            ahead = (_number(self._window, at + 8) - sequence) & _FULL
+            if self._window[at : at + 4] == _MAGIC and ahead < 1 << 31:
+                raise Doubt(f"journal: transaction {sequence} is broken off")
+
     def _fill(self, position: int) -> Rounds[None]:
         """Read the window anew, from `position` on."""
         wanted = list(self._extents(position, self._step_bytes // self._layout.block_bytes))
@@ -140,6 +152,7 @@ def replay(
         raw = yield from log.block(position)
         kind = _kind(raw, sequence)
         if kind not in (_DESCRIPTOR, _COMMIT, _REVOKE):
+            log.expect_end(position, sequence)
             break
         position, left = head.after(position), left - 1
         if kind == _COMMIT:

@@ -224,8 +224,8 @@ def _descriptor_blocks(layout: Layout, head: bytes, volume_bytes: int) -> Rounds
     if (max(blocks) + 1) * size <= len(head):
         return {block: head[block * size : (block + 1) * size] for block in blocks}
     table: dict[int, bytes] = {}
-    for batch in _rounds_of(layout, blocks):
-        table.update((yield from _read_blocks(layout, batch, volume_bytes)))
+    for pieces in _rounds_of(layout, blocks):
+        table.update((yield from _read_blocks(layout, pieces, volume_bytes)))
     return {block: table[block] for block in blocks}
 
 
@@ -285,11 +285,11 @@ def _bitmaps(
             owner[descriptor.block_bitmap] = group
         elif group not in groups.doubts:
             note(group, groups.judge_uninit(group, replay.uncommitted(descriptor.block_bitmap)))
-    for batch in _rounds_of(layout, sorted(owner)):
-        blocks = yield from _read_blocks(layout, batch, volume_bytes)
-        raws = [replay.newest(block, blocks[block]) for block in batch]
-        groups.check_bitmaps([owner[block] for block in batch], raws)
-        for block, raw in zip(batch, raws, strict=True):
+    for pieces in _rounds_of(layout, sorted(owner)):
+        found = yield from _read_blocks(layout, pieces, volume_bytes)
+        newest = {block: replay.newest(block, raw) for block, raw in found.items()}
+        groups.check_bitmaps([owner[block] for block in newest], list(newest.values()))
+        for block, raw in newest.items():
             if owner[block] not in groups.doubts:
                 note(owner[block], groups.judge(owner[block], raw, replay.uncommitted(block)))
     return believed, used_bytes
@@ -311,23 +311,32 @@ def _idle_tables(layout: Layout, groups: Groups) -> list[ByteRange]:
     return sorted(found)
 
 
-def _rounds_of(layout: Layout, blocks: list[int]) -> Iterator[list[int]]:
-    """Blocks in the portions of one round."""
-    count = max(1, ROUND_BYTES // layout.block_bytes)
-    for at in range(0, len(blocks), count):
-        yield blocks[at : at + count]
-
-
-def _read_blocks(layout: Layout, blocks: list[int], volume_bytes: int) -> Rounds[dict[int, bytes]]:
-    """Read blocks (ascending, once each) in one round, neighbours in one extent."""
+def _rounds_of(layout: Layout, blocks: list[int]) -> Iterator[list[list[int]]]:
+    """Ascending blocks in pieces, each to be read as one extent, and the pieces of a round."""
     size = layout.block_bytes
     most, gap = max(1, _PIECE_BYTES // size), max(1, _GAP_BYTES // size)
     pieces: list[list[int]] = []
+    spanned = 0
     for block in blocks:
-        if pieces and block - pieces[-1][-1] <= gap and block - pieces[-1][0] < most:
+        step = block - pieces[-1][-1] if pieces else 0
+        if pieces and step <= gap and block - pieces[-1][0] < most:
             pieces[-1].append(block)
-        else:
-            pieces.append([block])
+            spanned += step * size
+            continue
+        if spanned >= ROUND_BYTES - _PIECE_BYTES:
+            yield pieces
+            pieces, spanned = [], 0
+        pieces.append([block])
+        spanned += size
+    if pieces:
+        yield pieces
+
+
+def _read_blocks(
+    layout: Layout, pieces: list[list[int]], volume_bytes: int
+) -> Rounds[dict[int, bytes]]:
+    """Read the blocks of some pieces in one round; by block number, ascending."""
+    size = layout.block_bytes
     wanted = [layout.extent(piece[0], piece[-1] + 1 - piece[0]) for piece in pieces]
     answers = yield from ask(wanted, volume_bytes)
     return {

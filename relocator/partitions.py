@@ -10,11 +10,13 @@ file system claim the same disk, or two formats the same volume, neither is beli
 Bytes outside of all volumes (the tables, gaps, entries left out) must be taken to be in use, and
 so must every volume whose kind isn't understood.
 
-Sectors may have 512 or 4096 bytes in a GPT, which shows by where its header is. An MBR does not say,
-so 512 is meant: on a 4096-byte disk nothing is found where it points, and all stays in use. What can't
-be seen is a format without a signature here that was laid over an old file system and left that
-file system's superblock, descriptors and bitmaps untouched. Formats: UEFI specification 2.10, chapter 5 (GPT, protective
-MBR); for MBR and its chain of extended boot records the customs of Linux' block/partitions/msdos.c.
+A GPT shows by where its header is whether sectors have 512 or 4096 bytes. An MBR doesn't, so 512 is
+meant: on a 4096-byte disk nothing is found where it points, and all stays in use. What can't be
+seen is a format without a signature here, laid over an old file system so that the old
+superblock, descriptors and bitmaps are still whole.
+
+Formats: UEFI specification 2.10, chapter 5 (GPT, protective MBR); for MBR and its chain of extended
+boot records the customs of Linux' block/partitions/msdos.c.
 """
 
 import struct

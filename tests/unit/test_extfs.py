@@ -17,7 +17,7 @@ from relocator.bitmap import Bitmap
 from relocator.ext_layout import parse
 from relocator.extfs import ExtFilesystem
 from relocator.geometry import Extent
-from relocator.rounds import Reason
+from relocator.rounds import ROUND_BYTES, Reason
 from tests.support import ext_images as images
 
 pytestmark = pytest.mark.skipif(
@@ -222,6 +222,22 @@ def test_few_reads_and_small_rounds(folder: Path) -> None:
     assert sum(extent.length for extent in log) <= (64 << 10) + 128 * 4096
 
 
+def test_rounds_are_bounded_and_independent_reads_come_together(folder: Path) -> None:
+    """Without flexible groups each bitmap is elsewhere: many extents, but few rounds."""
+    options = ["-t", "ext4", "-b", "1024", "-O", "^flex_bg,^metadata_csum,^uninit_bg", "-g", "1024"]
+    image = images.make(folder / "rounds.img", "256M", options, None)
+    read, size_bytes = reader(image), image.stat().st_size
+    asked, rounds = [], extfs.survey(size_bytes)
+    wanted = next(rounds)
+    with pytest.raises(StopIteration) as stop:
+        while True:
+            asked.append(wanted)
+            wanted = rounds.send([read(*extent) for extent in wanted])
+    assert isinstance(stop.value.value, ExtFilesystem) and stop.value.value.doubts == {}
+    assert len(asked) <= 3 and len(asked[-1]) == 256
+    assert all(sum(extent.length for extent in wanted) <= ROUND_BYTES for wanted in asked)
+
+
 # -- the journal ------------------------------------------------------------------------------
 
 
@@ -298,8 +314,8 @@ def test_a_journal_that_cannot_be_walked_is_a_caveat(folder: Path, files: Path) 
     image = logged(old, new, "-c -v 3")
     where = re.findall(r"\(0-\d+\):(\d+)", images.run("debugfs", "-R", "stat <8>", image))[0]
     with image.open("r+b") as file:
-        for block, caveat in ((1, "descriptor"), (0, "superblock")):
-            file.seek((int(where) + block) * 1024 + 100)
+        for offset, caveat in ((1024 + 100, "descriptor"), (1024, "broken off"), (100, "superb")):
+            file.seek(int(where) * 1024 + offset)
             file.write(b"damage")
             file.flush()
             answer = examine(image)
@@ -469,6 +485,30 @@ def test_damage_never_makes_a_block_free(
         return
     for first, end in images.complement(list(answer.in_use()), len(image)):
         assert free.issuperset(range(first // 1024, (end + 1023) // 1024)), answer.summary()
+
+
+@cache
+def logged_case(folder: Path, files: Path) -> tuple[bytes, list[int]]:
+    """An image with its newest bitmaps in the journal, and where its inode and log are."""
+    old = images.make(folder / "old.img", "8M", ["-t", "ext3", "-b", "1024"], files)
+    new = change(old, f"write {files}/deep/large more", copy="new.img")
+    image = logged(old, new, "")
+    layout = parse(image.read_bytes()[1024:2048], 8 << 20)
+    table = layout.group(image.read_bytes()[2048:2080]).inode_table * 1024
+    stat = images.run("debugfs", "-R", "stat <8>", image)
+    starts = [int(block) * 1024 for block in re.findall(r"\((?:0-\d+|IND|DIND)\):(\d+)", stat)]
+    inode = range(table + 7 * layout.inode_bytes, table + 8 * layout.inode_bytes)
+    logs = [at for start in starts[:3] for at in range(start, start + 4096)]
+    return image.read_bytes(), [*inode] * 32 + logs
+
+
+@settings(max_examples=200, deadline=None)
+@given(damage=damages)
+def test_a_damaged_journal_never_raises(folder: Path, files: Path, damage: Damage) -> None:
+    raw, places = logged_case(folder, files)
+    image = damaged(raw, places, damage)
+    answer = extfs.examine(lambda offset, length: image[offset : offset + length], len(image))
+    assert str(answer) if isinstance(answer, Reason) else answer.summary()
 
 
 @settings(max_examples=200, deadline=None)
