@@ -13,7 +13,6 @@ used or free groups to some 30 bytes, so 1 TiB fits in a few MiB.
 """
 
 import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from relocator.checksums import CRC32C
@@ -33,15 +32,19 @@ class Verdict:
 class Groups:
     """The descriptors of all groups and the doubts they raise; then `judge` their bitmaps."""
 
-    def __init__(self, layout: Layout, raws: list[bytes]) -> None:
+    def __init__(self, layout: Layout, raws: list[bytes], unfinished: set[int]) -> None:
+        """`unfinished` are blocks whose newest state is not known, see `ext_journal`."""
         self._layout = layout
         self.groups = [layout.group(raw) for raw in raws]
         #: group -> why it is not believed
         self.doubts: dict[int, str] = {}
         for group, faulty in enumerate(layout.checksum_faults(raws)):
-            problem = "wrong descriptor checksum" if faulty else self._misplaced(group)
-            if problem:
+            if faulty:
+                self.doubts[group] = "wrong descriptor checksum"
+            elif problem := self._misplaced(group):
                 self.doubts[group] = problem
+            elif self.groups[group].block_bitmap in unfinished:
+                self.doubts[group] = "its bitmap is in a transaction that was not committed"
         self._metadata = self._claims()
 
     def _misplaced(self, number: int) -> str:
@@ -109,15 +112,12 @@ class Groups:
         uninit = self.groups[group].flags & BLOCK_UNINIT
         return not (uninit and self._layout.has_group_checksums)
 
-    def judge_uninit(self, group: int, pending: Iterable[bytes]) -> Verdict | None:
+    def judge_uninit(self, group: int) -> Verdict | None:
         """Judge a group without a bitmap on the disk; see `judge`."""
-        return self._believe(group, self.metadata_bits(group), pending)
+        return self._believe(group, self.metadata_bits(group))
 
-    def judge(self, group: int, raw: bytes, pending: Iterable[bytes]) -> Verdict | None:
-        """Judge a group by its bitmap block; a doubt is noted in `doubts` and None returned.
-
-        `pending` are copies of the bitmap that nothing vouches for: what they call in use is.
-        """
+    def judge(self, group: int, raw: bytes) -> Verdict | None:
+        """Judge a group by its bitmap block; a doubt is noted in `doubts` and None returned."""
         clusters = self._layout.clusters_in(group)
         bits, mask = int.from_bytes(raw, "little"), (1 << clusters) - 1
         if bits >> clusters != (1 << (8 * len(raw) - clusters)) - 1:
@@ -127,19 +127,16 @@ class Groups:
         if self.metadata_bits(group) & ~bits:
             self.doubts[group] = "bitmap calls metadata free"
             return None
-        return self._believe(group, bits, pending)
+        return self._believe(group, bits)
 
-    def _believe(self, group: int, bits: int, pending: Iterable[bytes]) -> Verdict | None:
+    def _believe(self, group: int, bits: int) -> Verdict | None:
         """A verdict if `bits` agree with the descriptor's count of free clusters."""
         layout = self._layout
         clusters = layout.clusters_in(group)
-        mask = (1 << clusters) - 1
         free, told = clusters - bits.bit_count(), self.groups[group].free_clusters
         if free != told:
             self.doubts[group] = f"{free} clusters free in the bitmap, {told} in the descriptor"
             return None
-        for other in pending:
-            bits |= int.from_bytes(other, "little") & mask
         used_bytes = bits.bit_count() * layout.cluster_blocks * layout.block_bytes
         end = layout.first_block(group) + clusters * layout.cluster_blocks
         if end > layout.blocks and bits >> (clusters - 1):

@@ -4,8 +4,8 @@ A mounted ext3 or ext4 writes a changed bitmap to its journal first (at a commit
 mounted otherwise) and to its place much later. So the disk of a guest that was moved while running
 holds old bitmaps, and the journal says what they should be. `replay` walks the log as the kernel's
 recovery does, transaction by transaction from the recorded tail, and keeps the committed copies of
-the blocks asked for. Copies in a last transaction that lacks its commit are kept apart: nothing
-vouches for them, but a block that they call in use may be.
+the blocks asked for. Of a last transaction that lacks its commit only the block numbers are kept:
+their newest state is not known.
 
 Revocations are passed over: they concern blocks that were freed, and neither bitmaps nor
 descriptors are. Fast commits (which describe allocations without the bitmaps) are not understood,
@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from relocator.checksums import CRC32C
 from relocator.ext_inode import Run
-from relocator.ext_layout import Layout
+from relocator.ext_layout import RO_METADATA_CSUM, Layout
 from relocator.geometry import Extent
 from relocator.rounds import ROUND_BYTES, Doubt, Rounds, ask
 
@@ -41,19 +41,15 @@ _FIRST_READ_BYTES = 128 << 10
 
 @dataclass
 class Replay:
-    """Newer copies by block number: committed ones, and those of a transaction that is not."""
+    """Newer copies by block number, compressed, and the blocks of an unfinished transaction."""
 
     committed: dict[int, bytes] = field(default_factory=dict)
-    pending: dict[int, list[bytes]] = field(default_factory=dict)
+    unfinished: set[int] = field(default_factory=set)
 
     def newest(self, block: int, in_place: bytes) -> bytes:
         """The block as it is after recovery."""
         packed = self.committed.get(block)
         return in_place if packed is None else zlib.decompress(packed)
-
-    def uncommitted(self, block: int) -> Iterator[bytes]:
-        """What an unfinished transaction would make of the block."""
-        return map(zlib.decompress, self.pending.get(block, ()))
 
 
 class _Tag(NamedTuple):
@@ -146,12 +142,17 @@ def replay(
     log = _Log(layout, runs, volume_bytes)
     head = _parse_head((yield from log.block(0)), layout, log.end)
     result = Replay()
-    batch: dict[int, list[tuple[bytes, bool]]] = {}
+    if not head.start:
+        log.expect_end(0, head.sequence)
+        return result
+    batch: dict[int, tuple[bytes, bool]] = {}
     position, sequence, left = head.start, head.sequence, head.end - head.first
-    while head.start and left > 0:
+    while left > 0:
         raw = yield from log.block(position)
         kind = _kind(raw, sequence)
         if kind not in (_DESCRIPTOR, _COMMIT, _REVOKE):
+            if position == head.start:
+                raise Doubt(f"journal: transaction {sequence} is not where it should start")
             log.expect_end(position, sequence)
             break
         position, left = head.after(position), left - 1
@@ -163,18 +164,15 @@ def replay(
             for tag in _tags(head, raw):
                 if tag.block in interest:
                     data = yield from log.block(position)
-                    copy = (_plain(tag, data), _is_right(head, tag, data, sequence))
-                    batch.setdefault(tag.block, []).append(copy)
+                    batch[tag.block] = _plain(tag, data), _is_right(head, tag, data, sequence)
                 position, left = head.after(position), left - 1
-    for block, copies in batch.items():
-        result.pending[block] = [zlib.compress(data, 1) for data, _ in copies]
+    result.unfinished.update(batch)
     return result
 
 
-def _take(result: Replay, batch: dict[int, list[tuple[bytes, bool]]]) -> None:
+def _take(result: Replay, batch: dict[int, tuple[bytes, bool]]) -> None:
     """A transaction is complete: its copies are now the newest."""
-    for block, copies in batch.items():
-        data, right = copies[-1]
+    for block, (data, right) in batch.items():
         if not right:
             raise Doubt(f"journal: the copy of block {block} has a wrong checksum")
         result.committed[block] = zlib.compress(data, 1)
@@ -199,6 +197,8 @@ def _parse_head(raw: bytes, layout: Layout, blocks: int) -> _Head:
         features=features,
         seed=CRC32C.one(raw[0x30:0x40], _FULL),
     )
+    if layout.ro_compat & RO_METADATA_CSUM and not head.has_checksums:
+        raise Doubt("journal: no checksums, though the file system has them")
     if head.has_checksums:
         plain = raw[:0xFC] + bytes(4) + raw[0x100:1024]
         if raw[0x50] != 4 or CRC32C.one(plain, _FULL) != _number(raw, 0xFC):

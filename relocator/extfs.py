@@ -10,11 +10,11 @@ use, and so is what the file system does not speak of: the boot block, and the v
 **What "free" is worth on the disk of a running guest.** Three states of one bitmap exist: in its
 place on the disk (minutes old), in the journal (up to the last commit), in the guest's memory
 (now). The journal is walked (`ext_journal`) and its newer copies of descriptors and bitmaps are
-used; copies of a last, uncommitted transaction are added to what is in use. If that can't be done
-(no journal, external, too long, fast commits, damaged), `caveat` says so. What remains even then
-is the running transaction, in guest memory only: blocks allocated since the last commit look free
-although their data is on the disk already. Such data was *written at the source* since that commit
-(5 s by default, `commit=` of the mount). So:
+used; groups whose bitmap is in a last, uncommitted transaction are not believed. If that can't be
+done (no journal, external, too long, fast commits, damaged), `caveat` says so. What remains even
+then is the running transaction, in guest memory only: blocks allocated since the last commit look
+free although their data is on the disk already. Such data was *written at the source* since that
+commit (5 s by default, `commit=` of the mount). So:
 
 - for the order of a copy, "free" may always be used: a mistake costs time;
 - to leave free blocks out, `caveat` must be empty, and if `mounted` is true every block written at
@@ -191,9 +191,8 @@ def _survey(volume_bytes: int) -> Rounds[ExtFilesystem]:
         raise Doubt("the file system is marked as having errors: fsck it first")
     table = yield from _descriptor_blocks(layout, head, volume_bytes)
     replay, caveat = yield from _newest(layout, table, volume_bytes)
-    groups = Groups(
-        layout, _descriptors(layout, [replay.newest(block, raw) for block, raw in table.items()])
-    )
+    newest = [replay.newest(block, raw) for block, raw in table.items()]
+    groups = Groups(layout, _descriptors(layout, newest), replay.unfinished)
     bitmaps, used_bytes = yield from _bitmaps(layout, groups, replay, volume_bytes)
     for group in groups.doubts:
         first, end = _group_range(layout, group)
@@ -284,14 +283,14 @@ def _bitmaps(
         if groups.has_bitmap(group):
             owner[descriptor.block_bitmap] = group
         elif group not in groups.doubts:
-            note(group, groups.judge_uninit(group, replay.uncommitted(descriptor.block_bitmap)))
+            note(group, groups.judge_uninit(group))
     for pieces in _rounds_of(layout, sorted(owner)):
         found = yield from _read_blocks(layout, pieces, volume_bytes)
         newest = {block: replay.newest(block, raw) for block, raw in found.items()}
         groups.check_bitmaps([owner[block] for block in newest], list(newest.values()))
         for block, raw in newest.items():
             if owner[block] not in groups.doubts:
-                note(owner[block], groups.judge(owner[block], raw, replay.uncommitted(block)))
+                note(owner[block], groups.judge(owner[block], raw))
     return believed, used_bytes
 
 

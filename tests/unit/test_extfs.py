@@ -265,7 +265,8 @@ def logged(old: Path, new: Path, version: str) -> Path:
 
 JOURNALS = [
     ("-t ext3 -b 1024", ""),
-    ("-t ext4 -b 4096", ""),
+    ("-t ext4 -b 4096 -O ^metadata_csum", ""),
+    ("-t ext4 -b 1024 -O ^metadata_csum,uninit_bg", ""),
     ("-t ext4 -b 1024", "-c -v 3"),
     ("-t ext4 -b 1024", "-c -v 2"),
     ("-t ext4 -b 1024 -O ^64bit", "-c -v 3"),
@@ -293,19 +294,24 @@ def test_bitmaps_that_are_in_the_journal_only_are_found(versions: tuple[Path, Pa
     assert list(answer.in_use()) == expected(image)
 
 
-def test_an_uncommitted_transaction_only_adds_to_what_is_in_use(
+def test_groups_of_an_uncommitted_transaction_are_wholly_in_use(
     versions: tuple[Path, Path, str],
 ) -> None:
     old, new, version = versions
     image = logged(old, new, version)
-    commit = image.read_bytes().find(b"\xc0\x3b\x39\x98\0\0\0\2")
-    with image.open("r+b") as file:
-        file.seek(commit)
-        file.write(bytes(1024))
-    answer = examine(image)
-    either = images.merged([*expected(old), *expected(new)])
-    assert answer.mounted and answer.doubts == {}
-    assert list(answer.in_use()) == either
+    raw = image.read_bytes()
+    commit = raw.index(b"\xc0\x3b\x39\x98\0\0\0\2")
+    image.write_bytes(raw[:commit] + bytes(1024) + raw[commit + 1024 :])
+    answer, before, after = examine(image), examine(old), examine(new)
+    for group in range(answer.group_count):
+        changed = list(before.group_in_use(group)) != list(after.group_in_use(group))
+        assert (group in answer.doubts) == changed
+        whole = [answer.group_range(group)]
+        assert list(answer.group_in_use(group)) == (
+            whole if changed else list(before.group_in_use(group))
+        )
+    assert answer.mounted and answer.doubts and answer.caveat == ""
+    assert all("not committed" in reason for reason in answer.doubts.values())
 
 
 def test_a_journal_that_cannot_be_walked_is_a_caveat(folder: Path, files: Path) -> None:
@@ -314,13 +320,26 @@ def test_a_journal_that_cannot_be_walked_is_a_caveat(folder: Path, files: Path) 
     image = logged(old, new, "-c -v 3")
     where = re.findall(r"\(0-\d+\):(\d+)", images.run("debugfs", "-R", "stat <8>", image))[0]
     with image.open("r+b") as file:
-        for offset, caveat in ((1024 + 100, "descriptor"), (1024, "broken off"), (100, "superb")):
+        for offset, caveat in ((1024 + 100, "descriptor"), (1024, "not where"), (100, "superb")):
             file.seek(int(where) * 1024 + offset)
             file.write(b"damage")
             file.flush()
             answer = examine(image)
             assert caveat in answer.caveat and answer.caveat in answer.summary()
             assert answer.idle_tables == []
+
+
+def test_a_log_that_is_broken_off_is_a_caveat(folder: Path, files: Path) -> None:
+    """Recovery would take the damaged second transaction for the end; the third tells."""
+    old = images.make(folder / "old.img", "32M", ["-t", "ext4", "-b", "1024"], files)
+    data = old.with_name("block")
+    data.write_bytes(old.read_bytes()[2048:3072])
+    image = change(old, "jo -c -v 3", *[f"jw -b 2 {data}"] * 3, "jc", copy="three.img")
+    assert examine(image).caveat == ""
+    raw = image.read_bytes()
+    second = raw.index(b"\xc0\x3b\x39\x98\0\0\0\1\0\0\0\2")
+    image.write_bytes(raw[:second] + b"damage" + raw[second + 6 :])
+    assert "broken off" in examine(image).caveat
 
 
 def superblock_patch(path: Path, offset: int, data: bytes) -> Path:
@@ -488,27 +507,40 @@ def test_damage_never_makes_a_block_free(
 
 
 @cache
-def logged_case(folder: Path, files: Path) -> tuple[bytes, list[int]]:
-    """An image with its newest bitmaps in the journal, and where its inode and log are."""
-    old = images.make(folder / "old.img", "8M", ["-t", "ext3", "-b", "1024"], files)
+def logged_case(case: int, folder: Path, files: Path) -> tuple[bytes, set[int], list[int]]:
+    """An image with its newest bitmaps in the journal, what they call free, inode and log."""
+    options, version = [("-t ext3 -b 1024", ""), ("-t ext4 -b 1024", "-c -v 3")][case]
+    old = images.make(folder / "old.img", "8M", options.split(), files)
     new = change(old, f"write {files}/deep/large more", copy="new.img")
-    image = logged(old, new, "")
-    layout = parse(image.read_bytes()[1024:2048], 8 << 20)
-    table = layout.group(image.read_bytes()[2048:2080]).inode_table * 1024
+    image = logged(old, new, version)
+    raw = image.read_bytes()
+    layout = parse(raw[1024:2048], len(raw))
+    table = layout.group(raw[2048:][: layout.descriptor_bytes]).inode_table * 1024
     stat = images.run("debugfs", "-R", "stat <8>", image)
     starts = [int(block) * 1024 for block in re.findall(r"\((?:0-\d+|IND|DIND)\):(\d+)", stat)]
     inode = range(table + 7 * layout.inode_bytes, table + 8 * layout.inode_bytes)
-    logs = [at for start in starts[:3] for at in range(start, start + 4096)]
-    return image.read_bytes(), [*inode] * 32 + logs
+    logs = [at for start in starts[:3] for at in range(start, start + 8192)]
+    free = {
+        block
+        for first, end in images.free_ranges(new)
+        for block in range(first // 1024, end // 1024)
+    }
+    return raw, free, [*inode] * 32 + logs
 
 
+@pytest.mark.parametrize("case", [0, 1], ids=["ext3", "checksums"])
 @settings(max_examples=200, deadline=None)
 @given(damage=damages)
-def test_a_damaged_journal_never_raises(folder: Path, files: Path, damage: Damage) -> None:
-    raw, places = logged_case(folder, files)
+def test_a_damaged_journal_never_raises_nor_lies_under_checksums(
+    case: int, folder: Path, files: Path, damage: Damage
+) -> None:
+    raw, free, places = logged_case(case, folder, files)
     image = damaged(raw, places, damage)
     answer = extfs.examine(lambda offset, length: image[offset : offset + length], len(image))
-    assert str(answer) if isinstance(answer, Reason) else answer.summary()
+    if isinstance(answer, Reason) or answer.caveat or case == 0:
+        return
+    for first, end in images.complement(list(answer.in_use()), len(image)):
+        assert free.issuperset(range(first // 1024, (end + 1023) // 1024)), answer.summary()
 
 
 @settings(max_examples=200, deadline=None)
