@@ -221,8 +221,7 @@ def parse(raw: bytes, volume_bytes: int) -> Layout:
     _check_checksum(raw, ro_compat)
     log_block = number(0x18)
     log_cluster = number(0x1C) if ro_compat & RO_BIGALLOC else log_block
-    if log_block > 6 or not log_block <= log_cluster <= log_block + 20:
-        raise Doubt(f"superblock: block size 2^{10 + log_block}, cluster 2^{10 + log_cluster}")
+    _check_units(log_block, log_cluster)
     wide = bool(incompat & INCOMPAT_64BIT)
     revised = number(0x4C) >= 1
     layout = Layout(
@@ -275,6 +274,11 @@ def _check_checksum(raw: bytes, ro_compat: int) -> None:
         raise Doubt(f"superblock: checksum type {kind} is not known")
     elif CRC32C.one(raw[:0x3FC], _FULL) != int.from_bytes(raw[0x3FC:], "little"):
         raise Doubt("superblock: wrong checksum")
+
+
+def _check_units(log_block: int, log_cluster: int) -> None:
+    if log_block > 6 or not log_block <= log_cluster <= log_block + 20:
+        raise Doubt(f"superblock: block size 2^{10 + log_block}, cluster 2^{10 + log_cluster}")
 
 
 def _check_sizes(

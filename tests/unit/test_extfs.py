@@ -1,29 +1,20 @@
-"""What ext file systems say is in use, against dumpe2fs, e2fsck and debugfs; and damaged ones."""
+"""What ext file systems say is in use, against dumpe2fs and e2fsck; and what is not believed."""
 
 import os
-import re
-import shutil
-from collections.abc import Callable
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from relocator import extfs
 from relocator.bitmap import Bitmap
-from relocator.ext_layout import parse
 from relocator.extfs import ExtFilesystem
 from relocator.geometry import Extent
 from relocator.rounds import ROUND_BYTES, Reason
 from tests.support import ext_images as images
+from tests.support.ext_images import assert_exact, change, examine, reader
 
-pytestmark = pytest.mark.skipif(
-    not all(map(shutil.which, ("mke2fs", "dumpe2fs", "debugfs", "e2fsck"))),
-    reason="e2fsprogs is not installed",
-)
+pytestmark = pytest.mark.skipif(bool(images.MISSING), reason=f"not installed: {images.MISSING}")
 
 MATRIX = """
 16M  -t ext2 -b 1024
@@ -66,8 +57,6 @@ MATRIX = """
 """
 CASES = [line.split() for line in MATRIX.strip().splitlines()]
 
-Read = Callable[[int, int], bytes]
-
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -77,44 +66,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("images")
-
-
-def reader(path: Path, log: list[Extent] | None = None) -> Read:
-    def read(offset: int, length: int) -> bytes:
-        if log is not None:
-            log.append(Extent(offset, length))
-        with path.open("rb") as file:
-            return os.pread(file.fileno(), length, offset)
-
-    return read
-
-
-def examine(path: Path, log: list[Extent] | None = None) -> ExtFilesystem:
-    answer = extfs.examine(reader(path, log), path.stat().st_size)
-    assert isinstance(answer, ExtFilesystem), answer
-    return answer
-
-
-def expected(path: Path) -> images.Ranges:
-    return images.complement(images.free_ranges(path), path.stat().st_size)
-
-
-def assert_exact(path: Path) -> ExtFilesystem:
-    """The image is believed wholly and in use is what dumpe2fs does not call free."""
-    answer = examine(path)
-    assert list(answer.in_use()) == expected(path)
-    assert answer.in_use_bytes == sum(end - first for first, end in answer.in_use())
-    assert answer.doubts == {} and answer.caveat == ""
-    return answer
-
-
-def change(path: Path, *requests: str, copy: str = "changed.img") -> Path:
-    """A copy of an image after some debugfs requests."""
-    changed, script = path.with_name(copy), path.with_name("requests")
-    shutil.copyfile(path, changed)
-    script.write_text("\n".join(requests) + "\n")
-    images.run("debugfs", "-w", "-f", script, changed)
-    return changed
 
 
 # -- the truth --------------------------------------------------------------------------------
@@ -238,108 +189,7 @@ def test_rounds_are_bounded_and_independent_reads_come_together(folder: Path) ->
     assert all(sum(extent.length for extent in wanted) <= ROUND_BYTES for wanted in asked)
 
 
-# -- the journal ------------------------------------------------------------------------------
-
-
-def changed_metadata(old: Path, new: Path) -> list[int]:
-    """The descriptors and bitmaps in which two images differ, by block number."""
-    before, after = old.read_bytes(), new.read_bytes()
-    text = images.run("dumpe2fs", new)
-    size = int(re.findall(r"^Block size: +(\d+)$", text, re.MULTILINE)[0])
-    places = re.findall(
-        r"(?:(?:Block|Inode) bitmap at|Group descriptors at) (\d+)(?:-(\d+))?", text
-    )
-    blocks = {n for low, high in places for n in range(int(low), int(high or low) + 1)}
-    return [n for n in sorted(blocks) if before[n * size :][:size] != after[n * size :][:size]]
-
-
-def logged(old: Path, new: Path, version: str) -> Path:
-    """`old` with what makes it `new` in its journal only."""
-    size = parse(old.read_bytes()[1024:2048], old.stat().st_size).block_bytes
-    blocks, data = changed_metadata(old, new), old.with_name("blocks")
-    raw = new.read_bytes()
-    data.write_bytes(b"".join(raw[n * size :][:size] for n in blocks))
-    numbers = ",".join(map(str, blocks))
-    return change(old, f"jo {version}", f"jw -b {numbers} {data}", "jc", copy="logged.img")
-
-
-JOURNALS = [
-    ("-t ext3 -b 1024", ""),
-    ("-t ext4 -b 4096 -O ^metadata_csum", ""),
-    ("-t ext4 -b 1024 -O ^metadata_csum,uninit_bg", ""),
-    ("-t ext4 -b 1024", "-c -v 3"),
-    ("-t ext4 -b 1024", "-c -v 2"),
-    ("-t ext4 -b 1024 -O ^64bit", "-c -v 3"),
-    ("-t ext4 -b 1024 -O ^64bit,^flex_bg", "-c -v 2"),
-    ("-t ext4 -b 1024 -O bigalloc -C 4096", "-c -v 3"),
-]
-
-
-@pytest.fixture(params=JOURNALS, ids=" ".join)
-def versions(request: pytest.FixtureRequest, folder: Path, files: Path) -> tuple[Path, Path, str]:
-    """An image, the same with one more file, and how to open its journal."""
-    options, version = request.param
-    old = images.make(folder / "old.img", "32M", options.split(), files)
-    return old, change(old, f"write {files}/deep/large more", copy="new.img"), version
-
-
-def test_bitmaps_that_are_in_the_journal_only_are_found(versions: tuple[Path, Path, str]) -> None:
-    old, new, version = versions
-    assert expected(old) != expected(new)
-    image = logged(old, new, version)
-    answer = examine(image)
-    assert list(answer.in_use()) == expected(new)
-    assert answer.mounted and answer.caveat == "" and answer.doubts == {}
-    images.run("debugfs", "-w", "-R", "jr", image)
-    assert list(answer.in_use()) == expected(image)
-
-
-def test_groups_of_an_uncommitted_transaction_are_wholly_in_use(
-    versions: tuple[Path, Path, str],
-) -> None:
-    old, new, version = versions
-    image = logged(old, new, version)
-    raw = image.read_bytes()
-    commit = raw.index(b"\xc0\x3b\x39\x98\0\0\0\2")
-    image.write_bytes(raw[:commit] + bytes(1024) + raw[commit + 1024 :])
-    answer, before, after = examine(image), examine(old), examine(new)
-    for group in range(answer.group_count):
-        changed = list(before.group_in_use(group)) != list(after.group_in_use(group))
-        assert (group in answer.doubts) == changed
-        whole = [answer.group_range(group)]
-        assert list(answer.group_in_use(group)) == (
-            whole if changed else list(before.group_in_use(group))
-        )
-    assert answer.mounted and answer.doubts and answer.caveat == ""
-    assert all("not committed" in reason for reason in answer.doubts.values())
-
-
-def test_a_journal_that_cannot_be_walked_is_a_caveat(folder: Path, files: Path) -> None:
-    old = images.make(folder / "old.img", "32M", ["-t", "ext4", "-b", "1024"], files)
-    new = change(old, f"write {files}/deep/large more", copy="new.img")
-    image = logged(old, new, "-c -v 3")
-    where = re.findall(r"\(0-\d+\):(\d+)", images.run("debugfs", "-R", "stat <8>", image))[0]
-    with image.open("r+b") as file:
-        for offset, caveat in ((1024 + 100, "descriptor"), (1024, "not where"), (100, "superb")):
-            file.seek(int(where) * 1024 + offset)
-            file.write(b"damage")
-            file.flush()
-            answer = examine(image)
-            assert caveat in answer.caveat and answer.caveat in answer.summary()
-            assert answer.idle_tables == []
-
-
-def test_a_log_that_is_broken_off_is_a_caveat(folder: Path, files: Path) -> None:
-    """Recovery would take the damaged second transaction for the end; the third tells."""
-    old = images.make(folder / "old.img", "32M", ["-t", "ext4", "-b", "1024"], files)
-    data = old.with_name("block")
-    data.write_bytes(old.read_bytes()[2048:3072])
-    image = change(old, "jo -c -v 3", *[f"jw -b 2 {data}"] * 3, "jc", copy="three.img")
-    assert examine(image).caveat == ""
-    raw = image.read_bytes()
-    second = raw.index(b"\xc0\x3b\x39\x98\0\0\0\1\0\0\0\2")
-    image.write_bytes(raw[:second] + b"damage" + raw[second + 6 :])
-    assert "broken off" in examine(image).caveat
+# -- what is not believed ---------------------------------------------------------------------
 
 
 def superblock_patch(path: Path, offset: int, data: bytes) -> Path:
@@ -353,9 +203,6 @@ def test_a_mounted_file_system_without_a_journal_is_a_caveat(folder: Path, files
     image = images.make(folder / "mounted.img", "8M", ["-t", "ext2"], files)
     answer = examine(superblock_patch(image, 0x3A, b"\0\0"))
     assert answer.mounted and "without a journal" in answer.caveat
-
-
-# -- what is not believed ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -420,136 +267,3 @@ def test_a_group_whose_count_disagrees_is_wholly_in_use(folder: Path, files: Pat
     assert list(answer.group_in_use(2)) == list(before.group_in_use(2))
     assert answer.in_use_bytes == sum(end - first for first, end in answer.in_use())
     assert "group 1: " in answer.summary()
-
-
-# -- damage -----------------------------------------------------------------------------------
-
-DAMAGED = {
-    "checksums": "-t ext4 -b 1024 -g 1024",
-    "checksums, narrow": "-t ext4 -b 1024 -O ^64bit,^flex_bg -g 1024",
-    "checksums, bigalloc": "-t ext4 -b 1024 -O bigalloc -C 4096 -g 8192",
-    "descriptor checksums": "-t ext4 -b 1024 -O ^metadata_csum,uninit_bg -g 1024",
-    "ext3": "-t ext3 -b 1024 -g 1024",
-    "no journal": "-t ext2 -b 2048 -g 2048",
-}
-
-
-@cache
-def damage_case(name: str, folder: Path, files: Path) -> tuple[bytes, set[int], list[int]]:
-    """An image, its free blocks of 1 KiB, and offsets worth damaging.
-
-    Without a checksum of theirs the bitmaps are left alone: such damage can't always be seen.
-    """
-    image = images.make(folder / f"{name}.img", "12M", DAMAGED[name].split(), files)
-    raw = image.read_bytes()
-    free = {
-        block
-        for first, end in images.free_ranges(image)
-        for block in range(first // 1024, end // 1024)
-    }
-    layout = parse(raw[1024:2048], len(raw))
-    places = list(range(1024, 2048))
-    table_at = layout.descriptor_block(0) * layout.block_bytes
-    size = layout.descriptor_bytes
-    table_end = table_at + layout.group_count * size
-    places += [*range(table_at, table_end)] * 2
-    if name.startswith("checksums"):
-        for at in range(table_at, table_end, size):
-            bitmap = layout.group(raw[at : at + size]).block_bitmap * layout.block_bytes
-            places += range(bitmap, bitmap + layout.clusters_per_group // 8)
-    return raw, free, places
-
-
-Damage = list[tuple[str, float, int, bytes]]
-damages = st.lists(
-    st.tuples(
-        st.sampled_from(["flip", "flip", "zero", "write", "end"]),
-        st.floats(0, 1, exclude_max=True),
-        st.sampled_from([1, 2, 4, 32, 512, 1024, 4096]),
-        st.binary(min_size=1, max_size=8),
-    ),
-    min_size=1,
-    max_size=4,
-)
-
-
-def damaged(raw: bytes, places: list[int], damage: Damage) -> bytes:
-    result = bytearray(raw)
-    kept = set(places)
-    for what, where, length, data in damage:
-        at = places[int(where * len(places))]
-        if what == "flip":
-            if at < len(result):
-                result[at] ^= 1 << data[0] % 8
-        elif what == "end":
-            del result[max(4096, at * 1000) :]
-        else:
-            for step, byte in enumerate(bytes(length) if what == "zero" else data):
-                if at + step in kept and at + step < len(result):
-                    result[at + step] = byte
-    return bytes(result)
-
-
-@pytest.mark.parametrize("name", DAMAGED)
-@settings(max_examples=250, deadline=None)
-@given(damage=damages)
-def test_damage_never_makes_a_block_free(
-    name: str, folder: Path, files: Path, damage: Damage
-) -> None:
-    raw, free, places = damage_case(name, folder, files)
-    image = damaged(raw, places, damage)
-    answer = extfs.examine(lambda offset, length: image[offset : offset + length], len(image))
-    if isinstance(answer, Reason):
-        assert str(answer)
-        return
-    for first, end in images.complement(list(answer.in_use()), len(image)):
-        assert free.issuperset(range(first // 1024, (end + 1023) // 1024)), answer.summary()
-
-
-@cache
-def logged_case(case: int, folder: Path, files: Path) -> tuple[bytes, set[int], list[int]]:
-    """An image with its newest bitmaps in the journal, what they call free, inode and log."""
-    options, version = [("-t ext3 -b 1024", ""), ("-t ext4 -b 1024", "-c -v 3")][case]
-    old = images.make(folder / "old.img", "8M", options.split(), files)
-    new = change(old, f"write {files}/deep/large more", copy="new.img")
-    image = logged(old, new, version)
-    raw = image.read_bytes()
-    layout = parse(raw[1024:2048], len(raw))
-    table = layout.group(raw[2048:][: layout.descriptor_bytes]).inode_table * 1024
-    stat = images.run("debugfs", "-R", "stat <8>", image)
-    starts = [int(block) * 1024 for block in re.findall(r"\((?:0-\d+|IND|DIND)\):(\d+)", stat)]
-    inode = range(table + 7 * layout.inode_bytes, table + 8 * layout.inode_bytes)
-    logs = [at for start in starts[:3] for at in range(start, start + 8192)]
-    free = {
-        block
-        for first, end in images.free_ranges(new)
-        for block in range(first // 1024, end // 1024)
-    }
-    return raw, free, [*inode] * 32 + logs
-
-
-@pytest.mark.parametrize("case", [0, 1], ids=["ext3", "checksums"])
-@settings(max_examples=200, deadline=None)
-@given(damage=damages)
-def test_a_damaged_journal_never_raises_nor_lies_under_checksums(
-    case: int, folder: Path, files: Path, damage: Damage
-) -> None:
-    raw, free, places = logged_case(case, folder, files)
-    image = damaged(raw, places, damage)
-    answer = extfs.examine(lambda offset, length: image[offset : offset + length], len(image))
-    if isinstance(answer, Reason) or answer.caveat or case == 0:
-        return
-    for first, end in images.complement(list(answer.in_use()), len(image)):
-        assert free.issuperset(range(first // 1024, (end + 1023) // 1024)), answer.summary()
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.binary(min_size=0, max_size=3000), st.integers(0, 3000))
-def test_noise_is_a_reason(noise: bytes, at: int) -> None:
-    """Also with the magic number in place."""
-    image = bytearray(bytes(at) + noise + bytes(8192))
-    image[1080:1082] = b"\x53\xef"
-    answer = extfs.examine(
-        lambda offset, length: bytes(image[offset : offset + length]), len(image)
-    )
-    assert isinstance(answer, Reason)
