@@ -23,6 +23,7 @@ from urllib.parse import quote, urlsplit
 import nbd
 
 from relocator.errors import UpstreamError
+from relocator.geometry import Extent
 
 STALL_S = 10.0
 CONNECT_S = 10.0
@@ -93,12 +94,17 @@ def with_export(uri: str, name: str) -> str:
 
 
 def read(handle: Any, offset: int, length: int, timeout_s: float = CONNECT_S) -> bytes:
-    """Read over a handle that nothing else uses at the moment.
+    """Read over a handle that nothing else uses at the moment; errors as `read_many`."""
+    return read_many(handle, [Extent(offset, length)], timeout_s)[0]
+
+
+def read_many(handle: Any, extents: list[Extent], timeout_s: float = CONNECT_S) -> list[bytes]:
+    """Read extents at once, pipelined, over a handle that nothing else uses at the moment.
 
     Raises:
-        UpstreamError: it fails, or takes longer than `timeout_s`.
+        UpstreamError: one fails, or all together take longer than `timeout_s`.
     """
-    data = bytearray(length)
+    buffers = [bytearray(extent.length) for extent in extents]
     errors: list[int] = []
 
     def completed(error: Any) -> int:
@@ -107,17 +113,18 @@ def read(handle: Any, offset: int, length: int, timeout_s: float = CONNECT_S) ->
 
     give_up_s = time.monotonic() + timeout_s
     try:
-        handle.aio_pread(nbd.Buffer.from_buffer(data), offset, completion=completed)
-        while not errors:
+        for extent, buffer in zip(extents, buffers, strict=True):
+            handle.aio_pread(nbd.Buffer.from_buffer(buffer), extent.offset, completion=completed)
+        while len(errors) < len(extents):
             left_s = give_up_s - time.monotonic()
             if left_s <= 0:
                 raise UpstreamError(f"no answer within {timeout_s:g} s", errno.ETIMEDOUT)
             handle.poll(int(left_s * 1000) + 1)
     except nbd.Error as error:
         raise UpstreamError(error.string, error.errnum or errno.EIO) from error
-    if errors[0]:
-        raise UpstreamError(f"the source failed a read: {os.strerror(errors[0])}", errors[0])
-    return bytes(data)
+    if worst := max(errors, default=0):
+        raise UpstreamError(f"the source failed a read: {os.strerror(worst)}", worst)
+    return [bytes(buffer) for buffer in buffers]
 
 
 class Connection:

@@ -45,6 +45,7 @@ class Engine:
         self.store = store
         self.state = initial_state(store.meta)
         self.failure: str | None = None
+        self.notes: tuple[str, ...] = ()
         self.meter = RateMeter(time.monotonic)
         self.heat = Heat(store.geometry.size_bytes, time.monotonic)
         self.gate = Gate(_REFUSALS.get(self.state))

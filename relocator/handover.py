@@ -20,10 +20,11 @@ import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from relocator import heat, states
 from relocator import meta as metadata
+from relocator import states
 from relocator.config import DEFAULT_BLOCK_BYTES, Config
 from relocator.errors import ConfigError, RelocatorError, StateError, UpstreamError
+from relocator.learning import learn
 from relocator.meta import Base, Meta, new_token
 from relocator.opening import check_same, open_store
 from relocator.source import Answer, Source
@@ -61,8 +62,8 @@ class Handover:
 
     def begin(self) -> None:
         """Make ready, beside the requests, what the handover will want."""
-        if self._source is not None and self.source_is_ours:
-            in_standby = self._engine.state is State.STANDBY
+        in_standby = self._engine.state is State.STANDBY
+        if self._source is not None and (self.source_is_ours or not in_standby):
             job = self._prepare if in_standby else self._after_activation
             threading.Thread(target=job, name="handover", daemon=True).start()
 
@@ -140,8 +141,7 @@ class Handover:
         if engine.copier is not None:
             engine.copier.set_enabled(engine.settings.background)
         engine.check_complete()
-        if self.source_is_ours:
-            threading.Thread(target=self._after_activation, name="handover", daemon=True).start()
+        threading.Thread(target=self._after_activation, name="handover", daemon=True).start()
         return {"dropped_blocks": dropped}
 
     def _take_over(self) -> int:
@@ -174,17 +174,15 @@ class Handover:
             return  # it is connected to at the switch, then; that costs a few round trips
 
     def _after_activation(self) -> None:
-        """Tell the source, and learn its heat: both may fail, neither is needed."""
+        """Tell the source, and learn what the order may rest on: nothing that is needed."""
         if self._source is None:
             return
         try:
-            answer = self._source.call("moved")
-            group_bytes = int(answer.fields["group_bytes"])
-            values = heat.unpack(self._source.export("heat"))
-        except (RelocatorError, ValueError) as error:
-            self._engine.failure = f"the source's heat is not known: {error}"
-            return
-        self._engine.replan(heat=values, heat_shift=group_bytes.bit_length() - 1)
+            if self.source_is_ours:
+                self._source.call("moved")
+            learn(self._engine, self._source, ours=self.source_is_ours)
+        except RelocatorError as error:
+            self._engine.failure = f"nothing more is known of the source: {error}"
 
 
 def _base(answer: Answer) -> Base:

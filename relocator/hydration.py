@@ -77,6 +77,7 @@ class Hydration:
         self.on_demand_bytes = 0
         self.background_bytes = 0
         self.hole_bytes = 0
+        self.skipped_bytes = 0
 
     def hydrate(self, first: int, end: int) -> None:
         """Return once every block of `first..end` is present.
@@ -131,8 +132,10 @@ class Hydration:
         for claim in storing:
             claim.done.wait()
 
-    def fill_hole(self, first: int, end: int) -> None:
+    def fill_hole(self, first: int, end: int, *, skipped: bool = False) -> None:
         """Make the absent, unowned blocks of `first..end` present as zeros.
+
+        `skipped`: they are free at the source, not holes of it; only the count differs.
 
         Raises:
             StoreError: the store refused; nothing is marked.
@@ -149,7 +152,11 @@ class Hydration:
             self._release(claims, present=False)
             raise StoreError(f"the store can't hold zeros: {error}", error.errno or 5) from error
         for claim in claims:
-            self.hole_bytes += self._store.geometry.extent(claim.first, claim.end).length
+            length = self._store.geometry.extent(claim.first, claim.end).length
+            if skipped:
+                self.skipped_bytes += length
+            else:
+                self.hole_bytes += length
         self._release(claims, present=True)
 
     @contextmanager

@@ -7,12 +7,14 @@ return trip, and the status says so.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from relocator import exports, runs
-from relocator.connection import open_handle, read, with_export
+from relocator.connection import open_handle, read, read_many, with_export
 from relocator.errors import StateError, UpstreamError
+from relocator.rounds import Rounds
 
+T = TypeVar("T")
 Runs = list[tuple[int, int]]
 
 
@@ -102,6 +104,19 @@ class Source:
         )
         handle.shutdown()
         return data
+
+    def serve(self, rounds: Rounds[T]) -> T:
+        """Serve the rounds of a reader from the disk itself, each in one round trip."""
+        handle = open_handle(self.uri)
+        try:
+            wanted = next(rounds)
+            while True:
+                wanted = rounds.send(read_many(handle, wanted, timeout_s=60.0))
+        except StopIteration as over:
+            result: T = over.value
+            return result
+        finally:
+            handle.shutdown()
 
     def reader(self, name: str) -> Callable[[int, int], bytes]:
         """A function `(offset, length)` that reads from a further export."""

@@ -58,6 +58,9 @@ def status_of(engine: "Engine") -> dict[str, Any]:
         "on_demand_bytes": 0 if hydration is None else hydration.on_demand_bytes,
         "background_bytes": 0 if hydration is None else hydration.background_bytes,
         "hole_bytes": 0 if hydration is None else hydration.hole_bytes,
+        "skipped_bytes": 0 if hydration is None else hydration.skipped_bytes,
+        "notes": list(engine.notes),
+        "known": _known(engine),
         "background": _background(copying),
         "order": ",".join(engine.order),
         "rate_bits_per_s": rate,
@@ -75,6 +78,13 @@ def _offers(engine: "Engine") -> str | None:
     if engine.store.meta.source is None:
         return None
     return "everything" if engine.store.meta.base is not None else "blocks"
+
+
+def _known(engine: "Engine") -> list[str]:
+    """What the order of the background copy can rest on by now."""
+    knowledge = engine.knowledge
+    found = {"hot": bool(knowledge.heat), "in-use": knowledge.in_use is not None}
+    return [name for name, known in found.items() if known]
 
 
 def _background(copier: "Copier | None") -> str:

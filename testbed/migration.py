@@ -211,6 +211,7 @@ class Migration:
         )
         command = fio.command(self.mount, self.logs, load)
         start("fio", command, None, fio.STOP_SIGNAL, fio.GOOD_STATUSES)
+        time.sleep(fio.SETTLE_S)
         log, rate = self.logs / "ledger.acks", parameters.ledger_iops
         ledger = self._python("testbed.workloads.ledger", self.mount / "ledger", log, rate)
         start("ledger", [*ledger, str(parameters.seed)])
@@ -243,7 +244,8 @@ class Migration:
             self.arriving = self._attach(NBD[1], "vm_dst", "st_src-lan")
             return
         source = f"nbd://{ADDRESS['st_src-wan']}:{services.PORT}"
-        keys = ["background=off", f"order={self.parameters.order}"]
+        keys = ["mode=standby", "background=off"]
+        keys += [f"order={self.parameters.order}", f"readahead={self.parameters.readahead}"]
         command = services.proxy_command(self.store, source, self.control, "0.0.0.0", keys)
         pid = self.sites.pids["st_dst"]
         self.proxy = services.start_server(self.servers, "proxy", command, pid)
@@ -258,7 +260,7 @@ class Migration:
             self.log.check("nothing-kept-early", problems[: int(kept > 0)], "no block was")
         self.device.load(self.arriving)
         self.log.event("switch-started")
-        downtime_s = self.device.exchange()
+        downtime_s = self.device.exchange(before_resume=self._hand_over)
         self.log.event("switch-done", downtime_s=round(downtime_s, 6))
         self.results.downtime_s = downtime_s
         self.source_mtime_ns = self.image.stat().st_mtime_ns
@@ -267,6 +269,13 @@ class Migration:
         if self.relocates:
             self.completion = Completion(self.control)
             self.sampler.status_of = lambda: Client(self.control).call("status")
+
+    def _hand_over(self) -> None:
+        """The guest stands still: authority over the disk moves with it."""
+        if self.relocates:
+            start_s = time.monotonic()
+            Client(self.control).call("activate")
+            self.results.handover_s = time.monotonic() - start_s
 
     def _relocate(self) -> None:
         """The background copy, until the source can be shut off."""

@@ -33,6 +33,7 @@ class Parameters:
     system: str
     background: str
     order: str
+    readahead: str
     background_delay_s: float
     switch_at_s: float
     duration_s: float
@@ -114,6 +115,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--system", choices=("relocator",), default="relocator")
     parser.add_argument("--background", choices=("on", "off"), default="on")
     parser.add_argument("--order", default="sequential", help="order of the background copy")
+    parser.add_argument(
+        "--readahead", default="0", help="the proxy's read-ahead: bytes, or auto (default 0)"
+    )
     return parser
 
 

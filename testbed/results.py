@@ -50,6 +50,7 @@ class Results:
         self.outcome, self.reason = "failed", "the run was not concluded"
         self.memory_copy_s: float | None = None
         self.downtime_s: float | None = None
+        self.handover_s: float | None = None
         self.allocated_bytes: int | None = None
         self.acknowledged: list[ledger.Acknowledged] = []
         self._ios: list[fio.Io] = []
@@ -142,6 +143,7 @@ class Results:
         over = received / self.allocated_bytes if relocate and self.allocated_bytes else None
         return {
             "downtime_s": None if self.downtime_s is None else round(self.downtime_s, 6),
+            "handover_s": None if self.handover_s is None else round(self.handover_s, 6),
             "switch_s": times_s.get("switch-started"),
             "relocation_s": relocation_s,
             "background": self._background_figures(times_s),

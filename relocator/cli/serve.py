@@ -17,11 +17,20 @@ DEFAULT_PORT = 10809
 #: nbdkit's threads a connection: so many requests may wait for the WAN before others must wait too.
 DEFAULT_THREADS = 16
 
-_TARGET_KEYS = (("control", "PATH", "Unix socket for status and verbs"),)
+_TARGET_KEYS = (
+    ("control", "PATH", "Unix socket for status and verbs"),
+    ("store", "DIR", "keep the maps here, so that a seal and an epoch survive a restart"),
+    ("block", "SIZE", "unit of the maps (4K)"),
+)
 _PROXY_KEYS = (
     ("control", "PATH", "Unix socket for status and verbs"),
+    ("disk", "PATH", "image or block device of the copy (STORE/disk.img)"),
+    ("mode", "active|standby", "whether the VM has stopped at the source already (active)"),
+    ("activate-on-write", "no|yes", "in standby, the first write activates (no)"),
     ("background", "on|off", "copy everything in the background (on)"),
     ("order", "LIST", f"order of the background copy: {', '.join(config.ORDERS)}"),
+    ("skip-free", "no|yes", "never copy what ext2/3/4 call free (no)"),
+    ("readahead", "SIZE|auto", "most bytes fetched ahead of a sequential reader (auto)"),
     ("rate", "BITS/S", "cap of the background copy, such as 50M (none)"),
     ("window", "BYTES", "bytes in flight, such as 1M, or auto: what fills the link (auto)"),
     ("block", "SIZE", "unit of the maps (4K)"),

@@ -1,4 +1,4 @@
-"""`relocator pause`, `resume`, `set` and `flush`: change what a running proxy does."""
+"""`relocator pause`, `resume`, `set`, `activate`, `seal` and more: change what a plugin does."""
 
 import argparse
 from typing import Any
@@ -11,7 +11,15 @@ _VERBS = {
     "pause": "pause the background copy",
     "resume": "go on with the background copy",
     "flush": "make all acknowledged writes durable",
+    "activate": "take over the disk: the source is sealed, the VM may write here",
+    "seal": "refuse writes from here on: the disk moves to another site",
+    "unseal": "undo a seal; refused once a proxy is active",
+    "verify": "compare what was fetched with the source, by digests",
 }
+
+
+#: fields of an answer that the user wants to see
+_TOLD = ("dropped_blocks", "verified_blocks", "unverified_blocks")
 
 
 def add(commands: Commands) -> None:
@@ -36,7 +44,10 @@ def add(commands: Commands) -> None:
 
 
 def _run_verb(options: argparse.Namespace) -> int:
-    Client(options.control).call(options.verb)
+    answer = Client(options.control).call(options.verb, patience_s=None)
+    for name in _TOLD:
+        if name in answer:
+            print(f"{name.replace('_', ' ')}: {answer[name]:,}")
     return 0
 
 

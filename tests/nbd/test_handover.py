@@ -176,7 +176,7 @@ def test_verify_proves_the_copy_and_finds_a_damaged_block(sites: Any) -> None:
         with b.copy.open("r+b") as image:
             image.seek(77 * BLOCK + 5)
             image.write(b"!")
-        with pytest.raises(RelocatorError, match="1 of 1023 blocks differ.*the first is 77"):
+        with pytest.raises(RelocatorError, match=r"1 of 1023 blocks differ.*the first is 77"):
             proxy.control.call("verify")
 
 

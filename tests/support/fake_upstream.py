@@ -1,4 +1,4 @@
-"""An upstream whose replies come when, and as, the test says: for races no real server can stage."""
+"""An upstream whose replies come when, and as, the test says: for races no server can stage."""
 
 import errno
 
@@ -16,9 +16,11 @@ class FakeUpstream:
         self._data = data
         self.waiting: list[Request] = []
         self.fetched: list[tuple[int, int]] = []
+        self.background: list[bool] = []
 
     def fetch(self, offset: int, length: int, done: Done, *, background: bool) -> None:
         self.fetched.append((offset, length))
+        self.background.append(background)
         self.waiting.append(Request("read", offset, length, done))
 
     def read_into(self, buffer: memoryview, offset: int) -> None:

@@ -9,43 +9,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 LAYERS = (
-    {
-        "errors",
-        "bitmap",
-        "geometry",
-        "states",
-        "config",
-        "pacing",
-        "ordering",
-        "latency",
-        "heat",
-        "runs",
-        "readahead",
-        "gate",
-        "partitions",
-        "extfs",
-        "checksums",
-        "ext_layout",
-        "ext_groups",
-        "ext_inode",
-        "ext_journal",
-        "rounds",
-    },
-    {
-        "image",
-        "maps",
-        "meta",
-        "opening",
-        "store",
-        "exports",
-        "source",
-        "verify",
-        "connection",
-        "upstream",
-        "control",
-        "host",
-    },
-    {"hydration", "holes", "disk", "copier", "status", "handover", "engine"},
+    {"errors", "bitmap", "geometry", "states", "config", "pacing", "ordering", "latency", "heat"}
+    | {"runs", "readahead", "gate", "partitions", "extfs", "checksums", "ext_layout"}
+    | {"ext_groups", "ext_inode", "ext_journal", "rounds", "inuse"},
+    {"image", "maps", "meta", "opening", "store", "connection", "upstream", "control", "host"}
+    | {"exports", "source", "verify"},
+    {"hydration", "holes", "disk", "copier", "status", "learning", "handover", "engine"},
     {"plugin", "cli"},
 )
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}

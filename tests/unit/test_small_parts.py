@@ -26,7 +26,7 @@ def test_a_refusal_names_verb_state_and_what_would_be_right() -> None:
         StateError, match="'pause' is refused in state 'complete'; it needs: active"
     ):
         states.check(State.COMPLETE, "pause")
-    with pytest.raises(StateError, match="unknown verb 'explode'; known: flush"):
+    with pytest.raises(StateError, match="unknown verb 'explode'; known: activate"):
         states.check(State.ACTIVE, "explode")
 
 

@@ -1,0 +1,141 @@
+"""Which blocks come first, seen from outside: what is read at no cost once so much was copied."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.model import source_bytes
+from tests.support.servers import Server, nbdkit, plugin, wait_for
+
+SIZE_BYTES = 16 << 20
+BLOCK = 4096
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Any:
+    """Our target with 16 MiB of random data."""
+    (tmp_path / "disk.img").write_bytes(source_bytes(SIZE_BYTES))
+    with plugin(tmp_path, "target", f"disk={tmp_path / 'disk.img'}") as server:
+        yield server
+
+
+def proxy(tmp_path: Path, source: Server, *keys: str) -> Any:
+    return plugin(tmp_path, "proxy", f"store={tmp_path / 'store'}", f"source={source.uri}", *keys)
+
+
+def copied_first(server: Server, count_bytes: int) -> Server:
+    """Let the copy run until `count_bytes` have arrived, then stop it."""
+    wait_for(lambda: server.control.call("status")["background_bytes"] >= count_bytes, "the copy")
+    server.control.call("pause")
+    wait_for(lambda: server.control.call("status")["in_flight_bytes"] == 0, "the link to drain")
+    return server
+
+
+def cost(server: Server, offset: int, length: int) -> int:
+    """Bytes that a read has to fetch on demand."""
+    before = server.control.call("status")["on_demand_bytes"]
+    server.connect().pread(length, offset)
+    return int(server.control.call("status")["on_demand_bytes"]) - before
+
+
+def test_the_groups_that_were_hot_at_the_source_come_first(tmp_path: Path, source: Server) -> None:
+    guest = source.connect()
+    for _ in range(20):
+        guest.pread(BLOCK, 11 << 20)
+        guest.pwrite(b"h" * BLOCK, 13 << 20)
+    keys = ("mode=standby", "background=off", "order=hot,sequential", "rate=16M", "readahead=0")
+    with proxy(tmp_path, source, *keys) as server:
+        server.control.call("activate")
+        wait_for(lambda: "hot" in server.control.call("status")["known"], "the heat")
+        server.control.call("set", background="on")
+        copied_first(server, 3 << 20)
+        assert cost(server, 11 << 20, 1 << 20) == 0
+        assert cost(server, 13 << 20, 1 << 20) == 0
+        assert cost(server, 15 << 20, 1 << 20) == 1 << 20
+
+
+def test_a_guests_access_pulls_its_group_forward(tmp_path: Path, source: Server) -> None:
+    with proxy(tmp_path, source, "order=sequential", "rate=8M", "readahead=0") as server:
+        server.connect().pread(BLOCK, 14 << 20)
+        copied_first(server, 4 << 20)
+        assert cost(server, 14 << 20, 1 << 20) == 0
+        assert cost(server, 12 << 20, 1 << 20) == 1 << 20
+
+
+def test_a_trace_comes_first_and_an_order_can_be_changed_in_flight(
+    tmp_path: Path, source: Server
+) -> None:
+    trace = tmp_path / "trace"
+    trace.write_text("# offset,length\n" + f"{9 << 20},{1 << 20}\n{5 << 20},{1 << 20}\n")
+    with proxy(tmp_path, source, "order=sequential", "rate=8M", "readahead=0") as server:
+        server.control.call("set", order=f"trace:{trace},sequential")
+        copied_first(server, 4 << 20)
+        assert server.control.call("status")["order"] == f"trace:{trace},sequential"
+        assert cost(server, 9 << 20, 1 << 20) == 0
+        assert cost(server, 5 << 20, 1 << 20) == 0
+        server.control.call("resume")
+        server.control.call("set", order="random", rate="none")
+        server.control.call("wait", timeout_s=60)
+    assert (tmp_path / "store" / "disk.img").read_bytes() == source_bytes(SIZE_BYTES)
+
+
+@pytest.fixture
+def ext4(tmp_path: Path) -> Path:
+    """An ext4 image of 32 MiB with 6 MiB of files, and old data in its free blocks."""
+    files = tmp_path / "files"
+    files.mkdir()
+    for number in range(6):
+        (files / f"file{number}").write_bytes(source_bytes(1 << 20, seed=number))
+    image = tmp_path / "ext4.img"
+    image.write_bytes(b"old data" * (4 << 20))
+    command = [
+        "mke2fs",
+        "-q",
+        "-F",
+        "-E",
+        "nodiscard",
+        "-t",
+        "ext4",
+        "-b",
+        "4096",
+        "-d",
+        str(files),
+        str(image),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    return image
+
+
+def test_what_the_file_system_uses_comes_first(tmp_path: Path, ext4: Path) -> None:
+    with nbdkit(tmp_path, "source", ["file", str(ext4)]) as source:
+        keys = ("order=in-use,sequential", "background=off", "readahead=0")
+        with proxy(tmp_path, source, *keys) as server:
+            wait_for(lambda: "in-use" in server.control.call("status")["known"], "the bitmaps")
+            server.control.call("set", background="on", rate="64M")
+            copied_first(server, 14 << 20)
+            clean = subprocess.run(
+                ["debugfs", "-R", "dump file5 /dev/stdout", str(tmp_path / "store" / "disk.img")],
+                capture_output=True,
+                check=True,
+            )
+    assert clean.stdout == source_bytes(1 << 20, seed=5)
+
+
+def test_free_blocks_can_be_skipped_and_the_saving_is_told(tmp_path: Path, ext4: Path) -> None:
+    with nbdkit(tmp_path, "source", ["file", str(ext4)]) as source:
+        keys = ("skip-free=yes", "background=off")
+        with proxy(tmp_path, source, *keys) as server:
+            wait_for(lambda: server.control.call("status")["skipped_bytes"], "free blocks")
+            server.control.call("set", background="on")
+            status = server.control.call("wait", timeout_s=60)
+    moved = status["background_bytes"] + status["on_demand_bytes"]
+    assert status["skipped_bytes"] > 16 << 20
+    assert moved + status["skipped_bytes"] + status["hole_bytes"] == 32 << 20
+    copy = tmp_path / "store" / "disk.img"
+    subprocess.run(["e2fsck", "-fn", str(copy)], check=True, capture_output=True)
+    found = subprocess.run(
+        ["debugfs", "-R", "dump file3 /dev/stdout", str(copy)], capture_output=True, check=True
+    )
+    assert found.stdout == source_bytes(1 << 20, seed=3)
