@@ -20,7 +20,8 @@ from relocator.errors import RelocatorError
 from relocator.store import Store
 
 MAGIC = "relocator-1"
-FIRST_READ_BYTES = 64 << 10
+FIRST_READ_BYTES = 8 << 10  # less than what TCP sends at once over a connection that was idle
+STATUS_BYTES = 64 << 10
 VERBS = ("identify", "epoch", "seal", "moved")
 NAMES = ("", "heat", "dirty", "diverged", "digest", "control")
 
@@ -82,12 +83,12 @@ def verb_export(store: Store, call: Callable[[str], Reply], verb: str) -> Snapsh
             return encode(({"ok": False, "error": str(error)}, {}))
 
     maps_bytes = 2 * runs.most_bytes(store.geometry.total_blocks)
-    return Snapshot(-(-(FIRST_READ_BYTES + maps_bytes) // 4096) * 4096, make)
+    return Snapshot(-(-(STATUS_BYTES + maps_bytes) // 4096) * 4096, make)
 
 
 def status_export(status: Callable[[], dict[str, Any]]) -> Snapshot:
     """The export `control`: the status object when it is first read."""
-    return Snapshot(FIRST_READ_BYTES, lambda: json.dumps(status(), sort_keys=True).encode() + b"\n")
+    return Snapshot(STATUS_BYTES, lambda: json.dumps(status(), sort_keys=True).encode() + b"\n")
 
 
 def content_export(content: bytes) -> Snapshot:

@@ -82,8 +82,7 @@ class Source:
         )
         while len(data) < need:
             data += read(handle, len(data), min(need - len(data), 1 << 20), timeout_s=60.0)
-        del self._ready[verb]
-        handle.shutdown()
+        del self._ready[verb]  # closes it; a shutdown would wait a round trip for nothing
         if not fields["ok"]:
             raise StateError(f"the source refused '{verb}': {fields['error']}")
         return Answer(

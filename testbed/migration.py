@@ -222,11 +222,12 @@ class Migration:
         """The memory copy, and the switch at its end."""
         parameters = self.parameters
         copy: MemoryCopy | None = None
+        self._go_on_until(max(0.0, parameters.switch_at_s - parameters.memory_copy_s) / 2)
+        self._start_destination()
         if parameters.memory_bytes:
             self._go_on_until(max(0.0, parameters.switch_at_s - parameters.memory_copy_s))
             self.log.event("memory-copy-started", bytes=parameters.memory_bytes)
             copy = MemoryCopy(self.sites, parameters.memory_bytes)
-        self._start_destination()
         while copy is not None and copy.running():
             self._check_alive()
             time.sleep(0.01)
