@@ -145,7 +145,13 @@ def reproduce_command(seed: int, where: str, clock: str | None) -> str:
 
 def show(console: Console, runs: Runs, rows: Sequence[Row], out: Path) -> None:
     """The table and the last words in the terminal."""
-    table = Table(box=box.SIMPLE_HEAD, title="* the best: lower is better", title_justify="left")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        title="* the best: lower is better",
+        title_justify="left",
+    )
     table.add_column("", no_wrap=True)
     for name in runs:
         table.add_column(name, justify="right")
