@@ -1,0 +1,89 @@
+"""`python3 -m experiments.bench [local|size|wan]... [--quick]`: measures, prints, writes out/bench.
+
+Each part writes PART.json (everything) and PART.md (its table). Exit status 0 says that it was
+measured, not that the goals are met: those are judged in docs/bench.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rich.console import Console
+
+from experiments.bench import local, size, tables
+from relocator.errors import RelocatorError
+from testbed.supervise import ProcessError
+
+Rows = tuple[list[str], list[list[str]]]
+OUT = Path("out/bench")
+
+
+def _write(out: Path, name: str, results: dict[str, Any], rows: Rows, console: Console) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(results, indent=1, sort_keys=True) + "\n"
+    (out / f"{name}.json").write_text(text)
+    (out / f"{name}.md").write_text(tables.markdown(*rows))
+    console.print(tables.shown(name, *rows))
+    console.print(f"written: {out / name}.json, {out / name}.md")
+
+
+def _local(options: argparse.Namespace, console: Console) -> None:
+    plan = local.QUICK if options.quick else local.Plan()
+    with tempfile.TemporaryDirectory(prefix="bench-") as work:
+        results = local.run(plan, Path(work), console)
+    _write(options.out, "local", results, local.rows(results), console)
+
+
+def _size(options: argparse.Namespace, console: Console) -> None:
+    seconds, rounds = (0.5, 2) if options.quick else (1.5, 3)
+    with tempfile.TemporaryDirectory(prefix="bench-") as work:
+        results = size.run(seconds, rounds, Path(work), console)
+    _write(options.out, "size", results, size.rows(results), console)
+
+
+PARTS: dict[str, Callable[[argparse.Namespace, Console], None]] = {"local": _local, "size": _size}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="experiments.bench", description=__doc__)
+    names = ", ".join(PARTS)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{names}; default: all")
+    parser.add_argument("--quick", action="store_true", help="less of everything")
+    parser.add_argument(
+        "--out", type=Path, default=OUT, metavar="DIR", help="for results; default: %(default)s"
+    )
+    return parser
+
+
+def _terminated(signum: int, _frame: object) -> NoReturn:
+    raise SystemExit(128 + signum)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measures the parts asked for, in order; status 2 for a part that isn't one."""
+    signal.signal(signal.SIGTERM, _terminated)
+    options = _parser().parse_args(argv)
+    console = Console()
+    if unknown := [part for part in options.parts if part not in PARTS]:
+        print(f"bench: part '{unknown[0]}': must be one of {', '.join(PARTS)}", file=sys.stderr)
+        return 2
+    try:
+        for part in options.parts or PARTS:
+            PARTS[part](options, console)
+    except (ProcessError, RelocatorError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

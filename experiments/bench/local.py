@@ -1,0 +1,107 @@
+"""The local path: requests for data that is here, natively and in real time.
+
+All systems run throughout; a round measures each load on each system in turn (A B C, A B C), so
+that a busy moment of the machine hits all of them alike. Ratios to `nbdkit file` are of medians
+over the rounds.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from experiments.bench import load, systems, tables
+from experiments.bench.load import LOADS, Figure, Load
+from testbed.supervise import Supervisor
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How long and how often; `threads` None is what the command chooses."""
+
+    seconds: float = 1.5
+    rounds: int = 3
+    loads: tuple[Load, ...] = LOADS
+    threads: int | None = None
+
+
+QUICK = Plan(seconds=0.5, rounds=2)
+Figures = dict[str, dict[str, list[Figure]]]
+
+
+def measure(bench: systems.Bench, plan: Plan, console: Console) -> Figures:
+    """{system: {load: [a figure a round]}}."""
+    figures: Figures = {one.name: defaultdict(list) for one in bench.systems}
+    for number in range(plan.rounds):
+        for one_load in plan.loads:
+            console.print(f"round {number + 1}/{plan.rounds}: {one_load.name}", style="dim")
+            for system in bench.systems:
+                bench.supervisor.check()
+                system.before()
+                try:
+                    figure = load.measure(one_load, system.uri, plan.seconds, seed=number + 1)
+                finally:
+                    system.after()
+                figures[system.name][one_load.name].append(figure)
+    return figures
+
+
+def run(plan: Plan, work: Path, console: Console) -> dict[str, Any]:
+    """The whole local part; returns what local.json holds."""
+    load_before = os.getloadavg()[0]
+    start_s = time.monotonic()
+    (work / "logs").mkdir()
+    with Supervisor(work / "logs") as supervisor:
+        bench = systems.Bench(supervisor, work, plan.threads)
+        systems.start_all(bench)
+        figures = measure(bench, plan, console)
+    return {
+        "clock": "real",
+        "seconds": plan.seconds,
+        "rounds": plan.rounds,
+        "threads": plan.threads,
+        "cpus": os.cpu_count(),
+        "load_before": round(load_before, 2),
+        "took_s": round(time.monotonic() - start_s, 1),
+        "reference": systems.REFERENCE,
+        "systems": {name: _results(row) for name, row in figures.items()},
+    }
+
+
+def _results(row: dict[str, list[Figure]]) -> dict[str, Any]:
+    return {
+        name: {
+            "iops": tables.summarise([one.iops for one in rounds]),
+            "p50_s": tables.summarise([one.p50_s for one in rounds]),
+            "p99_s": tables.summarise([one.p99_s for one in rounds]),
+            "rounds": [asdict(one) for one in rounds],
+        }
+        for name, rounds in row.items()
+    }
+
+
+def rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table: IOPS and, in brackets, the ratio to the reference."""
+    medians = {
+        system: {name: one["iops"]["median"] for name, one in loads.items()}
+        for system, loads in results["systems"].items()
+    }
+    ratio = tables.ratios(medians, results["reference"])
+    names = list(next(iter(medians.values())))
+    body = [
+        [system, *(f"{row[name]:,.0f} ({ratio[system][name]:.2f})" for name in names)]
+        for system, row in medians.items()
+    ]
+    body.append(["*spread of the reference*", *_noise(results, names)])
+    return ["IOPS (ratio)", *names], body
+
+
+def _noise(results: dict[str, Any], names: list[str]) -> list[str]:
+    reference = results["systems"][results["reference"]]
+    return [f"±{reference[name]['iops']['spread']:.0%}" for name in names]

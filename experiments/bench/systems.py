@@ -1,0 +1,165 @@
+"""The systems of the local path: each a server on a Unix socket that serves the same region.
+
+Ours are started as a user starts them, with `relocator target` and `relocator proxy`, so that the
+number of threads and everything else is what the command chooses. The proxy that is still
+relocating has the region and lacks the rest of its disk; its copy is paused except while the
+system "copy running" is measured, so it serves two systems. The others copy from an `nbdkit file`
+of the same image, and are read through once before they are measured.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from experiments.bench.load import REGION_BYTES, fill, unix_uri
+from relocator.control import Client
+from testbed.supervise import ProcessError, Supervisor, run
+
+REFERENCE = "nbdkit file"
+ABSENT_BYTES = 3 * REGION_BYTES
+COPY_RATE = "100M"
+_COMPLETE_TIMEOUT_S = 120.0
+
+
+def _nothing() -> None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """Something to measure; `before` and `after` surround each of its jobs."""
+
+    name: str
+    uri: str
+    before: Callable[[], None] = _nothing
+    after: Callable[[], None] = _nothing
+
+
+@dataclass(slots=True)
+class Bench:
+    """Starts the systems in a work directory; the supervisor ends them."""
+
+    supervisor: Supervisor
+    work: Path
+    threads: int | None = None
+    systems: list[System] = field(default_factory=list)
+
+    def serve(self, name: str, argv: list[str], socket: Path) -> str:
+        """Starts a server, waits for its socket and returns its URI."""
+        process = self.supervisor.start(name, argv)
+        process.wait_until(socket.exists, f"{name}'s socket")
+        return unix_uri(socket)
+
+    def relocator(self, name: str, *arguments: object) -> tuple[str, Client]:
+        """One of ours: `relocator ARGUMENTS... --socket --control`."""
+        socket, control = self.work / f"{name}.nbd", self.work / f"{name}.control"
+        argv = [sys.executable, "-m", "relocator.cli.main", *(str(one) for one in arguments)]
+        argv += ["--socket", str(socket), "--control", str(control)]
+        argv += ["--threads", str(self.threads)] if self.threads else []
+        uri = self.serve(name, argv, socket)
+        client = Client(control)
+        client.call("status")
+        return uri, client
+
+    def nbdkit(self, name: str, *arguments: object) -> str:
+        """An nbdkit of its own."""
+        socket = self.work / f"{name}.nbd"
+        argv = ["nbdkit", "-f", "-U", str(socket), *(str(one) for one in arguments)]
+        return self.serve(name, argv, socket)
+
+    def image(self, name: str, size_bytes: int = REGION_BYTES) -> Path:
+        """A new image full of data that is not zero."""
+        path = self.work / f"{name}.img"
+        piece = bytes(range(1, 256)) * 4096 + b"\1" * 4096
+        with path.open("wb") as file:
+            for _ in range(size_bytes // len(piece)):
+                file.write(piece)
+        return path
+
+    def add(self, system: System) -> None:
+        self.systems.append(system)
+
+
+def start_plain(bench: Bench) -> None:
+    """Servers of a whole image."""
+    uri = bench.nbdkit("file", "file", bench.image("file"))
+    bench.add(System(REFERENCE, uri))
+    uri, _ = bench.relocator("target", "target", bench.image("target"))
+    bench.add(System("relocator target", uri))
+
+
+def start_relocating(bench: Bench) -> None:
+    """Our proxy while it relocates."""
+    size_bytes = REGION_BYTES + ABSENT_BYTES
+    source = bench.nbdkit("pattern", "pattern", f"size={size_bytes}")
+    store = bench.work / "store"
+    options = ["--background", "off", "--order", "sequential", "--rate", COPY_RATE]
+    uri, client = bench.relocator("proxy", "proxy", store, source, *options)
+    fill(uri)
+    client.call("pause")
+    client.call("set", background="on")
+    bench.add(System("relocator proxy, copy paused", uri))
+    resume, pause = partial(_call, client, "resume"), partial(_call, client, "pause")
+    bench.add(System("relocator proxy, copy running", uri, resume, pause))
+
+
+def start_complete(bench: Bench) -> None:
+    """Our proxy whose disk is all here."""
+    source = bench.nbdkit("whole", "pattern", f"size={REGION_BYTES}")
+    uri, client = bench.relocator("complete", "proxy", bench.work / "complete", source)
+    client.call("wait", patience_s=_COMPLETE_TIMEOUT_S)
+    bench.add(System("relocator proxy, complete", uri))
+
+
+def _call(client: Client, verb: str) -> None:
+    status = client.call(verb)
+    if status["state"] != "active":
+        raise ProcessError(f"the proxy that should be relocating is {status['state']}")
+
+
+def start_qemu(bench: Bench) -> None:
+    """QEMU's plain server, and its copy-on-read over an NBD source."""
+    socket = bench.work / "qemu.nbd"
+    image = str(bench.image("qemu"))
+    argv = ["qemu-nbd", "-f", "raw", "-t", "-e", "8", "-k", str(socket), image]
+    bench.add(System("qemu-nbd raw", bench.serve("qemu-nbd", argv, socket)))
+
+    bench.nbdkit("qemu-source", "file", bench.image("qemu-source"))
+    argv = copy_on_read_command(bench.work, bench.work / "qemu-source.nbd", REGION_BYTES)
+    uri = bench.serve("qemu-cor", argv, bench.work / "qemu-cor.nbd")
+    fill(uri)
+    bench.add(System("QEMU copy-on-read", uri))
+
+
+def copy_on_read_command(work: Path, source: Path, size_bytes: int) -> list[str]:
+    """qemu-storage-daemon: an overlay that keeps what is read from an NBD source."""
+    overlay, socket = work / "qemu-cor.qcow2", work / "qemu-cor.nbd"
+    run(["qemu-img", "create", "-q", "-f", "qcow2", str(overlay), str(size_bytes)])
+    return [
+        "qemu-storage-daemon",
+        *("--blockdev", f"driver=nbd,node-name=source,server.type=unix,server.path={source}"),
+        "--blockdev",
+        f"driver=qcow2,node-name=overlay,file.driver=file,file.filename={overlay},backing=source",
+        *("--blockdev", "driver=copy-on-read,node-name=keep,file=overlay"),
+        *("--nbd-server", f"addr.type=unix,addr.path={socket}"),
+        *("--export", "type=nbd,id=export,node-name=keep,name=,writable=on"),
+    ]
+
+
+def start_cow(bench: Bench) -> None:
+    """nbdkit's cow filter over an NBD source."""
+    bench.nbdkit("cow-source", "file", bench.image("cow-source"))
+    source = bench.work / "cow-source.nbd"
+    uri = bench.nbdkit("cow", "--filter=cow", "nbd", f"socket={source}", "cow-on-read=true")
+    fill(uri)
+    bench.add(System("nbdkit cow-on-read", uri))
+
+
+def start_all(bench: Bench) -> None:
+    """Every system, in the order of the table."""
+    for start in (start_plain, start_relocating, start_complete, start_qemu, start_cow):
+        start(bench)

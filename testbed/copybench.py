@@ -1,0 +1,244 @@
+"""Relocating one disk by several systems over the same WAN: `python3 -m testbed.copybench`.
+
+For every system: a fresh copy of the same image at the source, a server at the destination, and two
+clients there, one reading 4 KiB at random, one writing whole blocks of 4 KiB, while the system
+copies. The clients keep to a timetable (open loop): a slow answer doesn't make them ask less.
+
+    local        no WAN: `nbdkit file` at the destination; what the store alone costs
+    nbdcopy      nbdcopy to null, and no clients: the bulk ceiling
+    nbdkit-cow   nbdkit's cow filter with cow-on-read, and nbdcopy from it to null
+    qemu         qemu-storage-daemon: copy-on-read and block-stream into a qcow2 overlay
+    relocator    proxy and target; `relocator-file`: the same with `nbdkit file` as the source
+
+Peers copy from `nbdkit file`, which costs the source least. The link is calibrated first and
+refused (status 3) when it is off. Results go to LAB_OUT/copybench.json.
+
+One virtual CPU of one instruction a nanosecond serves all hosts; `cpu_share` says how much of it a
+copy used. Near 1 the CPU was measured, not the link.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from testbed import calibrate, peers, services, topology, wan
+from testbed.supervise import Process, Supervisor
+
+EXIT_REFUSED = 3
+CLIENT_START_S = 1.5  # until both clients have started and wait
+LOCAL_S = 5.0
+_PIECE_BYTES = 4 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """What is measured."""
+
+    profile: wan.LinkProfile
+    systems: tuple[str, ...]
+    data_bytes: int
+    reads_per_s: float
+    writes_per_s: float
+    seed: int
+
+
+def make_image(path: Path, data_bytes: int, seed: int) -> int:
+    """Random data with a hole of a quarter of its size in the middle; returns the disk's size."""
+    source = random.Random(seed)
+    size_bytes = data_bytes + data_bytes // 4
+    with path.open("wb") as file:
+        for number in range(data_bytes // _PIECE_BYTES):
+            hole = data_bytes // 4 if number * _PIECE_BYTES >= data_bytes // 2 else 0
+            file.seek(number * _PIECE_BYTES + hole)
+            file.write(source.randbytes(_PIECE_BYTES))
+        file.truncate(size_bytes)
+    return size_bytes
+
+
+def cpu_times() -> tuple[float, float]:
+    """(busy, all) seconds of the machine's CPUs since it started."""
+    fields = [int(one) for one in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+    ticks = os.sysconf("SC_CLK_TCK")
+    return (sum(fields) - fields[3] - fields[4]) / ticks, sum(fields) / ticks
+
+
+@dataclass(slots=True)
+class Copy:
+    """One system's copy, from its start to its end."""
+
+    parameters: Parameters
+    sites: topology.Sites
+    work: Path
+    supervisor: Supervisor
+    clients: list[Process] = field(default_factory=list)
+
+    def start_clients(self, uri: str) -> float:
+        """Starts both clients; returns when they, and the copy, begin."""
+        parameters = self.parameters
+        start_s = time.monotonic() + CLIENT_START_S
+        for kind, rate in (("read", parameters.reads_per_s), ("write", parameters.writes_per_s)):
+            argv = [sys.executable, "-m", "testbed.copyclient", uri, kind, str(rate)]
+            argv += [str(start_s), str(self.work / f"{kind}.log"), str(parameters.seed)]
+            argv += [str(parameters.data_bytes)]
+            self.clients.append(self.supervisor.start(f"client-{kind}", argv))
+        return start_s
+
+    def stop_clients(self) -> None:
+        for client in self.clients:
+            client.check()
+            self.supervisor.stop(client, timeout_s=60)
+
+    def latencies(self, kind: str, end_s: float) -> list[tuple[float, float]]:
+        """(start, latency) of what was asked before the copy's end."""
+        path = self.work / f"{kind}.log"
+        pairs = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+        found = [(float(start), float(latency)) for start, latency in pairs]
+        return [one for one in found if one[0] <= end_s]
+
+
+def sleep_until(at_s: float) -> None:
+    time.sleep(max(0.0, at_s - time.monotonic()))
+
+
+def measure(parameters: Parameters, sites: topology.Sites, name: str, work: Path) -> dict[str, Any]:
+    """Copies once with the named system; returns its row."""
+    image = work / "source.img"
+    size_bytes = make_image(image, parameters.data_bytes, parameters.seed)
+    allocated_bytes = image.stat().st_blocks * 512
+    (work / "logs").mkdir()
+    with Supervisor(work / "logs") as supervisor:
+        place = peers.Place(supervisor, sites, work, image, size_bytes)
+        system = peers.SYSTEMS[name](place)
+        copy = Copy(parameters, sites, work, supervisor)
+        start_s = time.monotonic()
+        if system.uri is not None:
+            start_s = copy.start_clients(system.uri)
+            sleep_until(start_s)
+        before = topology.link_counters()["C"], cpu_times()
+        copying_s = time.monotonic()
+        system.copy()
+        end_s = time.monotonic()
+        after = topology.link_counters()["C"], cpu_times()
+        copy.stop_clients()
+        extra = system.status()
+    row = _row(parameters, copying_s, end_s, before, after)
+    row["late_s"] = round(copying_s - start_s, 6)
+    row["allocated_bytes"] = allocated_bytes
+    row["wan_over_allocated"] = round(row["wan_bytes"] / allocated_bytes, 4)
+    row["reads"] = copy.latencies("read", end_s)
+    row["writes"] = copy.latencies("write", end_s)
+    return row | {"status": extra}
+
+
+Counters = tuple[tuple[int, int], tuple[float, float]]
+
+
+def _row(
+    parameters: Parameters, start_s: float, end_s: float, before: Counters, after: Counters
+) -> dict[str, Any]:
+    copy_s = end_s - start_s
+    received = after[0][0] - before[0][0]
+    goodput_bits_per_s = parameters.profile.rate_bits_per_s * wan.TCP_HEADER_FACTOR
+    busy_s, all_s = (after[1][index] - before[1][index] for index in (0, 1))
+    return {
+        "copy_s": round(copy_s, 6),
+        "wan_bytes": received,
+        "link_use": round(received * 8 / copy_s / goodput_bits_per_s, 4),
+        "cpu_share": round(busy_s / all_s, 3) if all_s else None,
+    }
+
+
+def run(parameters: Parameters) -> tuple[int, dict[str, Any]]:
+    """Exit status and results."""
+    services.prepare_kernel()
+    profile = parameters.profile
+    results: dict[str, Any] = {
+        "clock": os.environ.get("LAB_CLOCK", "unknown"),
+        "rtt_s": profile.rtt_s,
+        "rate_bits_per_s": profile.rate_bits_per_s,
+        "data_bytes": parameters.data_bytes,
+        "seed": parameters.seed,
+        "systems": {},
+    }
+    with topology.sites(profile) as sites:
+        found = calibrate.calibrate(profile, sites, calibrate.Tolerance())
+        results["calibration"] = found.results()
+        if found.problems:
+            print(f"copybench: the link is off: {'; '.join(found.problems)}", file=sys.stderr)
+            return EXIT_REFUSED, results
+        for name in parameters.systems:
+            with tempfile.TemporaryDirectory(prefix="copybench-") as work:
+                row = measure(parameters, sites, name, Path(work))
+                _keep_logs(name, Path(work))
+            results["systems"][name] = row
+            print(
+                f"{name}: {row['copy_s']:.2f} s, link {row['link_use']:.0%}, "
+                f"CPU {row['cpu_share']:.0%}, {row['wan_over_allocated']:.3f} x allocated",
+                flush=True,
+            )
+    return 0, results
+
+
+def _keep_logs(name: str, work: Path) -> None:
+    out = Path(os.environ.get("LAB_OUT", "out/copybench"))
+    shutil.copytree(work / "logs", out / "logs" / name, dirs_exist_ok=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="testbed.copybench", description=__doc__)
+    parser.add_argument("--rtt", default="20ms")
+    parser.add_argument("--rate", default="100mbit")
+    parser.add_argument("--systems", default="local,nbdcopy,nbdkit-cow,qemu,relocator")
+    parser.add_argument("--data", default="64M", help="random data in the image (64M)")
+    parser.add_argument("--reads", type=float, default=25.0, help="a second (25)")
+    parser.add_argument("--writes", type=float, default=10.0, help="a second (10)")
+    parser.add_argument("--seed", type=int, default=1)
+    return parser
+
+
+def parse(argv: Sequence[str] | None) -> Parameters:
+    """The command line, checked."""
+    options = _parser().parse_args(argv)
+    systems = tuple(options.systems.split(","))
+    for name in systems:
+        if name not in peers.SYSTEMS:
+            known = ", ".join(peers.SYSTEMS)
+            raise wan.ProfileError("systems", repr(name), f"must be among {known}")
+    data_bytes = wan.parse_size_bytes("data", options.data)
+    if data_bytes < 2 * _PIECE_BYTES or data_bytes % (2 * _PIECE_BYTES):
+        raise wan.ProfileError("data", options.data, "must be a multiple of 8M")
+    profile = wan.LinkProfile(
+        wan.parse_time_s("rtt", options.rtt), wan.parse_rate_bits_per_s("rate", options.rate)
+    )
+    return Parameters(profile, systems, data_bytes, options.reads, options.writes, options.seed)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Status 0 measured, 2 a wrong parameter, 3 the link was off."""
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    try:
+        parameters = parse(argv)
+    except wan.ProfileError as error:
+        print(f"copybench: {error}", file=sys.stderr)
+        return 2
+    status, results = run(parameters)
+    out = Path(os.environ.get("LAB_OUT", "out/copybench"))
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "copybench.json").write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,203 @@
+"""The systems that relocate a disk in `testbed.copybench`: how each is started and made to copy.
+
+A system has the URI that its clients use (None: it can't have any), a `copy` that returns when all
+of the disk is at the destination, and a `status` of its own figures. Servers at the destination
+listen on Unix sockets, which network namespaces don't separate.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from relocator.control import Client
+from testbed import services
+from testbed.supervise import ProcessError, Supervisor, run
+from testbed.topology import ADDRESS, Sites
+
+COPY_LIMIT_S = 3600.0
+LOCAL_S = 10.0
+
+
+def _no_status() -> dict[str, Any]:
+    return {}
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """A started system."""
+
+    uri: str | None
+    copy: Callable[[], None]
+    status: Callable[[], dict[str, Any]] = _no_status
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a system is started: the sites, the image at the source, a work directory."""
+
+    supervisor: Supervisor
+    sites: Sites
+    work: Path
+    image: Path
+    size_bytes: int
+
+    @property
+    def source_uri(self) -> str:
+        return f"nbd://{ADDRESS['st_src-wan']}:{services.PORT}"
+
+    @property
+    def socket(self) -> Path:
+        return self.work / "served.nbd"
+
+    @property
+    def uri(self) -> str:
+        return f"nbd+unix:///?socket={self.socket}"
+
+    def start_source(self, argv: list[str]) -> None:
+        services.start_server(self.supervisor, "source", argv, self.sites.pids["st_src"])
+
+    def start_file_source(self) -> None:
+        address = ADDRESS["st_src-wan"]
+        self.start_source(services.file_command(self.image, address, services.PORT))
+
+    def serve(self, name: str, argv: list[str]) -> None:
+        """A server at the destination, once its socket is there."""
+        process = self.supervisor.start(name, argv, self.sites.pids["st_dst"])
+        process.wait_until(self.socket.exists, f"{name}'s socket")
+
+    def at_destination(self, argv: list[str]) -> None:
+        run(argv, self.sites.pids["st_dst"], timeout_s=COPY_LIMIT_S)
+
+
+def start_local(place: Place) -> System:
+    """The same clients on a disk that is here."""
+    place.serve("local", ["nbdkit", "-f", "-U", str(place.socket), "file", str(place.image)])
+    return System(place.uri, lambda: time.sleep(LOCAL_S))
+
+
+def start_nbdcopy(place: Place) -> System:
+    place.start_file_source()
+    return System(None, lambda: place.at_destination(["nbdcopy", place.source_uri, "null:"]))
+
+
+def start_cow(place: Place) -> System:
+    place.start_file_source()
+    argv = ["nbdkit", "-f", "-U", str(place.socket), "--filter=cow", "nbd"]
+    place.serve("cow", [*argv, f"uri={place.source_uri}", "cow-on-read=true"])
+    return System(place.uri, lambda: place.at_destination(["nbdcopy", place.uri, "null:"]))
+
+
+def start_relocator(place: Place) -> System:
+    command = services.target_command(
+        place.image, place.work / "target.sock", ADDRESS["st_src-wan"]
+    )
+    place.start_source(command)
+    return _proxy(place)
+
+
+def start_relocator_file(place: Place) -> System:
+    place.start_file_source()
+    return _proxy(place)
+
+
+def _proxy(place: Place) -> System:
+    control = place.work / "proxy.control"
+    argv = [sys.executable, "-m", "relocator.cli.main", "proxy", str(place.work / "store")]
+    argv += [place.source_uri, "--background", "off"]
+    argv += ["--socket", str(place.socket), "--control", str(control)]
+    place.serve("proxy", argv)
+    client = Client(control)
+    client.call("status")
+
+    def copy() -> None:
+        client.call("set", background="on")
+        client.call("wait", patience_s=None, timeout_s=COPY_LIMIT_S)
+
+    return System(place.uri, copy, lambda: client.call("status"))
+
+
+class Qmp:
+    """QEMU's monitor, one command at a time; events are kept until they are asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self._link = socket.socket(socket.AF_UNIX)
+        self._link.connect(str(path))
+        self._link.settimeout(COPY_LIMIT_S)
+        self._lines = self._link.makefile("rb")
+        self._events: list[dict[str, Any]] = []
+        self._lines.readline()
+        self.call("qmp_capabilities")
+
+    def _next(self) -> dict[str, Any]:
+        line = self._lines.readline()
+        if not line:
+            raise ProcessError("QEMU closed its monitor")
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+    def call(self, command: str, **arguments: Any) -> Any:
+        request = {"execute": command, "arguments": arguments}
+        self._link.sendall(json.dumps(request).encode() + b"\n")
+        while True:
+            message = self._next()
+            if "error" in message:
+                raise ProcessError(f"QMP {command}: {message['error']}")
+            if "return" in message:
+                return message["return"]
+            self._events.append(message)
+
+    def wait_for(self, event: str) -> dict[str, Any]:
+        while True:
+            message = self._events.pop(0) if self._events else self._next()
+            if message.get("event") == event:
+                data: dict[str, Any] = message["data"]
+                return data
+
+
+def qemu_command(place: Place, overlay: Path, monitor: Path) -> list[str]:
+    """NBD source, overlay, copy-on-read above it, exported."""
+    source = f"server.type=inet,server.host={ADDRESS['st_src-wan']},server.port={services.PORT}"
+    return [
+        "qemu-storage-daemon",
+        *("--blockdev", f"driver=nbd,node-name=source,{source}"),
+        "--blockdev",
+        f"driver=qcow2,node-name=overlay,file.driver=file,file.filename={overlay},backing=source",
+        *("--blockdev", "driver=copy-on-read,node-name=keep,file=overlay"),
+        *("--nbd-server", f"addr.type=unix,addr.path={place.socket},max-connections=8"),
+        *("--export", "type=nbd,id=export,node-name=keep,name=,writable=on"),
+        *("--chardev", f"socket,id=monitor,path={monitor},server=on,wait=off"),
+        *("--monitor", "chardev=monitor"),
+    ]
+
+
+def start_qemu(place: Place) -> System:
+    place.start_file_source()
+    overlay, monitor = place.work / "overlay.qcow2", place.work / "qmp"
+    run(["qemu-img", "create", "-q", "-f", "qcow2", str(overlay), str(place.size_bytes)])
+    place.serve("qemu", qemu_command(place, overlay, monitor))
+    qmp = Qmp(monitor)
+
+    def copy() -> None:
+        qmp.call("block-stream", device="overlay", **{"job-id": "stream"})
+        done = qmp.wait_for("BLOCK_JOB_COMPLETED")
+        if "error" in done:
+            raise ProcessError(f"block-stream: {done['error']}")
+
+    return System(place.uri, copy)
+
+
+SYSTEMS: dict[str, Callable[[Place], System]] = {
+    "local": start_local,
+    "nbdcopy": start_nbdcopy,
+    "nbdkit-cow": start_cow,
+    "qemu": start_qemu,
+    "relocator": start_relocator,
+    "relocator-file": start_relocator_file,
+}

@@ -1,0 +1,66 @@
+"""What the benchmark computes from what it measured."""
+
+import json
+
+import pytest
+
+from experiments.bench import load, size, tables
+
+FIO = {
+    "jobs": [
+        {
+            "error": 0,
+            "read": {
+                "iops": 1000.5,
+                "total_ios": 500,
+                "clat_ns": {"percentile": {"50.000000": 1e6, "99.000000": 4e6}},
+            },
+        }
+    ]
+}
+
+
+def test_fio_is_read_past_its_remarks() -> None:
+    figure = load.parse("fio: connected to NBD server\n" + json.dumps(FIO), load.LOADS[0])
+    assert figure == load.Figure(1000.5, 0.001, 0.004)
+
+
+def test_a_job_that_did_nothing_is_an_error() -> None:
+    FIO_NONE = json.loads(json.dumps(FIO))
+    FIO_NONE["jobs"][0]["read"]["total_ios"] = 0
+    with pytest.raises(ValueError, match="0 requests"):
+        load.parse(json.dumps(FIO_NONE), load.LOADS[0])
+
+
+def test_the_direction_follows_the_pattern() -> None:
+    assert {one.direction for one in load.LOADS if "write" in one.name} == {"write"}
+    assert {one.direction for one in load.LOADS if "read" in one.name} == {"read"}
+
+
+def test_the_spread_is_half_the_range_over_the_median() -> None:
+    assert tables.summarise([8.0, 10.0, 12.0]) == {"median": 10.0, "spread": 0.2}
+
+
+def test_ratios_are_to_the_reference_of_the_same_load() -> None:
+    medians = {"a": {"x": 10.0, "y": 4.0}, "b": {"x": 5.0, "y": 8.0}}
+    assert tables.ratios(medians, "a")["b"] == {"x": 0.5, "y": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("fraction", "expected"), [(0.5, 50.0), (0.99, 99.0), (0.999, 100.0), (0.0, 1.0)]
+)
+def test_a_quantile_is_the_nearest_rank(fraction: float, expected: float) -> None:
+    assert tables.quantile([float(one) for one in range(100, 0, -1)], fraction) == expected
+
+
+def test_nothing_has_no_quantile() -> None:
+    assert tables.quantile([], 0.5) is None
+
+
+def test_memory_is_read_in_mebibytes() -> None:
+    status = "Name:\tnbdkit\nVmHWM:\t  204800 kB\nVmRSS:\t  102400 kB\n"
+    assert size.parse_memory(status) == {"rss_mib": 100.0, "peak_mib": 200.0}
+
+
+def test_a_table_is_markdown() -> None:
+    assert tables.markdown(["a", "b"], [["c", "1"]]) == "| a | b |\n| --- | ---: |\n| c | 1 |\n"
