@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
+from relocator.errors import StoreError
 from relocator.holes import Holes
 from relocator.hydration import Claim, Hydration
 from relocator.pacing import Sent, TokenBucket, Window
@@ -36,7 +37,7 @@ class Copier:
         window: Window,
         bucket: TokenBucket,
         plan: Callable[[], Iterator[Range]],
-        finish: Callable[[], None],
+        finish: Callable[[], bool],
     ) -> None:
         self._store = store
         self._plan = plan
@@ -51,6 +52,7 @@ class Copier:
         self._enabled = False
         self._paused = False
         self._stopping = False
+        self._stopped = threading.Event()
         self._all_present = False
         self._hold_until_s = 0.0
         self.last_error: str | None = None
@@ -63,6 +65,7 @@ class Copier:
 
     def stop(self) -> None:
         """Send nothing more. The thread ends once what it waits for has come or failed."""
+        self._stopped.set()
         with self._turn:
             self._stopping = True
             self._turn.notify_all()
@@ -142,11 +145,16 @@ class Copier:
 
     def _run(self) -> None:
         while not self._over():
-            sent = self._pass()
+            try:
+                sent = self._pass()
+            except StoreError as error:  # a hole could not be filled: the store may get room again
+                self.last_error = str(error)
+                self._sleep(HOLD_S)
+                continue
             if not sent:  # all is present or in flight, or the source refused: look again later
                 self._sleep(IDLE_S)
-        if self._all_present:
-            self._finish()
+        while self._all_present and not self._stopping and not self._finish():
+            self._stopped.wait(HOLD_S)
 
     def _over(self) -> bool:
         return self._stopping or self._all_present

@@ -257,18 +257,23 @@ class Engine:
         if self.store.present_blocks == self.store.geometry.total_blocks:
             self._all_present()
 
-    def _finish(self) -> None:
-        """Make it durable that every block is here, then drop the upstream (copier's thread)."""
+    def _finish(self) -> bool:
+        """Make it durable that every block is here, then drop the upstream (copier's thread).
+
+        Returns False if that failed for now: the source is kept, and it is tried again.
+        """
         try:
             self.store.update(complete=True)
         except (OSError, RelocatorError) as error:
             self.failure = f"the last commit failed: {error}"
-            return
+            return False
+        self.failure = None
         self.disk.all_here = True
         self.state = states.after(self.state, "last-block-arrived")
         if self.upstream is not None:
             self.upstream.close()
         self._finished.set()
+        return True
 
     def _keep(self) -> None:
         """Once a second: let the heat decay; every few seconds: commit."""
@@ -279,9 +284,9 @@ class Engine:
             if seconds % COMMIT_EVERY_S == 0 and self.store.owes_commit:
                 try:
                     self.store.commit()
+                    self.failure = None
                 except RelocatorError as error:
                     self.failure = str(error)
-                    return
 
 
 #: verbs that act on the disk; what they return is added to the status

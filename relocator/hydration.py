@@ -15,6 +15,7 @@ waiting.
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -24,6 +25,7 @@ from relocator.upstream import Request, Upstream
 
 Range = tuple[int, int]
 _ZEROS = bytes(1 << 20)
+LOOK_EVERY_S = 0.25
 
 
 class Claim:
@@ -94,15 +96,30 @@ class Hydration:
                 mine = self._claim_absent(first, end)
             for claim in mine:
                 self.send(claim)
-            for claim in foreign:
-                if not claim.done.wait(self._upstream.retry_timeout_s):
-                    raise UpstreamError(f"the source {self._upstream.uri} can't be reached")
-                if isinstance(claim.error, NotKeptError):
-                    raise claim.error
             for claim in mine:
                 claim.done.wait()
-                if claim.error is not None:
-                    raise claim.error
+            for claim in foreign:
+                self._await(claim)
+            errors = [claim.error for claim in mine if claim.error is not None]
+            errors += [claim.error for claim in foreign if isinstance(claim.error, NotKeptError)]
+            if errors and not self._present(first, end):  # a write may have come to the rescue
+                raise errors[0]
+
+    def _present(self, first: int, end: int) -> bool:
+        with self._store.lock:
+            return self._store.present.all(first, end)
+
+    def _await(self, claim: Claim) -> None:
+        """Wait for somebody else's claim, but not for a source that is lost for too long."""
+        lost_since_s: float | None = None
+        while not claim.done.wait(LOOK_EVERY_S):
+            now_s = time.monotonic()
+            if not claim.is_fetch or self._upstream.connected:
+                lost_since_s = None
+            elif lost_since_s is None:
+                lost_since_s = now_s
+            elif now_s - lost_since_s > self._upstream.retry_timeout_s:
+                raise UpstreamError(f"the source {self._upstream.uri} can't be reached")
 
     def claim_background(self, first: int, end: int, most_blocks: int) -> Claim | None:
         """Claim the first absent, unowned run of `first..end`, at most `most_blocks` of it.

@@ -7,6 +7,7 @@ release the GIL and are safe from several threads at once.
 
 import ctypes
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +31,10 @@ def _fallocate(fd: int, mode: int, offset: int, length: int) -> bool:
 
 
 class Image:
-    """The image at `path`, `size_bytes` long; created sparse if `create_bytes` is given."""
+    """The image at `path`, `size_bytes` long; created sparse if `create_bytes` is given.
+
+    Raises BlockingIOError if another process serves it.
+    """
 
     def __init__(self, path: Path, *, create_bytes: int | None = None) -> None:
         self.path = path
@@ -38,6 +42,11 @@ class Image:
         self._fd = os.open(path, flags, 0o600)
         if create_bytes is not None and os.fstat(self._fd).st_size < create_bytes:
             os.ftruncate(self._fd, create_bytes)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # two servers would corrupt it
+        except OSError:
+            os.close(self._fd)
+            raise
         self.size_bytes = os.lseek(self._fd, 0, os.SEEK_END)
 
     def close(self) -> None:

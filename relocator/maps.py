@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from relocator.bitmap import Bitmap
-from relocator.errors import StoreError
+from relocator.errors import ConfigError, StoreError
 
 PLANES = ("present", "dirty", "diverged")
 PAGE_BYTES = 4096
@@ -66,7 +66,7 @@ class LiveMap:
             )
             if not self.believed:
                 os.ftruncate(fd, 0)
-                os.ftruncate(fd, size_bytes)
+            take_room(fd, path, size_bytes)
             return mmap.mmap(fd, size_bytes)
         finally:
             os.close(fd)
@@ -78,6 +78,22 @@ class LiveMap:
     def close(self) -> None:
         """Unmap; the planes must not be used afterwards."""
         self._memory.close()
+
+
+def take_room(fd: int, path: Path, size_bytes: int) -> None:
+    """Allocate all of a map file: a mapped page that can't be allocated later would be a SIGBUS.
+
+    Raises:
+        ConfigError: there is no room.
+    """
+    if size_bytes == 0:
+        return
+    try:
+        os.posix_fallocate(fd, 0, size_bytes)
+    except OSError as error:
+        raise ConfigError(
+            f"store={path.parent}: {error.strerror}; its map {path.name} needs {size_bytes} bytes"
+        ) from error
 
 
 def _anonymous(size_bytes: int) -> mmap.mmap:
@@ -92,9 +108,13 @@ class DurableMap:
         self._bits = bits
         count = self.pages_per_plane * len(PLANES)
         self._sequence = [0] * count
+        self._written: list[int] = []
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        if os.fstat(self._fd).st_size < count * 2 * PAGE_BYTES:
-            os.ftruncate(self._fd, count * 2 * PAGE_BYTES)
+        try:
+            take_room(self._fd, path, count * 2 * PAGE_BYTES)
+        except BaseException:
+            os.close(self._fd)
+            raise
 
     def close(self) -> None:
         """Close the file."""
@@ -130,17 +150,24 @@ class DurableMap:
                     planes[plane].set(first + start, first + stop)
 
     def write(self, pages: Iterable[tuple[int, bytes]]) -> None:
-        """Write new versions of `(page, payload)` and make them durable."""
-        written: list[int] = []
+        """Write new versions of `(page, payload)`, each to the slot of its older one.
+
+        Until `sync` has succeeded they don't count: a further write takes the same slots.
+        """
+        self._written.clear()
         for page, payload in pages:
             sequence = self._sequence[page] + 1
             body = _SLOT_HEADER.pack(0, page, sequence)[4:] + payload.ljust(PAYLOAD_BYTES, b"\0")
             slot = page * 2 + sequence % 2
             os.pwrite(self._fd, zlib.crc32(body).to_bytes(4, "little") + body, slot * PAGE_BYTES)
-            written.append(page)
+            self._written.append(page)
+
+    def sync(self) -> None:
+        """Make what was written durable."""
         os.fdatasync(self._fd)
-        for page in written:
+        for page in self._written:
             self._sequence[page] += 1
+        self._written.clear()
 
 
 def _decode(slot: bytes, page: int) -> tuple[int, bytes] | None:

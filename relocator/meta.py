@@ -28,7 +28,10 @@ class Base:
 
 @dataclass(frozen=True)
 class Meta:
-    """A disk's description of itself. `clean`: the last process that used it closed it."""
+    """A disk's description of itself. `clean`: the last process that used it closed it.
+
+    `creating`: the store was being made when that was written, and holds nothing yet.
+    """
 
     id: str
     size_bytes: int
@@ -37,6 +40,7 @@ class Meta:
     complete: bool
     standby: bool = False
     clean: bool = False
+    creating: bool = False
     epoch: int = 1
     seal: str | None = None
     moved: bool = False

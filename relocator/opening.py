@@ -22,6 +22,9 @@ def open_target(disk: Path, directory: Path | None, block_bytes: int) -> Store:
     Raises:
         ConfigError: the image can't be used, or the directory belongs to another disk.
     """
+    beside = metadata.read(disk.parent) if disk.name == "disk.img" else None
+    if beside is not None and not beside.complete:
+        raise ConfigError(f"disk={disk}: is the copy of a store that is not complete")
     image = _existing("disk", disk)
     fresh = Meta(
         id=new_token(),
@@ -46,19 +49,42 @@ def open_store(directory: Path, fresh: Meta) -> Store:
     lock_fd = _take_lock(directory)
     try:
         found = metadata.read(directory)
-        meta = replace(fresh, clean=True) if found is None else found
-        check_same(directory, meta, fresh)
-        image = _open_image(directory, meta, found is None)
-        store = Store(meta, image, directory, lock_fd)
-        if found is None:
-            metadata.sync_directory(directory)
-            if meta.complete:
-                store.begin_copy([])
+        if found is None or found.creating:
+            return _create(directory, fresh, lock_fd, again=found is not None)
+        check_same(directory, found, fresh)
+        if not (directory / "map.durable").exists():
+            raise ConfigError(
+                f"store={directory}: map.durable is missing, so nothing says which blocks are valid"
+            )
+        store = Store(found, _open_image(directory, found), directory, lock_fd)
         store.update(clean=False)
         return store
     except BaseException:
         os.close(lock_fd)
         raise
+
+
+def _create(directory: Path, fresh: Meta, lock_fd: int, *, again: bool) -> Store:
+    """Make a store: meta.json says so first and last, so a crash on the way is made good."""
+    path = directory / "disk.img"
+    if fresh.disk is None and path.exists() and not again:
+        raise ConfigError(
+            f"store={directory}: holds a disk.img but no meta.json, so it is not a store; "
+            "remove it or give another directory"
+        )
+    making = replace(fresh, clean=True, creating=True)
+    metadata.write(directory, making)
+    for name in ("map.live", "map.durable", *(["disk.img"] if fresh.disk is None else [])):
+        (directory / name).unlink(missing_ok=True)
+    if fresh.disk is None:
+        image = Image(path, create_bytes=fresh.size_bytes)
+    else:
+        image = _open_image(directory, fresh)
+    store = Store(making, image, directory, lock_fd)
+    if fresh.complete:
+        store.begin_copy([])
+    store.update(clean=False, creating=False)
+    return store
 
 
 def check_same(directory: Path, meta: Meta, fresh: Meta) -> None:
@@ -77,22 +103,12 @@ def check_same(directory: Path, meta: Meta, fresh: Meta) -> None:
         )
 
 
-def _open_image(directory: Path, meta: Meta, fresh: bool) -> Image:
-    if fresh:
-        for name in ("map.live", "map.durable"):
-            (directory / name).unlink(missing_ok=True)
-    path = directory / "disk.img"
+def _open_image(directory: Path, meta: Meta) -> Image:
+    """The store's image, which must exist and have the right size."""
     if meta.disk is not None:
         image = _existing("disk", Path(meta.disk))
-    elif fresh and path.exists():
-        raise ConfigError(
-            f"store={directory}: holds a disk.img but no meta.json, so it is not a store; "
-            "remove it or give another directory"
-        )
-    elif fresh:
-        image = Image(path, create_bytes=meta.size_bytes)
     else:
-        image = _existing(f"store={directory}: disk.img", path)
+        image = _existing(f"store={directory}: disk.img", directory / "disk.img")
     found = image.size_bytes
     if found < meta.size_bytes or (meta.disk is None and found > meta.size_bytes):
         image.close()
@@ -105,6 +121,8 @@ def _open_image(directory: Path, meta: Meta, fresh: bool) -> Image:
 def _existing(key: str, path: Path) -> Image:
     try:
         return Image(path)
+    except BlockingIOError as error:
+        raise ConfigError(f"disk={path}: is in use by another process") from error
     except OSError as error:
         what = f"{key}={path}" if key == "disk" else key
         raise ConfigError(

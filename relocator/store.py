@@ -23,6 +23,7 @@ next, however many flushes wait with it.
 import errno
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,8 @@ class Store:
         self._commit_lock = threading.Lock()
         self._commits_asked = 0
         self._commits_done = 0
-        self._failure: OSError | None = None
+        #: why no commit can succeed any more, once the disk has failed one
+        self.failure: str | None = None
 
     def _recover(self, durable: DurableMap) -> None:
         """Start from the live map if it is of this boot, else from the durable one."""
@@ -183,22 +185,34 @@ class Store:
             self._commits_done = covered
 
     def _commit(self) -> None:
-        if self._failure is not None:
-            raise StoreError(f"an earlier commit failed: {self._failure}", errno.EIO)
+        if self.failure is not None:
+            raise StoreError(f"an earlier commit failed: {self.failure}", errno.EIO)
+        # 1. Snapshot the bits: what they promise has been written, if not yet to the disk.
+        snapshot = [] if self._durable is None else self._snapshot(self._durable)
+        # 2. The data.
+        self._sync(self.image.sync)
+        if self._durable is None or not snapshot:
+            return
+        # 3. The map beside the old one, with a checksum.
         try:
-            if self._durable is None:
-                self.image.sync()
-                return
-            # 1. Snapshot the bits: what they promise has been written, if not yet to the disk.
-            snapshot = self._snapshot(self._durable)
-            # 2. The data.
-            self.image.sync()
-            # 3. and 4. The map beside the old one, with a checksum; then to the disk.
-            if snapshot:
-                self._durable.write(snapshot)
+            self._durable.write(snapshot)
+        except OSError as error:  # nothing is lost: the old map stands, the next commit tries again
+            with self.lock:
+                self._changed.update(page for page, _ in snapshot)
+            raise StoreError(f"commit of {self.directory}: {error}", error.errno or 5) from error
+        # 4. And that to the disk.
+        self._sync(self._durable.sync)
+
+    def _sync(self, sync: Callable[[], None]) -> None:
+        """Make something durable. After a failure nothing here is believed durable any more.
+
+        The kernel may have dropped what it could not write, and would report the next one as done.
+        """
+        try:
+            sync()
         except OSError as error:
-            self._failure = error
-            raise StoreError(f"commit of {self.image.path}: {error}", errno.EIO) from error
+            self.failure = f"commit of {self.image.path}: {error}"
+            raise StoreError(self.failure, errno.EIO) from error
 
     def _snapshot(self, durable: DurableMap) -> list[tuple[int, bytes]]:
         with self.lock:

@@ -23,7 +23,7 @@ PORT = 10809
 CEILING_PORT = 10810  # a second target, only for measuring nbdcopy: it must not heat the first
 SECTOR_BYTES = 512
 PLUGIN = Path(__file__).resolve().parent.parent / "relocator" / "plugin.py"
-THREADS = 8  # nbdkit threads a connection: requests that may wait for the WAN at the same time
+TARGET_THREADS, PROXY_THREADS = 1, 8  # nbdkit threads a connection: only a proxy waits for the WAN
 MODULES = ("sch_netem", "veth", "bridge", "loop", "dm_mod", "ext4")
 
 
@@ -43,12 +43,12 @@ def prepare_kernel() -> None:
         run(["modprobe", "nbd", "nbds_max=4", "max_part=0"])
 
 
-def _nbdkit(port: int, address: str) -> list[str]:
+def _nbdkit(port: int, address: str, threads: int) -> list[str]:
     return [
         "nbdkit",
         "-f",
         "-t",
-        str(THREADS),
+        str(threads),
         "-i",
         address,
         "-p",
@@ -60,7 +60,7 @@ def _nbdkit(port: int, address: str) -> list[str]:
 
 def target_command(disk: Path, control: Path, address: str, port: int = PORT) -> list[str]:
     """The server at the source."""
-    return [*_nbdkit(port, address), f"disk={disk}", f"control={control}"]
+    return [*_nbdkit(port, address, TARGET_THREADS), f"disk={disk}", f"control={control}"]
 
 
 def file_command(disk: Path, address: str, port: int) -> list[str]:
@@ -73,7 +73,7 @@ def proxy_command(
 ) -> list[str]:
     """The server at the destination; `options` are further KEY=VALUE parameters."""
     keys = [f"store={store}", f"source={source}", f"control={control}"]
-    return [*_nbdkit(PORT, address), *keys, *options]
+    return [*_nbdkit(PORT, address, PROXY_THREADS), *keys, *options]
 
 
 def start_server(

@@ -10,6 +10,7 @@ class FakeUpstream:
     """Holds requests back until `reply` or `fail` is called on them, in any order."""
 
     uri = "fake:"
+    connected = True
     retry_timeout_s = 5.0
 
     def __init__(self, data: bytes) -> None:

@@ -196,6 +196,14 @@ def test_the_last_block_completes_by_whatever_way_it_comes(bench: Bench) -> None
     assert bench.upstream.fetched == []
 
 
+def test_a_reader_whose_fetch_fails_takes_what_a_write_has_brought_meanwhile(bench: Bench) -> None:
+    reader = bench.in_thread(bench.read, 6, 7)
+    waiting(bench, 1)
+    bench.disk.write(memoryview(b"n" * BLOCK), 6 * BLOCK, fua=False)
+    bench.upstream.fail()
+    assert reader.result() == b"n" * BLOCK
+
+
 def test_trim_brings_no_old_data_back(bench: Bench) -> None:
     bench.disk.trim(BLOCK // 2, 3 * BLOCK, fua=False)
     assert bench.read(1, 3) == bytes(2 * BLOCK)

@@ -34,7 +34,9 @@ def payload(*bits: int) -> bytes:
 def test_pages_come_back_as_they_were_written(tmp_path: Path) -> None:
     durable = DurableMap(tmp_path / "map", BITS)
     durable.write([(0, payload(1, 5)), (4, payload(7))])
+    durable.sync()
     durable.write([(0, payload(1, 5, 6))])
+    durable.sync()
     durable.close()
     present, dirty, _ = load(tmp_path / "map")
     assert list(present.set_runs(0, BITS)) == [(1, 2), (5, 7)]
@@ -45,8 +47,10 @@ def test_pages_come_back_as_they_were_written(tmp_path: Path) -> None:
 def test_a_torn_write_leaves_the_version_before(tmp_path: Path, seed: int) -> None:
     durable = DurableMap(tmp_path / "map", BITS)
     durable.write([(0, payload(1))])
+    durable.sync()
     before = (tmp_path / "map").read_bytes()
     durable.write([(0, payload(1, 2))])
+    durable.sync()
     durable.close()
     after = (tmp_path / "map").read_bytes()
     cut = random.Random(seed).randrange(1, PAGE_BYTES - 1)
@@ -65,7 +69,9 @@ def test_a_torn_write_leaves_the_version_before(tmp_path: Path, seed: int) -> No
 def test_a_page_damaged_in_both_versions_is_an_error_not_an_empty_map(tmp_path: Path) -> None:
     durable = DurableMap(tmp_path / "map", BITS)
     durable.write([(0, payload(1))])
+    durable.sync()
     durable.write([(0, payload(1, 2))])
+    durable.sync()
     durable.close()
     content = bytearray((tmp_path / "map").read_bytes())
     for at in (100, PAGE_BYTES + 100):

@@ -1,0 +1,26 @@
+"""What one end's sudden death does to the other: nothing."""
+
+import time
+from pathlib import Path
+
+from tests.support.model import source_bytes
+from tests.support.servers import plugin
+
+SIZE_BYTES = 8 << 20
+
+
+def test_a_target_survives_proxies_that_are_killed_in_the_middle(tmp_path: Path) -> None:
+    (tmp_path / "disk.img").write_bytes(source_bytes(SIZE_BYTES))
+    flags = ("-t", "1")  # as `relocator target` starts it
+    with plugin(tmp_path, "target", f"disk={tmp_path / 'disk.img'}", flags=flags) as target:
+        for number in range(12):
+            keys = (f"store={tmp_path / f'store{number}'}", f"source={target.uri}")
+            with plugin(tmp_path, "proxy", *keys, "window=4M") as proxy:
+                time.sleep(0.002 * number)
+                proxy.kill()
+            assert target.process.poll() is None, target.log.read_text()
+        with plugin(
+            tmp_path, "proxy", f"store={tmp_path / 'store3'}", f"source={target.uri}"
+        ) as last:
+            last.control.call("wait", timeout_s=60)
+    assert (tmp_path / "store3" / "disk.img").read_bytes() == source_bytes(SIZE_BYTES)
