@@ -95,7 +95,7 @@ class Batch:
         job.log.parent.mkdir(parents=True, exist_ok=True)
         with job.log.open("wb") as log:
             job.process = subprocess.Popen(
-                job.command,
+                ["setpriv", "--pdeathsig", "TERM", *job.command],  # if we are killed, so are they
                 cwd=self._directory,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

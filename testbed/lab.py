@@ -257,6 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Set, not inherited: a shell starts background jobs with SIGINT ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGHUP, _terminated)
     try:
         return _dispatch(_parser().parse_args(argv))
     except UsageError as error:

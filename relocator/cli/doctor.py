@@ -24,19 +24,35 @@ def _run(options: argparse.Namespace) -> int:
     del options
     console = Console()
     facts = host.survey()
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column("what would help")
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for fact in facts:
         mark = "[green]yes[/green]" if fact.ok else "[yellow]no[/yellow]"
-        table.add_row(f"{mark}  {fact.name}", fact.detail, fact.remedy or "")
+        table.add_row(mark, fact.name, fact.detail)
     console.print(table)
+    for remedy in dict.fromkeys(fact.remedy for fact in facts if not fact.ok and fact.remedy):
+        names = ", ".join(fact.name for fact in facts if fact.remedy == remedy and not fact.ok)
+        console.print(f"\n{names}: would come with {remedy}", soft_wrap=True)
+    if old := _old_nbdkit(facts):
+        console.print(f"\n{old}", soft_wrap=True)
     console.print(f"\nTest bed: {_where()}")
     missing = [fact for fact in facts if fact.name in _ESSENTIAL and not fact.ok]
     verdict = "can" if not missing else "can't"
     console.print(f"This host {verdict} serve and relocate disks.")
     return 1 if missing else 0
+
+
+def _old_nbdkit(facts: list[host.Fact]) -> str | None:
+    """A warning about a defect of nbdkit that an operator should know of."""
+    found = next((fact.detail for fact in facts if fact.name == "nbdkit" and fact.ok), "")
+    parts = found.split(".")
+    if len(parts) < 2 or not (parts[0].isdecimal() and parts[1].isdecimal()):
+        return None
+    if (int(parts[0]), int(parts[1])) >= (1, 34):
+        return None
+    return (
+        f"nbdkit {found} can abort when a client hangs up while several threads owe it replies: "
+        "run targets with --threads 1 (the default) and let a service manager restart proxies."
+    )
 
 
 def _where() -> str:
