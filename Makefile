@@ -20,8 +20,8 @@ check: install   ## ruff, mypy and format, as CI runs them
 demo: install    ## relocates a disk across an emulated WAN; table, figures and page in out/demo
 	$(PYTHON) -m experiments.demo
 
-bench: install   ## local path, size and WAN against the peers; tables in out/bench
-	$(PYTHON) -m experiments.bench
+bench: install   ## local path, size and WAN against the peers (BENCH=--quick: in minutes); out/bench
+	$(PYTHON) -m experiments.bench $(BENCH)
 
 lab: install     ## a shell in the lab
 	$(PYTHON) -m testbed.lab shell

@@ -37,8 +37,7 @@ from testbed import calibrate, peers, services, topology, wan
 from testbed.supervise import Process, Supervisor
 
 EXIT_REFUSED = 3
-CLIENT_START_S = 1.5  # until both clients have started and wait
-LOCAL_S = 5.0
+CLIENT_START_S = 2.0  # until both clients have started and wait
 _PIECE_BYTES = 4 * 2**20
 
 

@@ -1,4 +1,4 @@
-"""`python3 -m experiments.bench [local|size|wan]... [--quick]`: measures, prints, writes out/bench.
+"""`python3 -m experiments.bench [local|size|wan|threads]... [--quick]`: results in out/bench.
 
 Each part writes PART.json (everything) and PART.md (its table). Exit status 0 says that it was
 measured, not that the goals are met: those are judged in docs/bench.md.
@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
-from experiments.bench import local, size, tables
+from experiments.bench import local, size, systems, tables, wan
 from relocator.errors import RelocatorError
 from testbed.supervise import ProcessError
 
@@ -35,10 +35,18 @@ def _write(out: Path, name: str, results: dict[str, Any], rows: Rows, console: C
 
 
 def _local(options: argparse.Namespace, console: Console) -> None:
-    plan = local.QUICK if options.quick else local.Plan()
+    plan = local.Plan(0.5, 2) if options.quick else local.Plan()
     with tempfile.TemporaryDirectory(prefix="bench-") as work:
         results = local.run(plan, Path(work), console)
     _write(options.out, "local", results, local.rows(results), console)
+
+
+def _threads(options: argparse.Namespace, console: Console) -> None:
+    seconds, rounds = (0.5, 2) if options.quick else (1.5, 3)
+    plan = local.Plan(seconds, rounds, start=systems.start_thread_sweep)
+    with tempfile.TemporaryDirectory(prefix="bench-") as work:
+        results = local.run(plan, Path(work), console)
+    _write(options.out, "threads", results, local.rows(results), console)
 
 
 def _size(options: argparse.Namespace, console: Console) -> None:
@@ -48,14 +56,31 @@ def _size(options: argparse.Namespace, console: Console) -> None:
     _write(options.out, "size", results, size.rows(results), console)
 
 
-PARTS: dict[str, Callable[[argparse.Namespace, Console], None]] = {"local": _local, "size": _size}
+def _wan(options: argparse.Namespace, console: Console) -> None:
+    links = wan.QUICK if options.quick else wan.LINKS
+    results = wan.run(links, options.out / "wan", options.reuse, console)
+    _write(options.out, "wan", results, wan.rows(results), console)
+
+
+PARTS: dict[str, Callable[[argparse.Namespace, Console], None]] = {
+    "local": _local,
+    "size": _size,
+    "wan": _wan,
+    "threads": _threads,
+}
+DEFAULT_PARTS = ("local", "size", "wan")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="experiments.bench", description=__doc__)
     names = ", ".join(PARTS)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{names}; default: all")
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"{names}; default: all but threads"
+    )
     parser.add_argument("--quick", action="store_true", help="less of everything")
+    parser.add_argument(
+        "--reuse", action="store_true", help="don't repeat WAN runs whose results are there"
+    )
     parser.add_argument(
         "--out", type=Path, default=OUT, metavar="DIR", help="for results; default: %(default)s"
     )
@@ -75,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"bench: part '{unknown[0]}': must be one of {', '.join(PARTS)}", file=sys.stderr)
         return 2
     try:
-        for part in options.parts or PARTS:
+        for part in options.parts or DEFAULT_PARTS:
             PARTS[part](options, console)
     except (ProcessError, RelocatorError) as error:
         print(f"bench: {error}", file=sys.stderr)

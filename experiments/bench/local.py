@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,15 +24,14 @@ from testbed.supervise import Supervisor
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How long and how often; `threads` None is what the command chooses."""
+    """How long, how often, and which systems."""
 
     seconds: float = 1.5
     rounds: int = 3
     loads: tuple[Load, ...] = LOADS
-    threads: int | None = None
+    start: Callable[[systems.Bench], None] = systems.start_all
 
 
-QUICK = Plan(seconds=0.5, rounds=2)
 Figures = dict[str, dict[str, list[Figure]]]
 
 
@@ -58,14 +58,13 @@ def run(plan: Plan, work: Path, console: Console) -> dict[str, Any]:
     start_s = time.monotonic()
     (work / "logs").mkdir()
     with Supervisor(work / "logs") as supervisor:
-        bench = systems.Bench(supervisor, work, plan.threads)
-        systems.start_all(bench)
+        bench = systems.Bench(supervisor, work)
+        plan.start(bench)
         figures = measure(bench, plan, console)
     return {
         "clock": "real",
         "seconds": plan.seconds,
         "rounds": plan.rounds,
-        "threads": plan.threads,
         "cpus": os.cpu_count(),
         "load_before": round(load_before, 2),
         "took_s": round(time.monotonic() - start_s, 1),

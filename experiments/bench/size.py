@@ -30,17 +30,19 @@ _COMPLETE_LIMIT_S = 300.0
 
 
 def memory_mib(pid: int) -> dict[str, float]:
-    """VmRSS and VmHWM of a process."""
+    """What a process holds, see `parse_memory`."""
     return parse_memory(Path(f"/proc/{pid}/status").read_text())
 
 
 def parse_memory(status: str) -> dict[str, float]:
-    """`rss_mib` and `peak_mib` from the text of /proc/PID/status."""
+    """`rss_mib`, its peak, and what of it is not file pages, from the text of /proc/PID/status.
+
+    File pages (`rss_mib` less `anonymous_mib`) are page cache that the process has mapped: the
+    kernel takes them back when it needs them.
+    """
     fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
-    return {
-        "rss_mib": round(int(fields["VmRSS"].split()[0]) / 1024, 1),
-        "peak_mib": round(int(fields["VmHWM"].split()[0]) / 1024, 1),
-    }
+    names = {"rss_mib": "VmRSS", "peak_mib": "VmHWM", "anonymous_mib": "RssAnon"}
+    return {key: round(int(fields[name].split()[0]) / 1024, 1) for key, name in names.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +145,7 @@ def _in_turns(
 
 def rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Head and rows of the table."""
-    head = ["disk", "first read s", "memory MiB: start", "after (peak)"]
+    head = ["disk", "first read s", "memory MiB: start", "after (peak)", "anonymous"]
     head += [f"IOPS {one.name}" for one in LOADS]
     body = [
         [
@@ -151,11 +153,13 @@ def rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             f"{row['first_read_s']:.2f}",
             f"{row['rss_mib']:.0f}",
             f"{row['after']['rss_mib']:.0f} ({row['after']['peak_mib']:.0f})",
+            f"{row['after']['anonymous_mib']:.0f}",
             *(f"{row[one.name]:,.0f}" for one in LOADS),
         ]
         for name, row in results["rows"].items()
     ]
     last = results["all_hole"]
     text = f"{last['rss_mib']:.0f} ({last['peak_mib']:.0f})"
-    body.append([f"all-hole 1 TiB complete in {last['complete_s']:.1f} s", "", "", text, "", ""])
+    name = f"proxy, all-hole 1 TiB complete in {last['complete_s']:.1f} s"
+    body.append([name, "", "", text, f"{last['anonymous_mib']:.0f}", "", ""])
     return head, body

@@ -22,6 +22,7 @@ from testbed.supervise import ProcessError, Supervisor, run
 REFERENCE = "nbdkit file"
 ABSENT_BYTES = 3 * REGION_BYTES
 COPY_RATE = "100M"
+SWEPT_THREADS = (1, 2, 4, 8, 16)
 _COMPLETE_TIMEOUT_S = 120.0
 
 
@@ -157,6 +158,16 @@ def start_cow(bench: Bench) -> None:
     uri = bench.nbdkit("cow", "--filter=cow", "nbd", f"socket={source}", "cow-on-read=true")
     fill(uri)
     bench.add(System("nbdkit cow-on-read", uri))
+
+
+def start_thread_sweep(bench: Bench) -> None:
+    """A target, which is what a complete proxy is, with several numbers of nbdkit threads."""
+    bench.add(System(REFERENCE, bench.nbdkit("file", "file", bench.image("file"))))
+    for threads in SWEPT_THREADS:
+        bench.threads = threads
+        name = f"target-{threads}"
+        uri, _ = bench.relocator(name, "target", bench.image(name))
+        bench.add(System(f"relocator target, {threads} threads", uri))
 
 
 def start_all(bench: Bench) -> None:

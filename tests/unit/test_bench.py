@@ -58,8 +58,12 @@ def test_nothing_has_no_quantile() -> None:
 
 
 def test_memory_is_read_in_mebibytes() -> None:
-    status = "Name:\tnbdkit\nVmHWM:\t  204800 kB\nVmRSS:\t  102400 kB\n"
-    assert size.parse_memory(status) == {"rss_mib": 100.0, "peak_mib": 200.0}
+    status = "Name:\tnbdkit\nVmHWM:\t  204800 kB\nVmRSS:\t  102400 kB\nRssAnon:\t 51200 kB\n"
+    assert size.parse_memory(status) == {
+        "rss_mib": 100.0,
+        "peak_mib": 200.0,
+        "anonymous_mib": 50.0,
+    }
 
 
 def test_a_table_is_markdown() -> None:
