@@ -66,6 +66,7 @@ def page(
         images={name: _data_uri(content) for name, content in images.items()},
         findings={name: wording.finding(name, run) for name, run in runs.items()},
         sentences=wording.summary_sentences(runs, windows),
+        conclusion=wording.conclusion(runs, windows),
         tiles=wording.key_figures(runs, windows),
         parameters=_side_by_side({n: wording.parameters(r) for n, r in runs.items()}),
         calibration=_side_by_side({n: wording.calibration(r) for n, r in runs.items()}),

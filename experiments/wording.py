@@ -72,6 +72,25 @@ def links_finding(run: Run) -> str:
     return f"What links A, B and C carry, {after:.0f} s after the switch included"
 
 
+def conclusion(runs: Runs, windows: Windows) -> str:
+    """What a reader should take away, in a sentence; empty if no run shows it."""
+    speed = analysis.background_speed(runs)
+    if speed is None:
+        return ""
+    run = runs[speed["run"]]
+    before, end = (
+        analysis.percentile_s(run, "read", 50, window) for window in (windows.before, windows.end)
+    )
+    if before is None or end is None or run.independent_s is None:
+        return ""
+    return (
+        f"With both, the whole disk has arrived {run.independent_s:.0f} s after the switch: the "
+        f"source may be switched off, and a read takes {quantity(end, 'ms')}, as before the move "
+        f"({quantity(before, 'ms')}). Without them every read of a block that stayed behind costs "
+        "a round trip, however long one waits."
+    )
+
+
 def summary_sentences(runs: Runs, windows: Windows) -> list[str]:
     """The page's first paragraph: how long a read takes, before, and then in each run."""
     first = next(iter(runs.values()))
@@ -173,7 +192,13 @@ def key_figures(runs: Runs, windows: Windows) -> list[tuple[str, str, str]]:
         against = (
             f"{megabits(ours)} against {megabits(theirs)}, the guest's own fetches not counted"
         )
-        tiles.append((f"{speed['ratio'] * 100:.0f} %", "of nbdcopy's speed", against))
+        tiles.append(
+            (
+                f"{speed['ratio'] * 100:.0f} %",
+                "of the speed of nbdcopy, the plain copying tool, over the same link",
+                against,
+            )
+        )
         before, end = (
             analysis.percentile_s(run, "read", 50, window)
             for window in (windows.before, windows.end)
