@@ -5,18 +5,19 @@ here, because nbdkit changes its directory when it goes into the background.
 """
 
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from relocator import geometry, ordering
+from relocator import endpoint, geometry, ordering
+from relocator.endpoint import Endpoint
 from relocator.errors import ConfigError
 
 ORDERS = ("in-use", "hot", "sequential", "random")
 MODES = ("active", "standby")
-SCHEMES = ("nbd", "nbd+unix")
+MOST_CONNECTIONS = 16
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 DEFAULT_BLOCK_BYTES = 4096
 _DECIMAL = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
@@ -43,6 +44,20 @@ class Config:
     block_bytes: int | None = None
     readahead_bytes: int | None = None
     retry_timeout_s: float = 60.0
+    connections: int = 2
+    tls: str | None = None
+    tls_certificates: Path | None = None
+    tls_psk: Path | None = None
+    ssh_options: tuple[str, ...] = ()
+
+    @property
+    def endpoint(self) -> Endpoint | None:
+        """The source, with all that connecting to it takes."""
+        if self.source is None:
+            return None
+        return Endpoint(
+            self.source, self.tls, self.tls_certificates, self.tls_psk, self.ssh_options
+        )
 
 
 def parse_size(key: str, text: str) -> int:
@@ -135,18 +150,46 @@ def parse_seconds(key: str, text: str) -> float:
 
 
 def parse_source(key: str, text: str) -> str:
-    """An NBD URI that can be connected to."""
-    parts = urlsplit(text)
-    if parts.scheme not in SCHEMES:
-        raise ConfigError(
-            f"{key}={text}: not an NBD URI; write nbd://HOST[:PORT][/EXPORT] "
-            "or nbd+unix:///[EXPORT]?socket=PATH"
-        )
-    if parts.scheme == "nbd+unix" and "socket=/" not in parts.query:
-        raise ConfigError(f"{key}={text}: needs ?socket= with an absolute path")
-    if parts.scheme == "nbd" and not parts.hostname:
-        raise ConfigError(f"{key}={text}: names no host; write nbd://HOST[:PORT]")
+    """A URI that can be connected to."""
+    if problem := Endpoint(text).problem():
+        raise ConfigError(f"{key}={text}: {problem}")
     return text
+
+
+def parse_connections(key: str, text: str) -> int:
+    """How many connections: one for demand, the others for the background copy."""
+    if not text.isdecimal() or not 2 <= int(text) <= MOST_CONNECTIONS:
+        raise ConfigError(
+            f"{key}={text}: must be a number from 2 to {MOST_CONNECTIONS}; "
+            "one is kept for what the guest waits for"
+        )
+    return int(text)
+
+
+def parse_certificates(key: str, text: str) -> Path:
+    """A directory with ca-cert.pem and, where the server asks for them, client-{cert,key}.pem."""
+    path = parse_path(key, text)
+    if not (path / "ca-cert.pem").is_file():
+        raise ConfigError(f"{key}={text}: must be a directory with ca-cert.pem in it")
+    if (path / "client-cert.pem").is_file() != (path / "client-key.pem").is_file():
+        raise ConfigError(f"{key}={text}: of client-cert.pem and client-key.pem one is missing")
+    return path
+
+
+def parse_psk(key: str, text: str) -> Path:
+    """A file of pre-shared keys, as psktool makes it."""
+    path = parse_path(key, text)
+    if not path.is_file():
+        raise ConfigError(f"{key}={text}: there is no such file")
+    return path
+
+
+def parse_ssh_options(key: str, text: str) -> tuple[str, ...]:
+    """Words for ssh's command line."""
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise ConfigError(f"{key}={text}: {error}; quote it as for a shell") from error
 
 
 def parse_path(key: str, text: str) -> Path:
@@ -172,6 +215,11 @@ _KEYS: dict[str, tuple[bool, str, Callable[[str, str], object]]] = {
     "window": (True, "window_bytes", parse_window),
     "readahead": (True, "readahead_bytes", parse_readahead),
     "retry-timeout": (True, "retry_timeout_s", parse_seconds),
+    "connections": (True, "connections", parse_connections),
+    "tls": (True, "tls", lambda key, text: parse_choice(key, text, endpoint.TLS)),
+    "tls-certificates": (True, "tls_certificates", parse_certificates),
+    "tls-psk": (True, "tls_psk", parse_psk),
+    "ssh-options": (True, "ssh_options", parse_ssh_options),
 }
 
 
@@ -192,7 +240,28 @@ def parse(pairs: Mapping[str, str]) -> Config:
         if needs_store and "store" not in pairs:
             raise ConfigError(f"{key}={text}: is for a proxy, and a proxy needs store=DIR")
         fields[field] = read(key, text)
-    return Config(**fields)
+    settings = Config(**fields)
+    _check_security(settings)
+    return settings
+
+
+def _check_security(settings: Config) -> None:
+    """Refuse what doesn't go together, above all what would leave data unencrypted by mistake."""
+    source = settings.endpoint
+    if source is None:
+        return
+    scheme = source.scheme
+    keys = "tls-certificates" if source.certificates else "tls-psk" if source.psk else None
+    if scheme == "ssh" and (settings.tls or keys):
+        raise ConfigError(f"{keys or 'tls'}: not with an ssh:// source; ssh encrypts already")
+    if scheme != "ssh" and source.ssh_options:
+        raise ConfigError("ssh-options: is for an ssh:// source")
+    if scheme.startswith("nbds") and settings.tls in ("off", "on"):
+        raise ConfigError(f"tls={settings.tls}: contradicts the {scheme}:// source; leave it out")
+    if keys and source.encryption == "off":
+        raise ConfigError(f"{keys}: needs tls=require (or on), or an nbds:// source")
+    if source.certificates and source.psk:
+        raise ConfigError("tls-psk: excludes tls-certificates; give one of them")
 
 
 def load_trace(key: str | None, block_bytes: int) -> list[int]:

@@ -4,6 +4,9 @@ Other threads hand requests over through a queue and an eventfd; replies are del
 connection's thread through each request's `done`. The handle is never touched from outside, so it
 needs no lock; `_lock` guards only the queue and the flag `_closing`.
 
+What a server takes in one request is limited by its block sizes: a request is widened and cut to
+fit, and its owner gets what was asked for.
+
 A connection heals itself: when it breaks, or when nothing arrives for `STALL_S` although something
 is owed, requests without a reply are kept, sent again once it is up, and given up only past their
 own deadline. Reads and block status are idempotent, so sending again is safe.
@@ -18,16 +21,22 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import quote, urlsplit
 
 import nbd
 
+from relocator.endpoint import Endpoint
 from relocator.errors import UpstreamError
-from relocator.geometry import Extent
+from relocator.handles import (
+    ALLOCATION,
+    Limits,
+    aio_pread,
+    limits_of,
+    open_handle,
+    progress,
+)
 
 STALL_S = 10.0
-CONNECT_S = 10.0
-ALLOCATION = "base:allocation"
+#: Errors that say nothing of the request: the connection is gone, or the server is about to go.
 _BROKEN = frozenset(
     {errno.ENOTCONN, errno.ESHUTDOWN, errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT}
 )
@@ -59,94 +68,44 @@ def backoff(first_s: float = 0.1, factor: float = 2.0, limit_s: float = 2.0) -> 
         first_s = min(first_s * factor, limit_s)
 
 
-def open_handle(uri: str) -> Any:
-    """A handle connected to `uri`, ready for requests; for a short question at start-up.
+@dataclass(eq=False)
+class _Flight:
+    """A request that was sent, in `parts` pieces that have no reply yet."""
 
-    Raises:
-        UpstreamError: it can't be connected to within `CONNECT_S`.
-    """
-    handle = _new_handle()
-    try:
-        handle.aio_connect_uri(uri)
-        give_up = time.monotonic() + CONNECT_S
-        while not handle.aio_is_ready():
-            left_s = give_up - time.monotonic()
-            if left_s <= 0:
-                raise UpstreamError(f"{uri}: no answer within {CONNECT_S:.0f} s", errno.ETIMEDOUT)
-            handle.poll(int(left_s * 1000) + 1)
-    except nbd.Error as error:
-        raise UpstreamError(f"{uri}: {error.string}", error.errnum or errno.EIO) from error
-    return handle
-
-
-def _new_handle() -> Any:
-    handle = nbd.NBD()
-    handle.add_meta_context(ALLOCATION)
-    handle.set_pread_initialize(False)
-    return handle
-
-
-def with_export(uri: str, name: str) -> str:
-    """The same server's export `name`."""
-    parts = urlsplit(uri)  # urlunsplit would drop the empty host of nbd+unix:///
-    query = f"?{parts.query}" if parts.query else ""
-    return f"{parts.scheme}://{parts.netloc}/{quote(name)}{query}"
-
-
-def read(handle: Any, offset: int, length: int, timeout_s: float = CONNECT_S) -> bytes:
-    """Read over a handle that nothing else uses at the moment; errors as `read_many`."""
-    return read_many(handle, [Extent(offset, length)], timeout_s)[0]
-
-
-def read_many(handle: Any, extents: list[Extent], timeout_s: float = CONNECT_S) -> list[bytes]:
-    """Read extents at once, pipelined, over a handle that nothing else uses at the moment.
-
-    Raises:
-        UpstreamError: one fails, or all together take longer than `timeout_s`.
-    """
-    buffers = [bytearray(extent.length) for extent in extents]
-    errors: list[int] = []
-
-    def completed(error: Any) -> int:
-        errors.append(error.value)
-        return 1
-
-    give_up_s = time.monotonic() + timeout_s
-    try:
-        for extent, buffer in zip(extents, buffers, strict=True):
-            handle.aio_pread(nbd.Buffer.from_buffer(buffer), extent.offset, completion=completed)
-        while len(errors) < len(extents):
-            left_s = give_up_s - time.monotonic()
-            if left_s <= 0:
-                raise UpstreamError(f"no answer within {timeout_s:g} s", errno.ETIMEDOUT)
-            handle.poll(int(left_s * 1000) + 1)
-    except nbd.Error as error:
-        raise UpstreamError(error.string, error.errnum or errno.EIO) from error
-    if worst := max(errors, default=0):
-        raise UpstreamError(f"the source failed a read: {os.strerror(worst)}", worst)
-    return [bytes(buffer) for buffer in buffers]
+    request: Request
+    parts: int = 1
+    error: int = 0
 
 
 class Connection:
-    """A self-healing connection to `uri`; call `start` after nbdkit has forked."""
+    """A self-healing connection to `endpoint`; call `start` after nbdkit has forked."""
 
-    def __init__(self, uri: str, name: str) -> None:
-        self._uri = uri
+    def __init__(self, endpoint: Endpoint, name: str) -> None:
+        self._endpoint = endpoint
         self._queue: deque[Request] = deque()
-        self._in_flight: dict[int, Request] = {}
+        self._in_flight: dict[int, _Flight] = {}
         self._lock = threading.Lock()
         self._closing = False
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._finished: list[Request] = []
         self._heard_s = 0.0
+        self._limits = Limits(0, 1, 1)
+        self._lost = False
+        self._why = "not connected yet"
         self.connected = False
         self.has_allocation = False
+        self.multi_conn: bool | None = None
         self.received_bytes = 0
 
     def start(self) -> None:
         """Start the thread and begin to connect."""
         self._thread.start()
+
+    @property
+    def owed(self) -> int:
+        """How many requests have no reply yet."""
+        return len(self._queue) + len(self._in_flight)
 
     def submit(self, request: Request) -> None:
         """Queue a request; safe from any thread, never waits."""
@@ -171,13 +130,13 @@ class Connection:
     def _run(self) -> None:
         delays = backoff()
         while not self._closing:
-            handle = _new_handle()
+            handle = None
             try:
-                self._connect(handle)
+                handle = self._connect()
                 delays = backoff()
                 self._serve(handle)
-            except (nbd.Error, TimeoutError):
-                pass  # the connection is gone: what it owed is sent again by the next one
+            except (nbd.Error, UpstreamError) as error:
+                self._why = str(error)  # what it owed is sent again by the next connection
             self.connected = False
             self._put_back()
             del handle
@@ -186,90 +145,101 @@ class Connection:
         self._put_back()
         self._expire(all_of_them=True)
 
-    def _connect(self, handle: Any) -> None:
-        """Connect and negotiate; TimeoutError if that takes too long."""
-        handle.aio_connect_uri(self._uri)
-        give_up_s = time.monotonic() + CONNECT_S
-        while not handle.aio_is_ready():
-            if self._closing or time.monotonic() > give_up_s:
-                raise TimeoutError
-            self._poll(handle, min(give_up_s - time.monotonic(), 1.0))
+    def _connect(self) -> Any:
+        """Connect and negotiate."""
+
+        def idle() -> None:
+            if self._closing:
+                raise UpstreamError("the connection to the source was closed", errno.ESHUTDOWN)
             self._expire()
+
+        handle = open_handle(self._endpoint, idle=idle, wake_fd=self._wake_fd)
         self.has_allocation = handle.can_meta_context(ALLOCATION)
+        self.multi_conn = handle.can_multi_conn()
+        self._limits = limits_of(handle)
+        self._lost = False
         self.connected = True
         self._heard_s = time.monotonic()
+        return handle
 
     def _serve(self, handle: Any) -> None:
         """Send what is queued and take replies until the connection breaks or is closed."""
         while not self._closing:
             while self._queue:
                 self._send(handle, self._queue.popleft())
-            self._poll(handle, 1.0)
+            if progress(handle, 1.0, self._wake_fd):
+                self._heard_s = time.monotonic()
             self._deliver()
-            if handle.aio_is_dead() or handle.aio_is_closed():
-                raise TimeoutError
+            if self._lost or handle.aio_is_dead() or handle.aio_is_closed():
+                raise UpstreamError("the source ended the connection", errno.ENOTCONN)
             if not self._in_flight:
                 self._heard_s = time.monotonic()
             elif time.monotonic() - self._heard_s > STALL_S:
-                raise TimeoutError
+                raise UpstreamError(f"no reply for {STALL_S:.0f} s", errno.ETIMEDOUT)
         handle.aio_disconnect(0)
 
-    def _poll(self, handle: Any, timeout_s: float) -> None:
-        """Wait for the handle or for a new request, and let the handle make progress."""
-        poller = select.poll()
-        direction = handle.aio_get_direction()
-        events = (select.POLLIN if direction & nbd.AIO_DIRECTION_READ else 0) | (
-            select.POLLOUT if direction & nbd.AIO_DIRECTION_WRITE else 0
-        )
-        fd = handle.aio_get_fd()
-        poller.register(fd, events)
-        poller.register(self._wake_fd, select.POLLIN)
-        for ready_fd, ready in poller.poll(max(timeout_s, 0.0) * 1000):
-            if ready_fd == self._wake_fd:
-                os.eventfd_read(self._wake_fd)
-            elif ready & (select.POLLIN | select.POLLHUP | select.POLLERR):
-                self._heard_s = time.monotonic()
-                handle.aio_notify_read()
-            elif ready & select.POLLOUT:
-                handle.aio_notify_write()
-
     def _send(self, handle: Any, request: Request) -> None:
-        key = id(request)
-        self._in_flight[key] = request
+        flight = self._in_flight[id(request)] = _Flight(request)
 
         def completed(error: Any) -> int:
-            self._complete(key, error.value)
+            self._complete(flight, error.value)
             return 1
 
         if request.kind == "read":
-            request.data = bytearray(request.length)
-            buffer = nbd.Buffer.from_buffer(request.data)
-            handle.aio_pread(buffer, request.offset, completion=completed)
+            pieces = self._limits.pieces(request.offset, request.length)
+            start, flight.parts = pieces[0].offset, len(pieces)
+            request.data = bytearray(sum(piece.length for piece in pieces))
+            for piece in pieces:
+                aio_pread(handle, request.data, piece, start, completed)
         elif self.has_allocation:
-            request.runs = []
-
-            def extents(_context: str, _offset: int, entries: list[int], _error: Any) -> int:
-                request.runs += zip(entries[::2], entries[1::2], strict=True)
-                return 0
-
-            handle.aio_block_status(request.length, request.offset, extents, completion=completed)
+            self._ask_status(handle, request, completed)
         else:
             request.runs = [(request.length, 0)]
-            self._complete(key, 0)
+            self._complete(flight, 0)
 
-    def _complete(self, key: int, number: int) -> None:
+    def _ask_status(self, handle: Any, request: Request, completed: Callable[[Any], int]) -> None:
+        start, length = self._limits.widen(request.offset, request.length)
+        request.runs = []
+
+        def extents(_context: str, _offset: int, entries: list[int], _error: Any) -> int:
+            request.runs += zip(entries[::2], entries[1::2], strict=True)
+            return 0
+
+        handle.aio_block_status(length, start, extents, completion=completed)
+
+    def _complete(self, flight: _Flight, number: int) -> None:
         """A reply, or the end of the connection: then the request stays in flight, to be resent."""
         if number in _BROKEN:
+            self._lost = True
             return
-        request = self._in_flight.pop(key)
-        if number:
+        flight.parts -= 1
+        flight.error = flight.error or number
+        request = flight.request
+        if flight.parts or self._in_flight.pop(id(request), None) is None:
+            return
+        if flight.error:
             what = f"{request.kind} of {request.length} bytes at {request.offset}"
             request.error = UpstreamError(
-                f"the source failed a {what}: {os.strerror(number)}", number
+                f"the source failed a {what}: {os.strerror(flight.error)}", flight.error
             )
         else:
             self.received_bytes += len(request.data)
+            self._trim(request)
         self._finished.append(request)
+
+    def _trim(self, request: Request) -> None:
+        """Cut off what was added in front of and behind the request for the server's sake."""
+        if request.kind == "read":
+            if len(request.data) != request.length:
+                skip = request.offset - self._limits.widen(request.offset, request.length).offset
+                request.data = request.data[skip : skip + request.length]
+            return
+        skip = request.offset - self._limits.widen(request.offset, request.length).offset
+        while skip > 0 and request.runs:
+            length, flags = request.runs.pop(0)
+            if length > skip:
+                request.runs.insert(0, (length - skip, flags))
+            skip -= length
 
     def _deliver(self) -> None:
         """Hand finished requests to their owners, outside libnbd's callbacks."""
@@ -280,7 +250,8 @@ class Connection:
     def _put_back(self) -> None:
         """Queue again, in order and first, whatever has no reply."""
         self._deliver()
-        owed, self._in_flight = list(self._in_flight.values()), {}
+        owed = [flight.request for flight in self._in_flight.values()]
+        self._in_flight = {}
         with self._lock:
             self._queue.extendleft(reversed(owed))
 
@@ -295,7 +266,8 @@ class Connection:
                 (late if expired or all_of_them else queued).append(request)
             self._queue = queued
         for request in late:
-            request.error = UpstreamError(f"the source {self._uri} can't be reached", errno.EIO)
+            what = f"the source {self._endpoint.uri} can't be reached: {self._why}"
+            request.error = UpstreamError(what, errno.EIO)
             request.done(request)
 
     def _pause(self, delay_s: float) -> None:

@@ -23,7 +23,7 @@ from relocator.opening import open_target
 from relocator.pacing import TokenBucket, Window
 from relocator.readahead import Readahead
 from relocator.states import Role, State
-from relocator.status import RateMeter, status_of
+from relocator.status import MAP_CELLS, RateMeter, map_of, status_of
 from relocator.store import Store
 from relocator.upstream import Upstream
 from relocator.verify import DigestExport
@@ -75,12 +75,12 @@ class Engine:
 
     def _assemble(self) -> None:
         settings = self.settings
-        if settings.source is None:
+        if (endpoint := settings.endpoint) is None:
             raise ConfigError(
                 f"source is missing: the store {settings.store} is not complete; "
                 f"it was made from {self.store.meta.source}"
             )
-        self.upstream = Upstream(settings.source, settings.retry_timeout_s)
+        self.upstream = Upstream(endpoint, settings.retry_timeout_s, settings.connections)
         self.hydration = Hydration(self.store, self.upstream, self._all_present)
         self.copier = Copier(
             self.store,
@@ -152,10 +152,12 @@ class Engine:
             ConfigError: an argument is unknown or wrong.
         """
         states.check(self.state, verb)
-        known = {"wait": {"timeout_s"}, "set": set(_SETTINGS)}.get(verb, set())
+        known = {"wait": {"timeout_s"}, "map": {"cells"}, "set": set(_SETTINGS)}.get(verb, set())
         refuse_unknown(verb, arguments, known)
         if verb == "wait":
             self._wait(arguments)
+        elif verb == "map":
+            return {**self.status(), "map": map_of(self, arguments.get("cells", MAP_CELLS))}
         elif verb == "set":
             self._set(arguments)
         elif verb in ("pause", "resume"):

@@ -52,8 +52,8 @@ class Handover:
     def __init__(self, engine: "Engine") -> None:
         self._engine = engine
         self._lock = threading.Lock()
-        uri = engine.settings.source
-        self._source = None if uri is None else Source(uri)
+        endpoint = engine.settings.endpoint
+        self._source = None if endpoint is None else Source(endpoint)
 
     @property
     def source_is_ours(self) -> bool:
@@ -211,12 +211,12 @@ def copy_of(settings: Config) -> Store:
     found = metadata.read(settings.store)
     if found is not None and found.complete and (found.seal is None or settings.source is None):
         return open_store(settings.store, found)
-    if settings.source is None:
+    if (endpoint := settings.endpoint) is None:
         what = f"the store {settings.store} is new" if found is None else "the copy is not complete"
         raise ConfigError(f"source is missing: {what}; give source=nbd://HOST[:PORT]")
-    source = Source(settings.source)
+    source = Source(endpoint)
     try:
-        size_bytes = probe_size(settings.source)
+        size_bytes = probe_size(endpoint)
     except UpstreamError as error:
         if found is None or found.complete:
             message = f"source={settings.source}: can't be connected to: {error}"

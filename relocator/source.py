@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from relocator import exports, runs
-from relocator.connection import open_handle, read, read_many, with_export
+from relocator.endpoint import Endpoint
 from relocator.errors import StateError, UpstreamError
+from relocator.handles import open_handle, read, read_many
 from relocator.rounds import Rounds
 
 T = TypeVar("T")
@@ -31,10 +32,10 @@ class Answer:
 
 
 class Source:
-    """Control of the source at `uri`."""
+    """Control of the source at `endpoint`."""
 
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
         self._ready: dict[str, Any] = {}
 
     def prepare(self, verb: str) -> None:
@@ -43,13 +44,18 @@ class Source:
         Raises:
             UpstreamError: the source can't be reached, or has no such export.
         """
-        self._ready[verb] = open_handle(with_export(self.uri, f"control/{verb}"))
+        self._ready[verb] = open_handle(self.endpoint.with_export(f"control/{verb}"))
 
     def identify(self) -> Answer | None:
-        """Who the source is; None if it is not ours."""
+        """Who the source is; None if it is not ours.
+
+        Raises:
+            UpstreamError: it can't be reached: a relocator must never be taken for something else.
+        """
         try:
             return self.call("identify")
         except UpstreamError:
+            open_handle(self.endpoint).shutdown()
             return None
 
     def call(self, verb: str) -> Answer:
@@ -75,7 +81,7 @@ class Source:
         data = read(handle, 0, min(size, exports.FIRST_READ_BYTES))
         found = exports.decode_line(data)
         if found is None:
-            raise UpstreamError(f"the source {self.uri} is not a relocator")
+            raise UpstreamError(f"the source {self.endpoint.uri} is not a relocator")
         fields, start = found
         need = start + max(
             (at + length for at, length in fields["attachments"].values()), default=0
@@ -95,7 +101,7 @@ class Source:
 
     def export(self, name: str) -> bytes:
         """The whole content of a further export, such as `heat`."""
-        handle = open_handle(with_export(self.uri, name))
+        handle = open_handle(self.endpoint.with_export(name))
         size = handle.get_size()
         data = b"".join(
             read(handle, at, min(1 << 20, size - at), timeout_s=60.0)
@@ -106,7 +112,7 @@ class Source:
 
     def serve(self, rounds: Rounds[T]) -> T:
         """Serve the rounds of a reader from the disk itself, each in one round trip."""
-        handle = open_handle(self.uri)
+        handle = open_handle(self.endpoint)
         try:
             wanted = next(rounds)
             while True:
@@ -119,5 +125,5 @@ class Source:
 
     def reader(self, name: str) -> Callable[[int, int], bytes]:
         """A function `(offset, length)` that reads from a further export."""
-        handle = open_handle(with_export(self.uri, name))
+        handle = open_handle(self.endpoint.with_export(name))
         return lambda offset, length: read(handle, offset, length, timeout_s=60.0)

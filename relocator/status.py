@@ -6,15 +6,20 @@ payload bytes, rates are bits a second over the last few seconds.
 
 from collections import deque
 from collections.abc import Callable
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from relocator import __version__
+from relocator.bitmap import Bitmap
+from relocator.errors import ConfigError
 
 if TYPE_CHECKING:
     from relocator.copier import Copier
     from relocator.engine import Engine
 
 METER_S = 5.0
+MAP_CELLS = 240
+_MOST_CELLS = 1 << 16
 
 
 class RateMeter:
@@ -50,6 +55,7 @@ def status_of(engine: "Engine") -> dict[str, Any]:
         "epoch": store.meta.epoch,
         "source": store.meta.source,
         "source_connected": connected,
+        "source_connections": engine.upstream.connections if connected and engine.upstream else 0,
         "source_offers": _offers(engine),
         "block_bytes": store.geometry.block_bytes,
         "total_blocks": store.geometry.total_blocks,
@@ -71,6 +77,35 @@ def status_of(engine: "Engine") -> dict[str, Any]:
         "error": engine.failure or (None if copying is None else copying.last_error),
         **engine.disk.status(),
     }
+
+
+def map_of(engine: "Engine", cells: Any) -> dict[str, list[float]]:
+    """For each of `cells` equal stretches of the disk the share present and the share dirty.
+
+    There are no more stretches than blocks. A share of 0 or 1 is exact.
+
+    Raises:
+        ConfigError: `cells` isn't a number from 1 to 65536.
+    """
+    if type(cells) is not int or not 1 <= cells <= _MOST_CELLS:
+        raise ConfigError(f"cells={cells}: must be a number from 1 to {_MOST_CELLS}")
+    store = engine.store
+    total = store.geometry.total_blocks
+    cells = min(cells, total)
+    edges = [total * at // cells for at in range(cells + 1)] if cells else []
+
+    def shares(bitmap: Bitmap) -> list[float]:
+        return [_share(bitmap.count(a, b), b - a) for a, b in pairwise(edges)]
+
+    return {
+        "present": [1.0] * cells if engine.disk.all_here else shares(store.present),
+        "dirty": shares(store.dirty) if store.dirty_blocks else [0.0] * cells,
+    }
+
+
+def _share(count: int, of: int) -> float:
+    """`count / of` to four digits, but 0 and 1 only for none and all."""
+    return count / of if count in (0, of) else min(0.9999, max(0.0001, round(count / of, 4)))
 
 
 def _offers(engine: "Engine") -> str | None:

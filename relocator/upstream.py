@@ -9,47 +9,83 @@ import threading
 import time
 from collections.abc import Callable
 
-from relocator.connection import Connection, Request, open_handle
+from relocator.connection import Connection, Request
+from relocator.endpoint import Endpoint
 from relocator.errors import UpstreamError
+from relocator.handles import open_handle
 
 Done = Callable[[Request], None]
+FEWEST = 2
 
 
-def probe_size(uri: str) -> int:
-    """Size of the disk behind `uri` in bytes, by a connection of its own, closed again.
+def probe_size(endpoint: Endpoint) -> int:
+    """Size of the disk behind `endpoint` in bytes, by a connection of its own, closed again.
 
     Raises:
         UpstreamError: the source can't be reached.
     """
-    handle = open_handle(uri)
+    handle = open_handle(endpoint)
     size = int(handle.get_size())
     handle.shutdown()
     return size
 
 
 class Upstream:
-    """Reads from the source. Replies arrive on the connections' threads."""
+    """Reads from the source. Replies arrive on the connections' threads.
 
-    def __init__(self, uri: str, retry_timeout_s: float) -> None:
-        self.uri = uri
+    Of `connections`, one is for demand. The others share the background's requests, the one that
+    owes least taking the next; the second of them is only opened once the source has said that it
+    bears several (`can_multi_conn`). `_lock` guards that they are opened once; it is not held
+    across I/O.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, retry_timeout_s: float, connections: int = FEWEST
+    ) -> None:
+        self.uri = endpoint.uri
         self.retry_timeout_s = retry_timeout_s
-        self._demand = Connection(uri, "upstream-demand")
-        self._background = Connection(uri, "upstream-background")
+        self._demand = Connection(endpoint, "upstream-demand")
+        self._background = [
+            Connection(endpoint, f"upstream-background-{number}")
+            for number in range(1, connections)
+        ]
+        self._lock = threading.Lock()
+        self._opened = 1
 
     def start(self) -> None:
         """Connect, in the background."""
         self._demand.start()
-        self._background.start()
+        self._background[0].start()
 
     @property
     def connected(self) -> bool:
         """Whether a read would be sent at once."""
-        return self._demand.connected and self._background.connected
+        return self._demand.connected and self._background[0].connected
+
+    @property
+    def connections(self) -> int:
+        """How many connections are up."""
+        return sum(one.connected for one in [self._demand, *self._background])
 
     @property
     def received_bytes(self) -> int:
         """Payload received so far."""
-        return self._demand.received_bytes + self._background.received_bytes
+        return sum(one.received_bytes for one in [self._demand, *self._background])
+
+    def _least_busy(self) -> Connection:
+        """The background connection for the next request."""
+        first = self._background[0]
+        if len(self._background) == 1 or not first.multi_conn:
+            return first
+        with self._lock:
+            unopened, self._opened = self._background[self._opened :], len(self._background)
+        for one in unopened:
+            one.start()
+        return min(
+            (one for one in self._background if one.connected),
+            key=lambda one: one.owed,
+            default=first,
+        )
 
     def fetch(self, offset: int, length: int, done: Done, *, background: bool) -> None:
         """Read `length` bytes at `offset`; `done` gets them, or the error.
@@ -58,7 +94,7 @@ class Upstream:
         waits for it as long as it takes.
         """
         if background:
-            self._background.submit(Request("read", offset, length, done))
+            self._least_busy().submit(Request("read", offset, length, done))
         else:
             deadline_s = time.monotonic() + self.retry_timeout_s
             self._demand.submit(Request("read", offset, length, done, deadline_s))
@@ -84,12 +120,12 @@ class Upstream:
 
     def block_status(self, offset: int, length: int, done: Done) -> None:
         """Ask which parts are holes; a source that can't tell answers 'all data'."""
-        self._background.submit(Request("block status", offset, length, done))
+        self._least_busy().submit(Request("block status", offset, length, done))
 
     def close(self) -> None:
         """Disconnect; whatever waits fails. Must not be called from a `done`."""
-        self._demand.close()
-        self._background.close()
+        for one in [self._demand, *self._background]:
+            one.close()
 
 
 __all__ = ["Done", "Request", "Upstream", "UpstreamError", "probe_size"]

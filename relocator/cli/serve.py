@@ -6,6 +6,7 @@ Parameters are checked here first, for an error with the option's name and exit 
 
 import argparse
 import os
+import shlex
 from pathlib import Path
 
 from relocator import config
@@ -14,8 +15,11 @@ from relocator.errors import ConfigError, RelocatorError
 
 PLUGIN = Path(__file__).resolve().parent.parent / "plugin.py"
 DEFAULT_PORT = 10809
-#: nbdkit's threads a connection: so many requests may wait for the WAN before others must wait too.
-DEFAULT_THREADS = 16
+#: nbdkit's threads a connection. A proxy's requests may wait for the WAN, so many before others
+#: must wait too. A target's never do; one is fastest (threads hand the interpreter around), and
+#: nbdkit before 1.34 can abort if a client hangs up while several threads owe it replies.
+PROXY_THREADS = 16
+TARGET_THREADS = 1
 
 _TARGET_KEYS = (
     ("control", "PATH", "Unix socket for status and verbs"),
@@ -35,6 +39,11 @@ _PROXY_KEYS = (
     ("window", "BYTES", "bytes in flight, such as 1M, or auto: what fills the link (auto)"),
     ("block", "SIZE", "unit of the maps (4K)"),
     ("retry-timeout", "S", "how long an absent read waits for a lost source (60)"),
+    ("connections", "N", "connections to the source, one of them for demand (2)"),
+    ("tls", "off|on|require", "encrypt: on, if the source can; require, or refuse (off)"),
+    ("tls-certificates", "DIR", "ca-cert.pem, and client-cert.pem and client-key.pem if needed"),
+    ("tls-psk", "FILE", "pre-shared keys instead of certificates"),
+    ("ssh-options", "WORDS", "further options for ssh, for an ssh:// source"),
 )
 
 
@@ -44,7 +53,7 @@ def add(commands: Commands) -> None:
         "target", help="serve a disk that is all here", description="Serve a disk over NBD."
     )
     target.add_argument("disk", metavar="DISK", help="image file or block device")
-    _add_common(target, _TARGET_KEYS)
+    _add_common(target, _TARGET_KEYS, TARGET_THREADS)
     target.set_defaults(run=_run, positionals=("disk",), keys=_TARGET_KEYS)
     proxy = commands.add_parser(
         "proxy",
@@ -55,11 +64,13 @@ def add(commands: Commands) -> None:
     proxy.add_argument(
         "source", metavar="SOURCE", nargs="?", help="NBD URI of the source; none once complete"
     )
-    _add_common(proxy, _PROXY_KEYS)
+    _add_common(proxy, _PROXY_KEYS, PROXY_THREADS)
     proxy.set_defaults(run=_run, positionals=("store", "source"), keys=_PROXY_KEYS)
 
 
-def _add_common(parser: argparse.ArgumentParser, keys: tuple[tuple[str, str, str], ...]) -> None:
+def _add_common(
+    parser: argparse.ArgumentParser, keys: tuple[tuple[str, str, str], ...], threads: int
+) -> None:
     listen = parser.add_mutually_exclusive_group()
     listen.add_argument(
         "--listen",
@@ -73,9 +84,9 @@ def _add_common(parser: argparse.ArgumentParser, keys: tuple[tuple[str, str, str
     parser.add_argument(
         "--threads",
         type=int,
-        default=DEFAULT_THREADS,
+        default=threads,
         metavar="N",
-        help=f"requests of a connection served at once ({DEFAULT_THREADS})",
+        help=f"requests of a connection served at once ({threads})",
     )
     parser.add_argument("--detach", metavar="PIDFILE", help="go into the background")
     parser.add_argument("--print", action="store_true", help="only print nbdkit's command line")
@@ -109,7 +120,7 @@ def _listen_flags(text: str) -> list[str]:
 def _run(options: argparse.Namespace) -> int:
     argv = command_line(options)
     if options.print:
-        print(" ".join(argv))
+        print(shlex.join(argv))
         return 0
     try:
         os.execvp(argv[0], argv)

@@ -11,9 +11,9 @@ ROOT = Path(__file__).parents[2]
 LAYERS = (
     {"errors", "bitmap", "geometry", "states", "config", "pacing", "ordering", "latency", "heat"}
     | {"runs", "readahead", "gate", "partitions", "extfs", "checksums", "ext_layout"}
-    | {"ext_groups", "ext_inode", "ext_journal", "rounds", "inuse"},
+    | {"ext_groups", "ext_inode", "ext_journal", "rounds", "inuse", "endpoint"},
     {"image", "maps", "meta", "opening", "store", "connection", "upstream", "control", "host"}
-    | {"exports", "source", "verify"},
+    | {"exports", "source", "verify", "handles", "tunnel"},
     {"hydration", "holes", "disk", "copier", "status", "learning", "handover", "engine"},
     {"plugin", "cli"},
 )
@@ -21,7 +21,7 @@ LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in mod
 #: module -> the only files that may import it
 OWNERS = {
     "nbdkit": {"relocator/plugin.py"},
-    "nbd": {"relocator/connection.py"},
+    "nbd": {"relocator/connection.py", "relocator/handles.py"},
     "pyroute2": {"testbed/wan.py"},
 }
 

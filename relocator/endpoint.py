@@ -1,0 +1,112 @@
+"""Where a source is and how it may be spoken to: everything that opening a connection needs.
+
+One value is handed to whoever connects, for data and for control alike, so that no connection can
+forget the encryption. Pure: nothing is opened here.
+
+    nbd://HOST[:PORT][/EXPORT]                  TCP
+    nbds://[USER@]HOST[:PORT][/EXPORT]          TCP, encrypted or not at all
+    nbd+unix:///[EXPORT]?socket=PATH            Unix socket; nbds+unix likewise
+    ssh://[USER@]HOST[:PORT][/EXPORT][?port=N]  through ssh to port N of HOST's loopback
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+SCHEMES = ("nbd", "nbds", "nbd+unix", "nbds+unix", "ssh")
+TLS = ("off", "on", "require")
+NBD_PORT = 10809
+_SSH_QUERY = {"port", "socket", "compression"}
+#: ssh takes the first value it meets for an option, so what the operator gives goes before these.
+_SSH_DEFAULTS = (
+    "BatchMode=yes",  # nobody is there to type a password
+    "ConnectTimeout=10",
+    "ServerAliveInterval=5",
+    "ServerAliveCountMax=2",
+    "ControlPath=none",  # a connection of its own, or demand would queue behind background
+)
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A source's URI, and the secrets and options that go with it.
+
+    `tls` is `off`, `on` (encrypt if the server can), `require`, or None: what the URI says.
+    """
+
+    uri: str
+    tls: str | None = None
+    certificates: Path | None = None
+    psk: Path | None = None
+    ssh_options: tuple[str, ...] = ()
+
+    @property
+    def scheme(self) -> str:
+        """The URI's scheme."""
+        return urlsplit(self.uri).scheme
+
+    @property
+    def encryption(self) -> str:
+        """`off`, `on` or `require`."""
+        return self.tls or ("require" if self.scheme.startswith("nbds") else "off")
+
+    @property
+    def export(self) -> str:
+        """The export's name; empty for the default one."""
+        return unquote(urlsplit(self.uri).path.removeprefix("/"))
+
+    def with_export(self, name: str) -> "Endpoint":
+        """The same server's export `name`."""
+        parts = urlsplit(self.uri)  # urlunsplit would drop the empty host of nbd+unix:///
+        query = f"?{parts.query}" if parts.query else ""
+        return replace(self, uri=f"{parts.scheme}://{parts.netloc}/{quote(name)}{query}")
+
+    def problem(self) -> str | None:
+        """What is wrong with the URI or doesn't go together, as the end of a line; None if fine."""
+        parts = urlsplit(self.uri)
+        if parts.scheme not in SCHEMES:
+            return (
+                "not an NBD URI; write nbd://HOST[:PORT][/EXPORT], "
+                "nbd+unix:///[EXPORT]?socket=PATH or ssh://[USER@]HOST[/EXPORT]"
+            )
+        if parts.scheme.endswith("+unix"):
+            return None if "socket=/" in parts.query else "needs ?socket= with an absolute path"
+        try:
+            port = parts.port
+        except ValueError:
+            return "its port is not a number from 1 to 65535"
+        if not parts.hostname or parts.hostname.startswith("-") or port == 0:
+            return f"names no host and port; write {parts.scheme}://HOST[:PORT]"
+        return _ssh_problem(parts.query) if parts.scheme == "ssh" else None
+
+    def ssh_command(self) -> list[str]:
+        """The ssh that carries one connection on its stdin and stdout."""
+        parts = urlsplit(self.uri)
+        query = _query(parts.query)
+        target = query.get("socket") or f"localhost:{query.get('port', NBD_PORT)}"
+        compression = query.get("compression", "yes")
+        options = [*_SSH_DEFAULTS, f"Compression={compression}"]
+        argv = ["ssh", *self.ssh_options, *(f"-o{option}" for option in options)]
+        argv += ["-p", str(parts.port)] if parts.port else []
+        argv += ["-l", unquote(parts.username)] if parts.username else []
+        return [*argv, "-W", target, "--", parts.hostname or ""]
+
+
+def _query(text: str) -> dict[str, str]:
+    return {key: values[-1] for key, values in parse_qs(text, keep_blank_values=True).items()}
+
+
+def _ssh_problem(text: str) -> str | None:
+    query = _query(text)
+    if unknown := sorted(query.keys() - _SSH_QUERY):
+        return f"'{unknown[0]}' is unknown; there are: port, socket, compression"
+    if "port" in query and "socket" in query:
+        return "port= and socket= exclude each other"
+    if not query.get("socket", "/").startswith("/"):
+        return "socket= needs an absolute path"
+    port = query.get("port", "1")
+    if not port.isdecimal() or not 0 < int(port) < 65536:
+        return f"port={port} is not a number from 1 to 65535"
+    if query.get("compression", "yes") not in ("yes", "no"):
+        return "compression= must be yes or no"
+    return None
