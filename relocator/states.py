@@ -50,6 +50,7 @@ _SETTLED = frozenset(State) - {State.STANDBY}
 #: verb -> states in which it may be used
 LEGAL: dict[str, frozenset[State]] = {
     "status": frozenset(State),
+    "map": frozenset(State),
     "wait": frozenset(State),
     "flush": frozenset(State),
     "identify": frozenset(State),

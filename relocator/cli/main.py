@@ -9,10 +9,10 @@ import sys
 from collections.abc import Sequence
 
 from relocator import __version__
-from relocator.cli import doctor, serve, status, steer, wait
+from relocator.cli import completion, doctor, metrics, serve, status, steer, wait
 from relocator.errors import ConfigError, RelocatorError
 
-_COMMANDS = (serve, status, steer, wait, doctor)
+_COMMANDS = (serve, status, steer, wait, metrics, doctor, completion)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -3,17 +3,24 @@
 import argparse
 import json
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from relocator.cli.common import Commands, add_control, human_bytes, human_rate, human_time
+from relocator.cli.page import History, Page, line
 from relocator.control import Client
+from relocator.errors import RelocatorError
 
-EVERY_S = 0.5
+EVERY_S = 1.0
+_PATIENCE_S = 15.0
+_MOST_CELLS = 1 << 16
+_LEAST_WIDTH = 60
 
 
 def add(commands: Commands) -> None:
@@ -24,7 +31,11 @@ def add(commands: Commands) -> None:
     add_control(parser)
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true", help="print the status object as JSON")
-    how.add_argument("--watch", action="store_true", help="keep showing it until it is complete")
+    how.add_argument(
+        "--watch",
+        action="store_true",
+        help="a live page until all is here; a line a second where there is no terminal",
+    )
     parser.set_defaults(run=_run)
 
 
@@ -79,17 +90,60 @@ def _copying(status: dict[str, Any]) -> str:
 
 def _run(options: argparse.Namespace) -> int:
     client = Client(options.control)
+    if options.watch:
+        return _watch(client, Console(), Path(options.control).name)
     status = client.call("status")
     if options.json:
         print(json.dumps(status, indent=1, sort_keys=True))
-        return 0
-    console = Console()
-    if not options.watch:
-        console.print(page(status))
-        return 0
-    with Live(page(status), console=console, auto_refresh=False) as live:
-        while status["state"] != "complete":
-            time.sleep(EVERY_S)
-            status = client.call("status")
-            live.update(page(status), refresh=True)
+    else:
+        Console().print(page(status))
     return 0
+
+
+def _watch(client: Client, console: Console, title: str) -> int:
+    """Show a page a second until the disk is complete; the last one stays on the screen."""
+    history = History()
+    if not console.is_terminal:
+        for status in _samples(client, history):
+            print(line(status, history), flush=True)
+        return 0
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        last = Group()
+        for status in _samples(client, history):
+            last = _live_page(client, console, status, history, title)
+            live.update(last, refresh=True)
+    console.print(last)
+    return 0
+
+
+def _samples(client: Client, history: History) -> Iterator[dict[str, Any]]:
+    """A status a second, noted in `history`; the last is that of a complete disk."""
+    status = client.call("status")
+    while True:
+        history.add(time.monotonic(), status)
+        yield status
+        if status["state"] == "complete":
+            return
+        time.sleep(EVERY_S)
+        try:
+            status = client.call("status", _PATIENCE_S)
+        except RelocatorError as error:
+            raise RelocatorError(f"the plugin went away: {error}") from error
+
+
+def _live_page(
+    client: Client, console: Console, status: dict[str, Any], history: History, title: str
+) -> Group:
+    """The page as large as the terminal is now; its map is asked for in that size."""
+    fancy = console.encoding.startswith("utf")
+    live = Page(
+        status,
+        history,
+        title=title,
+        width=max(_LEAST_WIDTH, console.width),
+        height=console.height,
+        fancy=fancy,
+    )
+    cells = min(_MOST_CELLS, live.map_width * live.map_rows)
+    answer = client.call("map", _PATIENCE_S, cells=cells)
+    return live.render(answer["map"])
