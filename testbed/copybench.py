@@ -7,6 +7,7 @@ copies. The clients keep to a timetable (open loop): a slow answer doesn't make 
     local        no WAN: `nbdkit file` at the destination; what the store alone costs
     nbdcopy      nbdcopy to null, and no clients: the bulk ceiling
     nbdkit-cow   nbdkit's cow filter with cow-on-read, and nbdcopy from it to null
+    nbdkit-cow-all  the same, nbdcopy with --no-extents: reads holes, asks nothing beforehand
     qemu         qemu-storage-daemon: copy-on-read and block-stream into a qcow2 overlay
     relocator    proxy and target; `relocator-file`: the same with `nbdkit file` as the source
 

@@ -87,11 +87,11 @@ def start_nbdcopy(place: Place) -> System:
     return System(None, lambda: place.at_destination(["nbdcopy", place.source_uri, "null:"]))
 
 
-def start_cow(place: Place) -> System:
+def start_cow(place: Place, flags: tuple[str, ...] = ()) -> System:
     place.start_file_source()
     argv = ["nbdkit", "-f", "-U", str(place.socket), "--filter=cow", "nbd"]
     place.serve("cow", [*argv, f"uri={place.source_uri}", "cow-on-read=true"])
-    return System(place.uri, lambda: place.at_destination(["nbdcopy", place.uri, "null:"]))
+    return System(place.uri, lambda: place.at_destination(["nbdcopy", *flags, place.uri, "null:"]))
 
 
 def start_relocator(place: Place) -> System:
@@ -197,6 +197,7 @@ SYSTEMS: dict[str, Callable[[Place], System]] = {
     "local": start_local,
     "nbdcopy": start_nbdcopy,
     "nbdkit-cow": start_cow,
+    "nbdkit-cow-all": lambda place: start_cow(place, ("--no-extents",)),
     "qemu": start_qemu,
     "relocator": start_relocator,
     "relocator-file": start_relocator_file,

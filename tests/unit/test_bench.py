@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments.bench import load, size, tables
+from experiments.bench import load, size, tables, wan
 
 FIO = {
     "jobs": [
@@ -68,3 +68,18 @@ def test_memory_is_read_in_mebibytes() -> None:
 
 def test_a_table_is_markdown() -> None:
     assert tables.markdown(["a", "b"], [["c", "1"]]) == "| a | b |\n| --- | ---: |\n| c | 1 |\n"
+
+
+def test_a_read_that_waited_for_the_wan_is_told_by_half_a_round_trip() -> None:
+    reads = [[0.0, 0.3], [0.1, 0.001], [0.2, 0.1], [0.3, 0.12]]
+    found = wan.summary({"reads": reads, "writes": [[0.0, 0.01], [0.1, 0.002]]}, rtt_s=0.1)
+    assert found["absent"] == 2
+    assert found["absent_p99_s"] == 0.12
+    assert found["first_read_s"] == 0.3
+    assert found["write_p99_s"] == 0.002
+
+
+def test_a_system_without_clients_has_no_latencies() -> None:
+    found = wan.summary({"reads": [], "writes": []}, rtt_s=0.1)
+    assert found["read_p50_s"] is None
+    assert found["first_read_s"] is None
