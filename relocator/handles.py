@@ -171,6 +171,10 @@ def read_many(handle: Any, extents: list[Extent], timeout_s: float = CONNECT_S) 
 def aio_pread(
     handle: Any, buffer: bytearray, piece: Extent, start: int, completed: Callable[[Any], int]
 ) -> None:
-    """Ask for `piece`, to be put where it belongs in a buffer that begins at offset `start`."""
+    """Ask for `piece`, to be put where it belongs in a buffer that begins at offset `start`.
+
+    The view goes to libnbd as it is: wrapped in an `nbd.Buffer` its memory would never be freed
+    (libnbd 1.14 takes a reference to what the wrapper holds and doesn't give it back).
+    """
     view = memoryview(buffer)[piece.offset - start :][: piece.length]
-    handle.aio_pread(nbd.Buffer.from_buffer(view), piece.offset, completion=completed)
+    handle.aio_pread(view, piece.offset, completion=completed)
