@@ -1,0 +1,114 @@
+"""Servers that a proxy may have as its source, each startable again on the same address."""
+
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+READY_S = 20.0
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody uses at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Daemon:
+    """A command that serves `port` of 127.0.0.1; may be killed and started again."""
+
+    def __init__(self, directory: Path, name: str, port: int, argv: list[str]) -> None:
+        self.port = port
+        self._argv = argv
+        self.log = directory / f"{name}.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def start(self) -> None:
+        """Start it and wait until it takes connections."""
+        with self.log.open("ab") as output:
+            self._process = subprocess.Popen(
+                self._argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            )
+        give_up_s = time.monotonic() + READY_S
+        while time.monotonic() < give_up_s:
+            if self._process.poll() is not None:
+                break
+            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+                return
+            time.sleep(0.05)
+        self.kill()
+        raise RuntimeError(f"{' '.join(self._argv)} is not up: {self.log.read_text()[-2000:]}")
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """kill -9."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+
+@contextmanager
+def daemon(directory: Path, name: str, argv: Callable[[int], list[str]]) -> Iterator[Daemon]:
+    """`argv(port)` on a free port; killed at the end of the block."""
+    port = free_port()
+    server = Daemon(directory, name, port, argv(port))
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+class Relay:
+    """A TCP relay to `port` that can cut what passes, in the middle of a reply."""
+
+    def __init__(self, port: int) -> None:
+        self._to = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self.cut_after_bytes: int | None = None
+        self.cuts = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        """Take no more connections, and end those there are."""
+        self._listener.close()
+        for pair in self._pairs:
+            _end(pair)
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # closed
+            while True:
+                client, _ = self._listener.accept()
+                pair = (client, socket.create_connection(("127.0.0.1", self._to)))
+                self._pairs.append(pair)
+                threading.Thread(target=self._pass, args=pair, daemon=True).start()
+                threading.Thread(target=self._pass, args=pair[::-1], daemon=True).start()
+
+    def _pass(self, source: socket.socket, sink: socket.socket) -> None:
+        passed = 0
+        with suppress(OSError):  # cut by the other direction
+            while data := source.recv(10_007):
+                passed += len(data)
+                if self.cut_after_bytes is not None and passed > self.cut_after_bytes:
+                    sink.sendall(data[: len(data) // 2])
+                    self.cuts += 1
+                    break
+                sink.sendall(data)
+        _end((source, sink))
+
+
+def _end(pair: tuple[socket.socket, socket.socket]) -> None:
+    for end in pair:
+        with suppress(OSError):  # the other thread was first
+            end.shutdown(socket.SHUT_RDWR)
