@@ -32,7 +32,8 @@ def learn(engine: "Engine", source: Source, *, ours: bool) -> None:
     if "in-use" in engine.order or engine.settings.skip_free:
         found = source.serve(inuse.survey(engine.store.geometry))
         engine.notes = found.notes
-        engine.replan(in_use=found.blocks)
+        if found.free_blocks:  # else there is nothing to tell apart, and the map would be a burden
+            engine.replan(in_use=found.blocks)
         if engine.settings.skip_free:
             _skip_free(engine, source, found, ours=ours)
 

@@ -16,7 +16,7 @@ import mmap
 import os
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from relocator.bitmap import Bitmap
@@ -30,6 +30,8 @@ _LIVE_HEADER = struct.Struct("<8sIIQ36s")  # magic, version, planes, bits, boot 
 _SLOT_HEADER = struct.Struct("<IIQ")  # crc32 of the rest, page index, sequence number
 PAYLOAD_BYTES = PAGE_BYTES - _SLOT_HEADER.size
 PAGE_BITS = PAYLOAD_BYTES * 8
+_NEVER_WRITTEN = bytes(PAGE_BYTES)
+_PAGES_A_READ = 128
 
 
 def boot_id() -> str:
@@ -136,8 +138,7 @@ class DurableMap:
         Raises:
             StoreError: a page was written and neither of its versions is readable.
         """
-        for page in range(len(self._sequence)):
-            slots = os.pread(self._fd, 2 * PAGE_BYTES, page * 2 * PAGE_BYTES)
+        for page, slots in self._written_pages():
             versions = [_decode(slots[at : at + PAGE_BYTES], page) for at in (0, PAGE_BYTES)]
             good = [version for version in versions if version is not None]
             if not good:
@@ -148,6 +149,17 @@ class DurableMap:
                 bits = Bitmap(end - first, bytearray(payload))
                 for start, stop in bits.set_runs(0, end - first):
                     planes[plane].set(first + start, first + stop)
+
+    def _written_pages(self) -> Iterator[tuple[int, bytes]]:
+        """Every page that was ever written, with both its slots; read in pieces."""
+        pair_bytes = 2 * PAGE_BYTES
+        for first in range(0, len(self._sequence), _PAGES_A_READ):
+            data = os.pread(self._fd, _PAGES_A_READ * pair_bytes, first * pair_bytes)
+            if data == bytes(len(data)):
+                continue
+            for page in range(first, min(first + _PAGES_A_READ, len(self._sequence))):
+                at = (page - first) * pair_bytes
+                yield page, data[at : at + pair_bytes]
 
     def write(self, pages: Iterable[tuple[int, bytes]]) -> None:
         """Write new versions of `(page, payload)`, each to the slot of its older one.
@@ -172,7 +184,7 @@ class DurableMap:
 
 def _decode(slot: bytes, page: int) -> tuple[int, bytes] | None:
     """(sequence, payload) of one slot; sequence 0 if never written; None if damaged."""
-    if not any(slot):
+    if slot == _NEVER_WRITTEN:
         return 0, b""
     crc, index, sequence = _SLOT_HEADER.unpack_from(slot)
     if index != page or sequence == 0 or zlib.crc32(slot[4:]) != crc:

@@ -80,10 +80,14 @@ class Store:
                 self.meta = replace(self.meta, epoch=self.meta.epoch + 1, base=None)
             self._live.vouch()
         # Whatever the live map has and the durable one hasn't is owed to the next commit.
-        for page in range(durable.pages_per_plane * len(PLANES)):
-            plane, first, end = durable.span(page)
-            if self._planes[plane].extract(first, end) != committed[plane].extract(first, end):
-                self._changed.add(page)
+        total = self.geometry.total_blocks
+        for plane, (live, saved) in enumerate(zip(self._planes, committed, strict=True)):
+            if total == 0 or not (live.any(0, total) or saved.any(0, total)):
+                continue
+            for page in durable.pages(plane, 0, total):
+                _, first, end = durable.span(page)
+                if live.extract(first, end) != saved.extract(first, end):
+                    self._changed.add(page)
 
     @property
     def complete(self) -> bool:
