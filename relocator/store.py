@@ -70,8 +70,13 @@ class Store:
 
     def _recover(self, durable: DurableMap) -> None:
         """Start from the live map if it is of this boot, else from the durable one."""
+        if self.meta.creating:
+            self._live.vouch()
+            return
         committed = [Bitmap(self.geometry.total_blocks) for _ in PLANES]
         durable.load(committed)
+        if self._live.believed and self.meta.clean:
+            return  # closed in order, by a process of this boot: both say the same
         if not self._live.believed:
             for live, saved in zip(self._planes, committed, strict=True):
                 for first, end in saved.set_runs(0, saved.bits):
