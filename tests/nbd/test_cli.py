@@ -1,14 +1,23 @@
 """The command line against real servers, run as its users run it."""
 
+import fcntl
 import json
 import os
+import pty
 import signal
+import struct
 import subprocess
 import sys
+import termios
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
+from relocator.errors import RelocatorError
 from tests.support.model import source_bytes
 from tests.support.servers import nbdkit, plugin, wait_for
 
@@ -64,6 +73,10 @@ def test_a_relocation_from_target_to_complete(tmp_path: Path) -> None:
         (["status", "/nonexistent"], 1, "/nonexistent: No such file or directory; is the plugin"),
         (["set", "/nonexistent", "rate"], 2, "rate: not KEY=VALUE"),
         (["wait", "/nonexistent", "--timeout", "soon"], 2, "--timeout=soon: not a time in seconds"),
+        (["status", "/nonexistent", "--watch"], 1, "/nonexistent: No such file or directory"),
+        (["metrics", "/c", "--listen", "9464"], 2, "--listen=9464: not HOST:PORT"),
+        (["metrics", "/a/d.sock", "/b/d.sock"], 2, "two sockets have the same name"),
+        (["completion", "fish"], 2, "invalid choice: 'fish'"),
         (["explode"], 2, "invalid choice: 'explode'"),
     ],
 )
@@ -101,3 +114,165 @@ def test_doctor_says_where_the_test_bed_runs_and_why() -> None:
     assert done.returncode == 0
     assert "This host can serve and relocate disks." in done.stdout
     assert "Test bed: runs " in done.stdout
+
+
+@contextmanager
+def started(*arguments: str, **streams: int) -> Iterator[subprocess.Popen[str]]:
+    """`relocator ARGUMENTS` in the background, ended at the end of the block."""
+    command = [sys.executable, "-m", "relocator.cli.main", *arguments]
+    process = subprocess.Popen(command, text=True, **streams)  # type: ignore[call-overload]
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+Sample = tuple[str, tuple[tuple[str, str], ...]]
+
+
+def scrape(url: str) -> dict[Sample, float]:
+    """All samples of a Prometheus page by name and labels."""
+    with urllib.request.urlopen(url, timeout=20) as page:
+        families = list(text_string_to_metric_families(page.read().decode()))
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def test_metrics_are_read_at_the_scrape_and_a_lost_plugin_leaves_no_stale_ones(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "disk.img").write_bytes(source_bytes(SIZE_BYTES))
+    with nbdkit(tmp_path, "source", ["file", str(tmp_path / "disk.img")]) as source:
+        keys = (f"store={tmp_path / 'store'}", f"source={source.uri}", "background=off")
+        # No read-ahead: it counts as background even where it fetches what a read waits for.
+        with plugin(tmp_path, "copy", *keys, "readahead=0") as server:
+            command = ("metrics", str(server.control_path), str(tmp_path / "gone.sock"))
+            with started(*command, "--listen", "127.0.0.1:0", stdout=subprocess.PIPE) as sidecar:
+                assert sidecar.stdout is not None
+                url = sidecar.stdout.readline().split()[-1]
+                copy = ("disk", "copy")
+                first = scrape(url)
+                assert first["relocator_up", (copy,)] == 1
+                assert first["relocator_state", (copy, ("relocator_state", "active"))] == 1
+                assert first["relocator_state", (copy, ("relocator_state", "complete"))] == 0
+                assert first["relocator_size_bytes", (copy,)] == SIZE_BYTES
+                assert first["relocator_on_demand_bytes_total", (copy,)] == 0
+                handle = server.connect()
+                handle.pread(65536, 2 << 20)
+                handle.pwrite(b"x" * 8192, 1 << 20)
+                second = scrape(url)
+                assert second["relocator_on_demand_bytes_total", (copy,)] == 65536
+                assert second["relocator_dirty_bytes", (copy,)] == 8192
+                assert second["relocator_requests_total", (copy, ("kind", "write"))] == 1
+                quantile = (copy, ("kind", "write"), ("quantile", "0.99"))
+                assert second["relocator_request_seconds", quantile] > 0
+                assert [key for key in second if ("disk", "gone") in key[1]] == [
+                    ("relocator_up", (("disk", "gone"),))
+                ]
+                server.kill()
+                assert scrape(url) == {
+                    ("relocator_up", (copy,)): 0,
+                    ("relocator_up", (("disk", "gone"),)): 0,
+                }
+                taken = relocator("metrics", "/c", "--listen", url.split("/")[2])
+                assert taken.returncode == 1
+                assert "Address already in use" in taken.stderr
+
+
+def test_metrics_without_its_package_names_the_extra() -> None:
+    code = (
+        "import sys; sys.modules['prometheus_client'] = None\n"
+        "from relocator.cli.main import main; sys.exit(main(['metrics', '/c']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=30
+    )
+    assert (done.returncode, "relocator[metrics]" in done.stderr) == (1, True)
+    assert "Traceback" not in done.stderr
+
+
+def test_watch_into_a_pipe_prints_a_line_a_second_and_says_when_the_plugin_goes(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "disk.img").write_bytes(source_bytes(SIZE_BYTES))
+    with nbdkit(tmp_path, "source", ["file", str(tmp_path / "disk.img")]) as source:
+        keys = (f"store={tmp_path / 'store'}", f"source={source.uri}", "rate=1M")
+        with plugin(tmp_path, "proxy", *keys) as server:
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+            with started("status", str(server.control_path), "--watch", **pipes) as watch:
+                assert watch.stdout is not None
+                assert watch.stdout.readline().startswith("proxy, active")
+                assert "background " in watch.stdout.readline()
+                server.kill()
+                _, errors = watch.communicate(timeout=20)
+                assert watch.returncode == 1
+                assert "the plugin went away" in errors
+
+
+def read_until(terminal: int, wanted: str) -> str:
+    """What a program writes to its terminal, up to `wanted`."""
+    text = ""
+    while wanted not in text:
+        text += os.read(terminal, 65536).decode(errors="replace")
+    return text
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("interrupted", [True, False])
+def test_watch_on_a_terminal_leaves_it_as_it_was(tmp_path: Path, interrupted: bool) -> None:
+    (tmp_path / "disk.img").write_bytes(source_bytes(SIZE_BYTES))
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    with nbdkit(tmp_path, "source", ["file", str(tmp_path / "disk.img")]) as source:
+        keys = (f"store={tmp_path / 'store'}", f"source={source.uri}", "rate=1M")
+        with plugin(tmp_path, "proxy", *keys) as server:
+            command = ("status", str(server.control_path), "--watch")
+            with started(*command, stdin=theirs, stdout=theirs, stderr=theirs) as watch:
+                text = read_until(ours, "last minute")
+                assert "\x1b[?1049h" in text  # the page has a screen of its own
+                if interrupted:
+                    watch.send_signal(signal.SIGINT)
+                else:
+                    server.control.call("set", rate="none")
+                text = read_until(ours, "\x1b[?1049l")  # the old screen
+                assert "\x1b[?25h" in text  # and the cursor
+                if not interrupted:
+                    read_until(ours, "target, complete")
+                assert watch.wait(20) == (130 if interrupted else 0)
+    os.close(ours)
+    os.close(theirs)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_is_a_script_that_knows_the_commands(shell: str, tmp_path: Path) -> None:
+    done = relocator("completion", shell)
+    assert done.returncode == 0
+    assert "--watch" in done.stdout
+    if shell == "bash":
+        script = tmp_path / "completion"
+        ask = "COMP_WORDS=(relocator met); COMP_CWORD=1; _shtab_relocator; echo ${COMPREPLY[@]}"
+        script.write_text(done.stdout + ask)
+        ran = subprocess.run(["bash", str(script)], capture_output=True, text=True, check=True)
+        assert ran.stdout.split() == ["metrics"]
+
+
+def test_the_map_gives_shares_of_equal_stretches(tmp_path: Path) -> None:
+    (tmp_path / "disk.img").write_bytes(source_bytes(SIZE_BYTES))
+    with nbdkit(tmp_path, "source", ["file", str(tmp_path / "disk.img")]) as source:
+        keys = (f"store={tmp_path / 'store'}", f"source={source.uri}", "background=off")
+        with plugin(tmp_path, "proxy", *keys, "readahead=0") as server:
+            server.connect().pwrite(b"x" * (SIZE_BYTES // 8), SIZE_BYTES // 4)
+            found = server.control.call("map", cells=4)["map"]
+            assert found == {"present": [0.0, 0.5, 0.0, 0.0], "dirty": [0.0, 0.5, 0.0, 0.0]}
+            blocks = SIZE_BYTES // 4096
+            assert len(server.control.call("map", cells=50000)["map"]["present"]) == blocks
+            for wrong in (0, -1, "many", True, 1 << 20):
+                with pytest.raises(RelocatorError, match="must be a number from 1 to 65536"):
+                    server.control.call("map", cells=wrong)
