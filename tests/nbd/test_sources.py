@@ -1,0 +1,154 @@
+"""Servers of all kinds as the source, with a guest at work, and with faults on the way."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import nbd
+import pytest
+
+from tests.support.model import source_bytes
+from tests.support.servers import Server, plugin, wait_for
+from tests.support.sources import Daemon, daemon
+
+SIZE_BYTES = 8 << 20
+
+
+def image(directory: Path) -> Path:
+    path = directory / "disk.img"
+    path.write_bytes(source_bytes(SIZE_BYTES))
+    return path
+
+
+def sparse(data: bytes, path: Path) -> None:
+    """Write `data` with holes where it is zero."""
+    with path.open("wb") as disk:
+        disk.truncate(len(data))
+        for at in range(0, len(data), 4096):
+            if any(data[at : at + 4096]):
+                disk.seek(at)
+                disk.write(data[at : at + 4096])
+
+
+def nbdkit_file(directory: Path, port: int) -> list[str]:
+    sparse(source_bytes(SIZE_BYTES), directory / "disk.img")
+    return ["nbdkit", "-f", "-p", str(port), "file", str(directory / "disk.img")]
+
+
+def nbdkit_with_large_blocks(directory: Path, port: int) -> list[str]:
+    policy = ["blocksize-minimum=64K", "blocksize-preferred=64K", "blocksize-maximum=128K"]
+    filters = ["--filter=blocksize-policy"]
+    path = str(image(directory))
+    return (
+        ["nbdkit", "-f", "-p", str(port), *filters, "file", path]
+        + policy
+        + ["blocksize-error-policy=error"]
+    )
+
+
+@contextmanager
+def proxy(directory: Path, port: int, *keys: str) -> Iterator[Server]:
+    """A proxy of the server at `port`."""
+    store = f"store={directory / 'store'}"
+    with plugin(directory, "proxy", store, f"source=nbd://127.0.0.1:{port}/disk", *keys) as server:
+        yield server
+
+
+def test_requests_keep_to_the_block_sizes_that_the_server_asks_for(tmp_path: Path) -> None:
+    model = source_bytes(SIZE_BYTES)
+    arguments = nbdkit_with_large_blocks
+    with daemon(tmp_path, "source", lambda port: arguments(tmp_path, port)) as source:
+        with proxy(tmp_path, source.port, "background=off", "readahead=0") as server:
+            handle = server.connect()
+            assert handle.pread(512, 70_000) == model[70_000:70_512]
+            assert handle.pread(1 << 20, 4096 * 3) == model[4096 * 3 : 4096 * 3 + (1 << 20)]
+            assert handle.pread(100, SIZE_BYTES - 100) == model[-100:]
+            assert server.control.call("status")["error"] is None
+
+
+def faulty(directory: Path, *keys: str) -> Callable[[int], list[str]]:
+    """A server with nbdkit's filters `error` and `delay` in between."""
+    path = str(image(directory))
+    flags = ["--filter=error", "--filter=delay", "file", path, *keys]
+    return lambda port: ["nbdkit", "-f", "-p", str(port), *flags]
+
+
+def test_reads_that_fail_at_random_are_made_again_by_the_copy(tmp_path: Path) -> None:
+    argv = faulty(tmp_path, "error-pread=EIO", "error-pread-rate=10%", "delay-read=2ms")
+    with daemon(tmp_path, "source", argv) as source:
+        with proxy(tmp_path, source.port, "window=1M") as server:
+            server.control.call("wait", timeout_s=60)
+    assert (tmp_path / "store" / "disk.img").read_bytes() == source_bytes(SIZE_BYTES)
+
+
+def test_a_server_that_says_it_is_shutting_down_is_asked_again(tmp_path: Path) -> None:
+    argv = faulty(tmp_path, "error-pread=ESHUTDOWN", "error-pread-rate=20%")
+    model = source_bytes(SIZE_BYTES)
+    with daemon(tmp_path, "source", argv) as source:
+        with proxy(tmp_path, source.port, "background=off", "readahead=0") as server:
+            handle = server.connect()
+            for at in range(0, 1 << 20, 65_536):
+                assert handle.pread(4096, at) == model[at : at + 4096]
+
+
+def test_a_source_that_hangs_and_goes_on_costs_no_error(tmp_path: Path) -> None:
+    """Longer than a connection may be silent: it is given up, and the next ones hang as well."""
+    model = source_bytes(SIZE_BYTES)
+    got: list[bytes] = []
+    with daemon(tmp_path, "source", lambda port: nbdkit_file(tmp_path, port)) as source:
+        with proxy(tmp_path, source.port, "rate=1M", "readahead=0") as server:
+            handle = server.connect()
+            handle.pread(4096, 0)
+            source.signal(signal.SIGSTOP)
+            far = SIZE_BYTES - 8192
+            waiting = threading.Thread(target=lambda: got.append(handle.pread(4096, far)))
+            waiting.start()
+            wait_for(lambda: not server.control.call("status")["source_connected"], "the stall", 20)
+            time.sleep(2)
+            assert not got
+            source.signal(signal.SIGCONT)
+            waiting.join(20)
+            assert got == [model[far : far + 4096]]
+            server.control.call("set", rate="none")
+            server.control.call("wait", timeout_s=60)
+    assert (tmp_path / "store" / "disk.img").read_bytes() == model
+
+
+def test_a_source_that_fails_every_read_is_an_io_error(tmp_path: Path) -> None:
+    argv = faulty(tmp_path, "error-pread=EIO", "error-pread-rate=100%")
+    with daemon(tmp_path, "source", argv) as source:
+        with proxy(tmp_path, source.port, "background=off") as server:
+            with pytest.raises(nbd.Error) as caught:
+                server.connect().pread(4096, 0)
+    assert caught.value.errno == "EIO"
+
+
+def connections_at(source: Daemon, tmp_path: Path, wanted: int, seen: int) -> None:
+    """A proxy told to open `wanted` connections has `seen`, and copies all the same."""
+    keys = (f"connections={wanted}", "rate=4M", "window=1M")
+    with proxy(tmp_path, source.port, *keys) as server:
+        wait_for(
+            lambda: server.control.call("status")["source_connections"] == seen, f"{seen} of them"
+        )
+        time.sleep(0.3)
+        assert server.control.call("status")["source_connections"] == seen
+        server.control.call("set", rate="none")
+        server.control.call("wait", timeout_s=60)
+    assert (tmp_path / "store" / "disk.img").read_bytes() == source_bytes(SIZE_BYTES)
+
+
+def test_several_connections_share_the_background_copy(tmp_path: Path) -> None:
+    with daemon(tmp_path, "source", lambda port: nbdkit_file(tmp_path, port)) as source:
+        connections_at(source, tmp_path, wanted=5, seen=5)
+
+
+def test_a_source_that_bears_only_one_client_gets_two_connections(tmp_path: Path) -> None:
+    def argv(port: int) -> list[str]:
+        flags = ["--filter=multi-conn", "file", str(image(tmp_path)), "multi-conn-mode=disable"]
+        return ["nbdkit", "-f", "-p", str(port), *flags]
+
+    with daemon(tmp_path, "source", argv) as source:
+        connections_at(source, tmp_path, wanted=5, seen=2)
