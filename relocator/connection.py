@@ -90,6 +90,7 @@ class Connection:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._finished: list[Request] = []
         self._heard_s = 0.0
+        self._size_bytes: int | None = None
         self._limits = Limits(0, 1, 1)
         self._lost = False
         self._why = "not connected yet"
@@ -154,6 +155,12 @@ class Connection:
             self._expire()
 
         handle = open_handle(self._endpoint, idle=idle, wake_fd=self._wake_fd)
+        size_bytes = handle.get_size()
+        if self._size_bytes not in (None, size_bytes):
+            raise UpstreamError(
+                f"the source has become another disk: {size_bytes} bytes, not {self._size_bytes}"
+            )
+        self._size_bytes = size_bytes
         self.has_allocation = handle.can_meta_context(ALLOCATION)
         self.multi_conn = handle.can_multi_conn()
         self._limits = limits_of(handle)

@@ -146,18 +146,17 @@ class Disk:
         if self.pass_through:
             self._through().read_into(buffer, offset)
             return
-        self.on_miss(first, end)
         try:
-            self._hydrate(first, end)
+            self._hydrate(first, end, meanwhile=lambda: self.on_miss(first, end))
         except NotKeptError:
             self._read_around_the_store(buffer, offset)
         else:
             self._image.read_into(buffer, offset)
 
-    def _hydrate(self, first: int, end: int) -> None:
+    def _hydrate(self, first: int, end: int, meanwhile: Callable[[], None] | None = None) -> None:
         if self._hydration is None:
             raise StoreError("a complete disk has an absent block: its maps are damaged")
-        self._hydration.hydrate(first, end)
+        self._hydration.hydrate(first, end, meanwhile)
 
     def _through(self) -> Upstream:
         if self._upstream is None:

@@ -81,8 +81,10 @@ class Hydration:
         self.hole_bytes = 0
         self.skipped_bytes = 0
 
-    def hydrate(self, first: int, end: int) -> None:
+    def hydrate(self, first: int, end: int, meanwhile: Callable[[], None] | None = None) -> None:
         """Return once every block of `first..end` is present.
+
+        `meanwhile` is called once, when all that is needed is on its way.
 
         Raises:
             UpstreamError: the source failed, or was lost for too long.
@@ -96,6 +98,9 @@ class Hydration:
                 mine = self._claim_absent(first, end)
             for claim in mine:
                 self.send(claim)
+            if meanwhile is not None:
+                meanwhile()
+                meanwhile = None
             for claim in mine:
                 claim.done.wait()
             for claim in foreign:

@@ -3,6 +3,9 @@
 import time
 from pathlib import Path
 
+import nbd
+import pytest
+
 from tests.support.model import source_bytes
 from tests.support.servers import plugin
 
@@ -24,3 +27,18 @@ def test_a_target_survives_proxies_that_are_killed_in_the_middle(tmp_path: Path)
         ) as last:
             last.control.call("wait", timeout_s=60)
     assert (tmp_path / "store3" / "disk.img").read_bytes() == source_bytes(SIZE_BYTES)
+
+
+def test_a_source_that_comes_back_as_another_disk_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "disk.img").write_bytes(source_bytes(SIZE_BYTES))
+    (tmp_path / "other.img").write_bytes(b"other" * 65536)
+    with plugin(tmp_path, "target", f"disk={tmp_path / 'disk.img'}") as target:
+        keys = (f"store={tmp_path / 'store'}", f"source={target.uri}", "background=off")
+        with plugin(tmp_path, "proxy", *keys, "readahead=0", "retry-timeout=1") as proxy:
+            handle = proxy.connect()
+            handle.pread(4096, 0)
+            target.kill()
+            with plugin(tmp_path, "target", f"disk={tmp_path / 'other.img'}"):
+                with pytest.raises(nbd.Error, match="EIO"):
+                    handle.pread(4096, 8192)
+            assert proxy.control.call("status")["present_blocks"] == 1

@@ -139,3 +139,12 @@ def test_free_blocks_can_be_skipped_and_the_saving_is_told(tmp_path: Path, ext4:
         ["debugfs", "-R", "dump file3 /dev/stdout", str(copy)], capture_output=True, check=True
     )
     assert found.stdout == source_bytes(1 << 20, seed=3)
+
+
+def test_what_a_guest_waits_for_travels_as_demand_also_with_read_ahead(
+    tmp_path: Path, source: Server
+) -> None:
+    with proxy(tmp_path, source, "background=off") as server:
+        assert cost(server, 5 << 20, BLOCK) == BLOCK
+        wait_for(lambda: server.control.call("status")["background_bytes"] > 0, "the neighbourhood")
+        assert cost(server, (5 << 20) + BLOCK, BLOCK) == 0

@@ -110,7 +110,7 @@ def test_a_source_that_hangs_and_goes_on_costs_no_error(tmp_path: Path) -> None:
             time.sleep(2)
             assert not got
             source.signal(signal.SIGCONT)
-            waiting.join(20)
+            waiting.join(55)
             assert got == [model[far : far + 4096]]
             server.control.call("set", rate="none")
             server.control.call("wait", timeout_s=60)
