@@ -35,7 +35,7 @@ def sparse(data: bytes, path: Path) -> None:
 
 def nbdkit_file(directory: Path, port: int) -> list[str]:
     sparse(source_bytes(SIZE_BYTES), directory / "disk.img")
-    return ["nbdkit", "-f", "-p", str(port), "file", str(directory / "disk.img")]
+    return ["nbdkit", "-t", "1", "-f", "-p", str(port), "file", str(directory / "disk.img")]
 
 
 def nbdkit_with_large_blocks(directory: Path, port: int) -> list[str]:
