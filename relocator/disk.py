@@ -16,7 +16,7 @@ import errno
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from relocator.errors import NotKeptError, StateError, StoreError
 from relocator.gate import Gate
@@ -29,6 +29,7 @@ from relocator.upstream import Upstream
 #: (offset, length, whether it holds data), ascending
 Run = tuple[int, int, bool]
 _MOST_RUNS = 4096
+T = TypeVar("T")
 _ZERO_STEP_BYTES = 1 << 30
 
 
@@ -144,7 +145,7 @@ class Disk:
 
     def _read_absent(self, buffer: memoryview, offset: int, first: int, end: int) -> None:
         if self.pass_through:
-            self._through().read_into(buffer, offset)
+            _needed(self._upstream).read_into(buffer, offset)
             return
         try:
             self._hydrate(first, end, meanwhile=lambda: self.on_miss(first, end))
@@ -154,14 +155,7 @@ class Disk:
             self._image.read_into(buffer, offset)
 
     def _hydrate(self, first: int, end: int, meanwhile: Callable[[], None] | None = None) -> None:
-        if self._hydration is None:
-            raise StoreError("a complete disk has an absent block: its maps are damaged")
-        self._hydration.hydrate(first, end, meanwhile)
-
-    def _through(self) -> Upstream:
-        if self._upstream is None:
-            raise StoreError("a complete disk has an absent block: its maps are damaged")
-        return self._upstream
+        _needed(self._hydration).hydrate(first, end, meanwhile)
 
     def _read_around_the_store(self, buffer: memoryview, offset: int) -> None:
         """The store is full: present blocks from it, the others from the source, not kept."""
@@ -171,7 +165,7 @@ class Disk:
             if self._store.present[start // block]:
                 self._image.read_into(piece, start)
             else:
-                self._through().read_into(piece, start)
+                _needed(self._upstream).read_into(piece, start)
 
     def _modify(self, offset: int, length: int, apply: Callable[[], None]) -> None:
         """Let `apply` change the bytes `offset..offset+length`, by the rules of gate and maps.
@@ -207,11 +201,16 @@ class Disk:
         edges, first, end = self._geometry.split(offset, length)
         for edge in edges:
             self._hydrate(edge, edge + 1)
-        if self._hydration is None:
-            raise StoreError("a complete disk has an absent block: its maps are damaged")
-        with self._hydration.writing(first, end):
+        with _needed(self._hydration).writing(first, end):
             self._store.mark_dirty(*touched)
             apply()
+
+
+def _needed(part: T | None) -> T:
+    """What an absent block is fetched with; a disk without upstream has no such block."""
+    if part is None:
+        raise StoreError("a complete disk has an absent block: its maps are damaged")
+    return part
 
 
 def _raise(refusal: StateError) -> None:
