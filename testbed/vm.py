@@ -35,6 +35,7 @@ VIRTUAL_EPOCH = "2026-01-01"
 RESULT_BYTES = 1 << 30
 POLL_S = 0.05
 CONSOLE_TAIL_LINES = 45
+PANIC = "Kernel panic"
 TIMEOUT_STATUS = 124
 # Kernel messages go to ttyS0; a panic ends QEMU at once (panic=-1 reboots, -no-reboot exits).
 KERNEL_COMMAND_LINE = (
@@ -248,7 +249,10 @@ def unpack(tar: tarfile.TarFile, member: tarfile.TarInfo, out: Path) -> None:
 
 
 def _tail(file: IO[bytes]) -> str:
+    """The last lines; if the kernel panicked, from where it says why (the call trace is long)."""
     file.seek(0)
     lines = file.read().decode(errors="replace").replace("\r", "").splitlines()
-    shown = [line for line in lines if line.strip()][-CONSOLE_TAIL_LINES:]
+    said = [line for line in lines if line.strip()]
+    why = next((n for n, line in enumerate(said) if PANIC in line), len(said))
+    shown = said[min(why, max(0, len(said) - CONSOLE_TAIL_LINES)) :]
     return "".join(f"\n  {line}" for line in shown) or " (it says nothing)"
