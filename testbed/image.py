@@ -46,7 +46,7 @@ NVDIMM_ALIGNMENT_BYTES = 2 << 20
 PACKAGES = (
     "linux-image-amd64",  # the kernel with netem, nbd and device-mapper
     "busybox-static",  # the first boot stage
-    *("kmod", "procps", "util-linux", "mount", "e2fsprogs", "dmsetup"),  # the system
+    *("kmod", "procps", "util-linux", "mount", "fdisk", "e2fsprogs", "dmsetup"),  # the system
     *("iproute2", "iputils-ping", "ethtool", "iperf3", "net-tools"),  # the WAN and its calibration
     *("mininet", "bridge-utils", "openvswitch-switch"),  # sites
     *("python3", "python3-libnbd", "libnbd-bin", "nbdkit", "nbdkit-plugin-python"),  # the product
