@@ -13,9 +13,15 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
+from testbed.workloads import files, tree
+from testbed.workloads.base import Guest, Log, Room, Verdict, Work, python
 from testbed.workloads.stop import Stop
+
+TREES = 6
+ROOM = Room(6 * files.MIB, TREES + 64)
 
 
 def _run(argv: list[str], cwd: Path) -> str:
@@ -52,6 +58,40 @@ def cycle(mount: Path, archive: Path) -> tuple[float, float, float, float]:
         raise RuntimeError(f"{archive.name}: the program printed {printed!r}, not {expected!r}")
     shutil.rmtree(build)
     return start_s, unpacked_s, linked_s, time.monotonic()
+
+
+@dataclass(frozen=True, slots=True)
+class Compile:
+    """The workload; its work has the parts unpack, compile and run."""
+
+    period_s: float
+    name: str = "compile"
+    room: Room = ROOM
+
+    def prepare(self, point: Path, seed: int) -> dict[str, str]:
+        (point / "trees").mkdir()
+        return {
+            f"trees/{number}.tar": files.write(
+                point / f"trees/{number}.tar", [tree.archive(seed * TREES + number)]
+            )
+            for number in range(TREES)
+        }
+
+    def start(self, guest: Guest) -> None:
+        log = guest.logs / "compile.cycles"
+        command = python("testbed.workloads.compile", guest.mount, log, self.period_s)
+        guest.supervisor.start(self.name, command)
+
+    def collect(self, logs: Path) -> Log:
+        work = []
+        for line in (logs / "compile.cycles").read_text().splitlines():
+            start_s, unpacked_s, linked_s, end_s = (float(part) for part in line.split(","))
+            parts_s = (unpacked_s - start_s, linked_s - unpacked_s, end_s - linked_s)
+            work.append(Work(self.name, start_s, end_s, parts_s))
+        return Log(work=work)
+
+    def check(self, mount: Path, logs: Path) -> Verdict:  # noqa: ARG002
+        return Verdict([], "every program printed what it had to")
 
 
 def main(arguments: list[str]) -> int:

@@ -1,17 +1,28 @@
-"""The fio workload: random direct reads over a large file, small synchronous writes to another.
+"""The fio workloads: `mixed`, and job files.
 
-Both at a fixed rate, so that what is measured is the latency of a guest that has better things to
-do, not how much a disk can be flogged. Every I/O is logged, against the monotonic clock, with its
-place; fio ends by SIGINT, on which it writes its logs (and exits with 128).
+`mixed` does random direct reads over the large file and small synchronous writes to another. A job
+file (`fio:PATH`) includes `experiments/fio/common.fio` and is given the variables MOUNT, LOGS and
+SEED; what its jobs need on the disk fio makes beforehand, except `data/large`, which is there.
+
+All run at fixed rates, so that what is measured is the latency of a guest that has better things
+to do, not how much a disk can be flogged. Every I/O is logged, against the monotonic clock, with
+its place; fio ends by SIGINT, on which it writes its logs (and exits with 128).
 """
 
 from __future__ import annotations
 
 import json
+import re
 import signal
+import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from testbed.supervise import run
+from testbed.workloads import files
+from testbed.workloads.base import Guest, Io, Log, Room, Verdict
 
 STOP_SIGNAL = signal.SIGINT
 GOOD_STATUSES = (0, 128)
@@ -19,16 +30,8 @@ GOOD_STATUSES = (0, 128)
 # with others starting beside it, it would waste a tenth of the lab's processor ever after.
 SETTLE_S = 0.5
 _CLOCK_MONOTONIC = "1"
-
-
-@dataclass(frozen=True, slots=True)
-class Io:
-    """One I/O: when it ended (monotonic clock), what it was, how long it took, where."""
-
-    time_s: float
-    kind: str
-    latency_s: float
-    offset_bytes: int
+WRITES_BYTES = 2 * files.MIB
+MIXED_ROOM = Room(WRITES_BYTES, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,3 +83,82 @@ def read_logs(logs: Path) -> list[Io]:
         with path.open() as lines:
             result.extend(parse_log(lines))
     return result
+
+
+def _launch(name: str, command: list[str], guest: Guest) -> None:
+    """Starts fio and lets it settle."""
+    guest.supervisor.start(name, command, None, STOP_SIGNAL, GOOD_STATUSES)
+    time.sleep(SETTLE_S)
+
+
+def _own(logs: Path, name: str) -> Path:
+    """The directory of one fio's logs."""
+    directory = logs / name
+    directory.mkdir(exist_ok=True)
+    return directory
+
+
+@dataclass(frozen=True, slots=True)
+class Mixed:
+    """Random reads and small synchronous writes at rates of the caller's."""
+
+    read_iops: int
+    write_iops: int
+    name: str = "mixed"
+    room: Room = MIXED_ROOM
+
+    def prepare(self, point: Path, seed: int) -> dict[str, str]:  # noqa: ARG002
+        files.write_zeros(point / "writes", WRITES_BYTES)
+        return {}
+
+    def start(self, guest: Guest) -> None:
+        load = Load(
+            large_bytes=(guest.mount / "data/large").stat().st_size,
+            writes_bytes=WRITES_BYTES,
+            read_iops=self.read_iops,
+            write_iops=self.write_iops,
+            seed=guest.seed,
+        )
+        _launch(self.name, command(guest.mount, _own(guest.logs, self.name), load), guest)
+
+    def collect(self, logs: Path) -> Log:
+        return Log(read_logs(logs / self.name))
+
+    def check(self, mount: Path, logs: Path) -> Verdict:  # noqa: ARG002
+        return Verdict([], "fio met no error")
+
+
+@dataclass(frozen=True, slots=True)
+class FioFile:
+    """An fio job file; its first comment may say `disk: 24M in 300 files`, what it makes there."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return f"fio-{self.path.stem}"
+
+    @property
+    def room(self) -> Room:
+        match = re.search(r"^# disk: (\d+)M in (\d+) files?$", self.path.read_text(), re.MULTILINE)
+        return Room(int(match[1]) * files.MIB, int(match[2])) if match else Room()
+
+    def _command(self, mount: Path, logs: Path, seed: int, *options: str) -> list[str]:
+        variables = [f"MOUNT={mount}", f"LOGS={logs}", f"SEED={seed}"]
+        report = ["--output-format=json", f"--output={logs / 'fio.json'}"]
+        return ["env", *variables, "fio", *report, *options, str(self.path)]
+
+    def prepare(self, point: Path, seed: int) -> dict[str, str]:
+        with tempfile.TemporaryDirectory() as logs:
+            run(self._command(point, Path(logs), seed, "--create_only=1"), timeout_s=600)
+        return {}
+
+    def start(self, guest: Guest) -> None:
+        logs = _own(guest.logs, self.name)
+        _launch(self.name, self._command(guest.mount, logs, guest.seed), guest)
+
+    def collect(self, logs: Path) -> Log:
+        return Log(read_logs(logs / self.name))
+
+    def check(self, mount: Path, logs: Path) -> Verdict:  # noqa: ARG002
+        return Verdict([], "fio met no error")

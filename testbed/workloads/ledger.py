@@ -19,9 +19,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from testbed.workloads import files
+from testbed.workloads.base import Guest, Io, Log, Room, Verdict, python
 from testbed.workloads.stop import Stop
 
 RECORD_BYTES = 4096
+LEDGER_BYTES = 2 * files.MIB
+ROOM = Room(LEDGER_BYTES, 1)
 _HEAD = struct.Struct("<8sQQI")
 _MAGIC = b"ledger 1"
 
@@ -89,6 +93,40 @@ def check_file(path: Path, acknowledged: Iterable[Acknowledged]) -> list[str]:
         len(data) // RECORD_BYTES,
         lambda slot: data[slot * RECORD_BYTES : (slot + 1) * RECORD_BYTES],
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """The workload; the log's name is `ledger.acks`."""
+
+    iops: int
+    name: str = "ledger"
+    room: Room = ROOM
+
+    def prepare(self, point: Path, seed: int) -> dict[str, str]:  # noqa: ARG002
+        files.write_zeros(point / "ledger", LEDGER_BYTES)
+        return {}
+
+    def start(self, guest: Guest) -> None:
+        arguments = (guest.mount / "ledger", guest.logs / "ledger.acks", self.iops, guest.seed)
+        guest.supervisor.start(self.name, python("testbed.workloads.ledger", *arguments))
+
+    def acknowledged(self, logs: Path) -> list[Acknowledged]:
+        """Every write that was acknowledged."""
+        return parse_log((logs / "ledger.acks").read_text().splitlines())
+
+    def collect(self, logs: Path) -> Log:
+        return Log(
+            [
+                Io(one.time_s, self.name, one.latency_s, one.slot * RECORD_BYTES)
+                for one in self.acknowledged(logs)
+            ]
+        )
+
+    def check(self, mount: Path, logs: Path) -> Verdict:
+        acknowledged = self.acknowledged(logs)
+        good = f"all {len(acknowledged)} acknowledged writes are in place"
+        return Verdict(check_file(mount / "ledger", acknowledged), good)
 
 
 def write(path: Path, log: int, rate: float, seed: int, stop: Stop) -> None:
