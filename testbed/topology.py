@@ -145,6 +145,7 @@ def _prepare_host(pid: int, profile: wan.LinkProfile) -> None:
         _set("ipv4/tcp_rmem", f"4096 131072 {window_bytes}")
         _set("ipv4/tcp_wmem", f"4096 16384 {window_bytes}")
         _set("ipv4/tcp_no_metrics_save", "1")
+        _set("ipv4/tcp_congestion_control", profile.congestion)
 
     in_namespace(pid, tune)
     table = Path(f"/proc/{pid}/net/dev").read_text()
@@ -177,6 +178,8 @@ def sites(profile: wan.LinkProfile) -> Iterator[Sites]:
     from mininet.nodelib import LinuxBridge
 
     setLogLevel("error")
+    if profile.congestion == "bbr":
+        run(["modprobe", "tcp_bbr"])
     network = Mininet(topo=_describe(), switch=LinuxBridge, controller=None, waitConnected=False)
     try:
         network.start()

@@ -28,6 +28,10 @@ the queue holds several times `queue_bytes` of bulk data and byte counters see o
 It costs a third of the machine's time, and above 400 Mbit/s nothing else keeps up, so `auto` uses
 it where there is neither loss nor jitter, or the link is that fast.
 
+A link that stands can be changed (`set_link`) and cut (`cut`). Both use netem's `change`, which
+keeps what is on its way: a new rate or delay loses nothing, and of a cut link nothing arrives that
+is sent later. No interface goes down, as no host notices when a cable is cut far away.
+
 This is the only module that imports pyroute2.
 """
 
@@ -47,6 +51,7 @@ TCP_HEADER_FACTOR = (MTU_BYTES - IP_BYTES - TCP_BYTES) / FRAME_BYTES
 UDP_HEADER_FACTOR = (MTU_BYTES - IP_BYTES - UDP_BYTES) / FRAME_BYTES
 MINIMUM_QUEUE_BYTES = 100 * FRAME_BYTES
 OFFLOAD_ABOVE_BITS_PER_S = 400_000_000
+CONGESTION_CONTROLS = ("cubic", "reno", "bbr")
 
 _TIME_UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 _RATE_UNITS = {"bit": 1, "kbit": 10**3, "mbit": 10**6, "gbit": 10**9}
@@ -94,7 +99,8 @@ class LinkProfile:
     """The link between the sites, the same in both directions.
 
     `loss` is a fraction, `jitter_s` the half-width of the uniform extra delay each way,
-    `queue_bytes` the standing queue (None: one bandwidth-delay product, at least 100 frames).
+    `queue_bytes` the standing queue (None: one bandwidth-delay product, at least 100 frames),
+    `congestion` what TCP does about a full queue, on all hosts.
     """
 
     rtt_s: float
@@ -103,6 +109,7 @@ class LinkProfile:
     jitter_s: float = 0.0
     queue_bytes: int | None = None
     offload: str = "auto"
+    congestion: str = "cubic"
 
     def __post_init__(self) -> None:
         if not 0 <= self.rtt_s <= 10:
@@ -117,6 +124,9 @@ class LinkProfile:
             )
         if self.queue_bytes is not None and self.queue_bytes < FRAME_BYTES:
             raise ProfileError("queue", self.queue_bytes, f"at least a frame, {FRAME_BYTES} bytes")
+        if self.congestion not in CONGESTION_CONTROLS:
+            known = ", ".join(CONGESTION_CONTROLS)
+            raise ProfileError("congestion", repr(self.congestion), f"one of {known}")
 
     @property
     def bursts(self) -> bool:
@@ -173,8 +183,8 @@ def netem_settings(profile: LinkProfile) -> dict[str, int | float]:
     return settings
 
 
-def apply(profile: LinkProfile, interfaces: tuple[str, str]) -> None:
-    """Puts netem on both ends of the WAN link, which lie in the caller's network namespace."""
+def _netem(verb: str, interfaces: tuple[str, str], settings: dict[str, int | float]) -> None:
+    """Adds or changes both ends' netem; they lie in the caller's network namespace."""
     from pyroute2 import IPRoute
     from pyroute2.netlink.rtnl.tcmsg import sched_netem, sched_tbf
 
@@ -185,5 +195,20 @@ def apply(profile: LinkProfile, interfaces: tuple[str, str]) -> None:
             found = netlink.link_lookup(ifname=name)
             if not found:
                 raise ProfileError("interface", name, "no such interface in this namespace")
-            # `change` would keep what is left out, hence only ever `add` on a fresh interface.
-            netlink.tc("add", "netem", index=found[0], handle="1:", **netem_settings(profile))
+            netlink.tc(verb, "netem", index=found[0], handle="1:", **settings)
+
+
+def apply(profile: LinkProfile, interfaces: tuple[str, str]) -> None:
+    """Puts netem on both ends of the WAN link, fresh interfaces without any."""
+    _netem("add", interfaces, netem_settings(profile))
+
+
+def set_link(profile: LinkProfile, interfaces: tuple[str, str]) -> None:
+    """Makes a standing link, cut or not, the profile's. Offload stays as it was on the hosts."""
+    # `change` keeps what is left out.
+    _netem("change", interfaces, {"jitter": 0, "loss": 0} | netem_settings(profile))
+
+
+def cut(profile: LinkProfile, interfaces: tuple[str, str]) -> None:
+    """Loses whatever is sent from now on, both ways; `set_link` mends it."""
+    _netem("change", interfaces, netem_settings(profile) | {"loss": 100})

@@ -44,9 +44,10 @@ def test_a_bad_time_names_parameter_value_and_what_is_right(text: str) -> None:
         ({"loss": 1.0}, "loss"),
         ({"jitter_s": 0.02}, "jitter"),
         ({"queue_bytes": 100}, "queue"),
+        ({"congestion": "vegas"}, "congestion"),
     ],
 )
-def test_an_impossible_profile_is_refused_by_name(change: dict[str, float], name: str) -> None:
+def test_an_impossible_profile_is_refused_by_name(change: dict[str, object], name: str) -> None:
     with pytest.raises(ProfileError, match=f"^{name}="):
         LinkProfile(**{"rtt_s": 0.02, "rate_bits_per_s": 10**8} | change)  # type: ignore[arg-type]
 
