@@ -2,7 +2,7 @@
 
 A scenario says what is the same in all of its runs (network, disk, workload, timing, events),
 which systems it compares, and which values it goes through (`axes`: all combinations). What it
-does not say stands in base.toml. `[quick]` says what is different when there are minutes, not hours:
+does not say stands in base.toml. `[quick]` says what is different when there are only minutes:
 
     title = "..."                     one line, over its figures
     about = "..."                     the question that it answers

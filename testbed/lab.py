@@ -3,9 +3,10 @@
 The test bed wants netem, kernel nbd, device-mapper and root. `choose` decides: where they are here,
 the program runs natively; elsewhere the same program runs in a VM that boots Debian's stock kernel
 (see image and vm). The caller sees no difference: the program gets the same arguments, a directory
-LAB_OUT for its files, LAB_CLOCK and LAB_SEED, no terminal and nothing on its standard input; its
-output appears as it is printed, its files come to `--out`, its exit status is ours, and Ctrl-C ends
-it. Only the VM has a virtual clock, on which equal runs give equal bytes.
+LAB_OUT for its files, LAB_FILES with copies of those given by `--file`, LAB_CLOCK and LAB_SEED, no
+terminal and nothing on its standard input; its output appears as it is printed, its files come to
+`--out`, its exit status is ours, and Ctrl-C ends it. Only the VM has a virtual clock, on which
+equal runs give equal bytes.
 
     python -m testbed.lab run [options] -- MODULE [ARGUMENT...]
     python -m testbed.lab shell | build [--force] | info
@@ -84,11 +85,13 @@ def run(
     memory: str = DEFAULT_MEMORY,
     timeout_s: float = DEFAULT_TIMEOUT_S,
     cpus: int | None = None,
+    files: Sequence[Path] = (),
     stdout: BinaryIO | None = None,
 ) -> int:
     """Runs `python3 -m ARGV...` in the lab and returns its exit status; its files appear in `out`.
 
-    `clock` None means virtual in the VM and real natively. `stdout` takes the program's output
+    `clock` None means virtual in the VM and real natively. The program finds a copy of each of
+    `files`, by its name, in the directory LAB_FILES. `stdout` takes the program's output
     (standard output and standard error in one); None is this process's. After `timeout_s` of real
     time the program is ended and the status is 124.
     """
@@ -97,15 +100,27 @@ def run(
         raise UsageError(f"module '{given}': must be a module's dotted name, such as testbed.lab")
     if any("\0" in argument for argument in argv):
         raise UsageError("argument: can't hold a NUL character")
+    along = _by_name(files)
     choice = choose(where, clock)
     settings = _settings(choice, clock, seed, memory, cpus)
     stdout = stdout or sys.stdout.buffer
     if choice.where == "native":
         _say(f"native, real clock: {choice.reason}")
-        return native.run(argv, seed=seed, out=out, timeout_s=timeout_s, stdout=stdout)
+        return native.run(argv, seed=seed, out=out, timeout_s=timeout_s, stdout=stdout, files=along)
     _say(f"virtual machine, {settings.clock} clock, seed {seed}: {choice.reason}")
     root = image.ensure()
-    return vm.run(root, argv, settings, out=out, timeout_s=timeout_s, stdout=stdout)
+    return vm.run(root, argv, settings, out=out, timeout_s=timeout_s, stdout=stdout, files=along)
+
+
+def _by_name(files: Sequence[Path]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in files:
+        if not path.is_file():
+            raise UsageError(f"file '{path}': there is no such file")
+        if path.name in found:
+            raise UsageError(f"file '{path}': {found[path.name]} has the same name in the lab")
+        found[path.name] = path
+    return found
 
 
 def shell(*, out: Path, where: str = "auto", memory: str = DEFAULT_MEMORY) -> int:
@@ -220,6 +235,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="of the VM, on the real clock; default: the host's",
     )
+    runs.add_argument(
+        "--file",
+        dest="files",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a copy of it, by its name, is in the program's directory LAB_FILES (repeatable)",
+    )
     runs.add_argument("module", metavar="MODULE", help="run as python3 -m MODULE")
     runs.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGUMENT")
     builds = commands.add_parser("build", help="build the VM's image if it isn't there")
@@ -245,6 +269,7 @@ def _dispatch(arguments: argparse.Namespace) -> int:
         memory=arguments.memory,
         timeout_s=arguments.timeout,
         cpus=arguments.cpus,
+        files=arguments.files,
     )
 
 

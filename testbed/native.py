@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,26 +26,46 @@ TAKE_DOWN_S = 15.0
 
 
 def run(
-    arguments: Sequence[str], *, seed: int, out: Path, timeout_s: float, stdout: BinaryIO
+    arguments: Sequence[str],
+    *,
+    seed: int,
+    out: Path,
+    timeout_s: float,
+    stdout: BinaryIO,
+    files: Mapping[str, Path] | None = None,
 ) -> int:
     """Runs `python3 -m ARGUMENTS...` in the project's directory; its exit status."""
     out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="relocator-files-") as copies:
+        for name, path in (files or {}).items():
+            shutil.copyfile(path, Path(copies) / name)
+        told = _told(seed, out, Path(copies))
+        return _run(arguments, told, timeout_s, stdout)
+
+
+def _told(seed: int, out: Path, files: Path) -> dict[str, str]:
     path = os.environ.get("PYTHONPATH")
-    told = {
+    return {
         "LAB_OUT": str(out.resolve()),
+        "LAB_FILES": str(files),
         "LAB_CLOCK": "native",
         "LAB_SEED": str(seed),
         "PYTHONHASHSEED": "0",
         "PYTHONUNBUFFERED": "1",
         "PYTHONPATH": os.pathsep.join([str(PROJECT), *([path] if path else [])]),
     }
+
+
+def _run(
+    arguments: Sequence[str], told: Mapping[str, str], timeout_s: float, stdout: BinaryIO
+) -> int:
     process = subprocess.Popen(
         ["setpriv", "--pdeathsig", "TERM", sys.executable, "-m", *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         cwd=PROJECT,
-        env=os.environ | told,
+        env={**os.environ, **told},
         start_new_session=True,
     )
     try:

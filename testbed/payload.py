@@ -1,4 +1,4 @@
-"""What a run brings along into the virtual machine: the project's tree, arguments and settings.
+"""What a run brings along into the virtual machine: the project's tree, files, arguments, settings.
 
 It becomes a cpio archive behind the first boot stage. The archive depends on contents only: no file
 times, no path or user name of the host, so equal trees and arguments give equal bytes, and equal
@@ -23,8 +23,13 @@ TREE_SUFFIXES = frozenset({".py", ".toml", ".fio", ".sh", ".c", ".h", ".j2"})
 TREE_LIMIT_BYTES = 16 << 20
 
 
-def initramfs(image: Image, arguments: Sequence[str], settings: Mapping[str, str]) -> bytes:
-    """Everything the kernel unpacks before the root image is mounted."""
+def initramfs(
+    image: Image,
+    arguments: Sequence[str],
+    settings: Mapping[str, str],
+    files: Mapping[str, Path] | None = None,
+) -> bytes:
+    """Everything the kernel unpacks before the root image is mounted; `files` by their names."""
     first_stage = {
         "init": _file(GUEST / "init", executable=True),
         "bin/busybox": _file(image.first_stage / "busybox", executable=True),
@@ -32,10 +37,11 @@ def initramfs(image: Image, arguments: Sequence[str], settings: Mapping[str, str
     for module in sorted((image.first_stage / "modules").iterdir()):
         first_stage[f"modules/{module.name}"] = _file(module)
     run = {f"lab/tree/{name}": file for name, file in tree(PROJECT).items()}
+    run |= {f"lab/files/{name}": _file(path) for name, path in sorted((files or {}).items())}
     run["lab/lab-init"] = _file(GUEST / "lab-init", executable=True)
     run["lab/arguments"] = cpio.File(b"".join(os.fsencode(text) + b"\0" for text in arguments))
     run["lab/settings"] = cpio.File(_shell_words(settings))
-    return cpio.archive(first_stage) + cpio.archive(run, directories=("lab/tree",))
+    return cpio.archive(first_stage) + cpio.archive(run, directories=("lab/tree", "lab/files"))
 
 
 def tree(project: Path) -> dict[str, cpio.File]:

@@ -22,7 +22,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -94,20 +94,21 @@ def run(
     out: Path,
     timeout_s: float,
     stdout: BinaryIO,
+    files: Mapping[str, Path] | None = None,
 ) -> int:
     """Runs `python3 -m ARGUMENTS...` and returns its exit status; its files appear in `out`."""
     told = {"LAB_TASK": "program", "LAB_CLOCK": settings.clock, "LAB_SEED": str(settings.seed)}
     with ExitStack() as stack:
-        files = _Files.create(stack, payload.initramfs(image, arguments, told))
-        console = ["-serial", f"file:{_path(files.program_console)}"]
-        process = _start(_command(image, settings, files) + console, files, own_session=True)
+        own = _Files.create(stack, payload.initramfs(image, arguments, told, files))
+        console = ["-serial", f"file:{_path(own.program_console)}"]
+        process = _start(_command(image, settings, own) + console, own, own_session=True)
         stack.callback(_end, process)
-        in_time = _follow(process, files.program_console, stdout, time.monotonic() + timeout_s)
+        in_time = _follow(process, own.program_console, stdout, time.monotonic() + timeout_s)
         if not in_time:
             _end(process)
             print(f"lab: ended after {timeout_s:g} s (--timeout)", file=sys.stderr)
             return TIMEOUT_STATUS
-        return _result(process, files, out)
+        return _result(process, own, out)
 
 
 def shell(image: Image, settings: Settings, *, out: Path) -> int:

@@ -37,6 +37,7 @@ def everything() -> int:
         "environment": dict(sorted(os.environ.items())),
         "directory": str(Path.cwd()),
         "choice": [chosen.where, chosen.reason],
+        "files": given_files(),
         "terminals": [os.isatty(fd) for fd in (0, 1, 2)],
         "processors": os.cpu_count(),
         "random": os.urandom(8).hex(),
@@ -57,6 +58,11 @@ def everything() -> int:
     sys.stdout.flush()
     print("and this on standard error", file=sys.stderr)
     return STATUS
+
+
+def given_files() -> dict[str, str]:
+    """The files that were given to the lab, with what they hold."""
+    return {path.name: path.read_text() for path in Path(os.environ["LAB_FILES"]).iterdir()}
 
 
 def round_trips() -> list[str]:
@@ -102,11 +108,18 @@ def clock() -> int:
     return 0
 
 
+def files() -> int:
+    """Prints what was given."""
+    print(given_files())
+    return 0
+
+
 TASKS: dict[str, Callable[[], int]] = {
     "everything": everything,
     "wait": wait,
     "panic": panic,
     "clock": clock,
+    "files": files,
 }
 
 if __name__ == "__main__":

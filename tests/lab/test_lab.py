@@ -39,7 +39,9 @@ class Finished:
 
 
 def use_everything(out: Path) -> Finished:
-    command = in_vm(out, task=("everything", *ARGUMENTS))
+    given = out.parent / "given file.txt"
+    given.write_text("from the host\n")
+    command = in_vm(out, "--file", str(given), task=("everything", *ARGUMENTS))
     done = subprocess.run(command, stdout=subprocess.PIPE, cwd=PROJECT, check=False)
     return Finished(done.returncode, done.stdout, out)
 
@@ -56,6 +58,11 @@ def test_exit_status_and_output_are_the_programs(first: Finished) -> None:
 
 def test_arguments_arrive_as_they_were_given(first: Finished) -> None:
     assert json.loads((first.out / "arguments.json").read_text()) == ARGUMENTS
+
+
+def test_files_given_are_there_by_their_names(first: Finished) -> None:
+    facts = json.loads((first.out / "facts.json").read_text())
+    assert facts["files"] == {"given file.txt": "from the host\n"}
 
 
 def test_files_come_back(first: Finished) -> None:

@@ -238,6 +238,41 @@ def test_a_native_program_sees_the_labs_environment(tmp_path: Path) -> None:
     assert shown == f"native {os.cpu_count()} 0.5\n"
 
 
+def test_a_native_program_finds_the_files_given(tmp_path: Path) -> None:
+    given = tmp_path / "given"
+    given.write_text("from the host")
+    shown = io.BytesIO()
+    status = native.run(
+        ["tests.lab.inside", "files"],
+        seed=1,
+        out=tmp_path / "out",
+        timeout_s=60,
+        stdout=shown,
+        files={"given": given},
+    )
+    assert status == 0
+    assert shown.getvalue() == b"{'given': 'from the host'}\n"
+    assert given.exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["missing"], "file 'missing': there is no such file"),
+        (["a/x", "b/x"], "file 'b/x': a/x has the same name in the lab"),
+    ],
+)
+def test_files_that_cannot_travel_are_refused(
+    names: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a/x", "b/x"):
+        Path(name).parent.mkdir()
+        Path(name).touch()
+    with pytest.raises(lab.UsageError, match=message):
+        lab.run(["tests.lab.inside"], out=tmp_path, files=[Path(name) for name in names])
+
+
 def test_a_native_programs_own_failure_is_its_status(tmp_path: Path) -> None:
     status, shown = run_natively("no such task", tmp_path)
     assert status == 1
