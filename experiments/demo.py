@@ -48,9 +48,9 @@ COMMON = (
 )
 # The order of the table. The longest run starts first: see `jobs`.
 VARIANTS: dict[str, tuple[str, ...]] = {
-    "remote": ("--mode", "remote", "--background", "off"),
-    "on-demand": ("--mode", "relocate", "--background", "off"),
-    "background": ("--mode", "relocate", "--background", "on"),
+    "remote": ("--system", "remote"),
+    "on-demand": ("--system", "relocator", "--background", "off"),
+    "background": ("--system", "relocator", "--background", "on"),
 }
 START_ORDER = ("background", "on-demand", "remote")
 
