@@ -1,41 +1,43 @@
-"""The guest's disk: an ext3 image with contents that are known to the last byte.
+"""The guest's disk: an image with a file system of known contents, alone or in a partition.
 
 What is on it, all of it made from the seed:
 
-    data/large          random reads go here
+    data/large          the large file: random reads go here
     data/NNN            files of 1 MiB, the rest of the fill
-    trees/N.tar         source trees for the compile workload
-    ledger              preallocated, written by the ledger
-    writes              preallocated, written by fio
+    and what the workloads of the run make there
 
-`data` and `trees` never change; their digests are the manifest. The digest is BLAKE2b: half of
-SHA-256's instructions on a machine without SHA extensions, as the lab's is.
+`data` never changes, nor do the files that a workload says so of: their digests are the manifest.
 
-The contents are incompressible, at a tenth of the cost of drawing every byte: one MiB after the
-other is taken from a random place of a random pool and passed through a random permutation of
-the byte values of its own.
+A partition begins at 1 MiB. The tables' identifiers are fixed: equal seeds give equal images.
 """
 
 from __future__ import annotations
 
-import hashlib
-import random
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.services import mounted
 from testbed.supervise import run
-from testbed.workloads import tree
+from testbed.workloads import files, suite
 from testbed.workloads.compile import drop_caches
+from testbed.workloads.files import MIB, digest
 
-MIB = 2**20
 BLOCK_BYTES = 4096
-LEDGER_BYTES = 2 * MIB
-WRITES_BYTES = 2 * MIB
-TREES = 6
-_POOL_BYTES = 2 * MIB
+FILE_SYSTEMS = ("ext3", "ext2", "ext4")
+PARTITIONS = ("none", "mbr", "gpt")
+PARTITION_OFFSET_BYTES = MIB
+_TABLE_END_BYTES = MIB  # GPT's second copy, and the alignment of what comes before it
+_SPARE_BYTES = 12 * MIB  # journal, inode tables, directories
+_SMALLEST_FILL_BYTES = 3 * MIB
+_INODES = 2048
 _UUID = "6b8b4567-327b-43c6-a3e8-66334873b0dc"
+_TABLES = {
+    "mbr": "label: dos\nlabel-id: 0x6b8b4567\nstart={start}KiB, size={size}KiB, type=83\n",
+    "gpt": f"label: gpt\nlabel-id: {_UUID}\nstart={{start}}KiB, size={{size}}KiB, "
+    f"type=linux, uuid={_UUID}\n",
+}
 
 
 class DiskError(ValueError):
@@ -43,77 +45,112 @@ class DiskError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class Wanted:
+    """The disk as it is asked for; two thirds of the fill is one large file."""
+
+    size_bytes: int
+    fill_bytes: int
+    file_system: str = "ext3"
+    partition: str = "none"
+
+    def __post_init__(self) -> None:
+        for name, known in (("file_system", FILE_SYSTEMS), ("partition", PARTITIONS)):
+            if getattr(self, name) not in known:
+                shown = f"{name.replace('_', '-')}={getattr(self, name)!r}"
+                raise DiskError(f"{shown}: one of {', '.join(known)}")
+
+    @property
+    def offset_bytes(self) -> int:
+        """Where the file system begins."""
+        return 0 if self.partition == "none" else PARTITION_OFFSET_BYTES
+
+    @property
+    def file_system_bytes(self) -> int:
+        """What the file system has of the disk."""
+        if self.partition == "none":
+            return self.size_bytes
+        return (self.size_bytes - PARTITION_OFFSET_BYTES - _TABLE_END_BYTES) // MIB * MIB
+
+    def check(self, room: suite.Room) -> None:
+        """Raises if the fill and the workloads' files don't go on it."""
+        largest_bytes = self.file_system_bytes - room.size_bytes - _SPARE_BYTES
+        if not _SMALLEST_FILL_BYTES <= self.fill_bytes <= largest_bytes:
+            raise DiskError(
+                f"fill={self.fill_bytes}: a disk of {self.size_bytes} bytes takes, beside "
+                f"{room.size_bytes} bytes of the workloads', a fill of {_SMALLEST_FILL_BYTES} to "
+                f"{largest_bytes} bytes"
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class Contents:
-    """What the guest's disk must still hold at the end: relative path -> digest."""
+    """What the guest's disk must still hold at the end: relative path -> digest; and where."""
 
     manifest: dict[str, str]
     large_bytes: int
+    offset_bytes: int = 0
 
 
-def incompressible(seed: int, size_bytes: int) -> Iterator[bytes]:
-    """`size_bytes` of seeded noise in pieces of at most 1 MiB."""
-    source = random.Random(seed)
-    pool = source.randbytes(_POOL_BYTES)
-    identity = list(range(256))
-    while size_bytes > 0:
-        length = min(MIB, size_bytes)
-        start = source.randrange(_POOL_BYTES - MIB)
-        source.shuffle(identity)
-        yield pool[start : start + length].translate(bytes(identity))
-        size_bytes -= length
+def partition_script(wanted: Wanted) -> str:
+    """What sfdisk is told."""
+    start, size = wanted.offset_bytes // 1024, wanted.file_system_bytes // 1024
+    return _TABLES[wanted.partition].format(start=start, size=size)
 
 
-def digest(path: Path) -> str:
-    """The file's digest as it is read from its device."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+def _make_partition(image: Path, wanted: Wanted) -> None:
+    done = subprocess.run(
+        ["sfdisk", "--quiet", "--no-reread", "--no-tell-kernel", str(image)],
+        input=partition_script(wanted),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise DiskError(f"sfdisk: exit status {done.returncode}: {done.stderr.strip()}")
 
 
-def _write(path: Path, pieces: Iterator[bytes]) -> str:
-    state = hashlib.blake2b()
-    with path.open("wb") as file:
-        for piece in pieces:
-            state.update(piece)
-            file.write(piece)
-    return state.hexdigest()[:32]
-
-
-def _make_file_system(image: Path, size_bytes: int) -> None:
+def _make_file_system(image: Path, wanted: Wanted, files_wanted: int) -> None:
     with image.open("wb") as file:
-        file.truncate(size_bytes)
-    journal_mib = max(4, min(64, size_bytes // (64 * MIB)))
-    layout = ["-b", str(BLOCK_BYTES), "-m", "0", "-N", "2048", "-J", f"size={journal_mib}"]
-    fixed = ["-U", _UUID, "-E", f"hash_seed={_UUID},lazy_itable_init=0"]
-    run(["mke2fs", "-q", "-F", "-t", "ext3", *layout, *fixed, str(image)])
+        file.truncate(wanted.size_bytes)
+    if wanted.partition != "none":
+        _make_partition(image, wanted)
+    layout = ["-b", str(BLOCK_BYTES), "-m", "0", "-N", str(_INODES + files_wanted)]
+    if wanted.file_system != "ext2":
+        journal_mib = max(4, min(64, wanted.file_system_bytes // (64 * MIB)))
+        layout += ["-J", f"size={journal_mib}"]
+    fixed = f"hash_seed={_UUID},lazy_itable_init=0,lazy_journal_init=0,nodiscard"
+    place = f",offset={wanted.offset_bytes}" if wanted.offset_bytes else ""
+    layout += ["-U", _UUID, "-E", fixed + place]
+    size = f"{wanted.file_system_bytes // 1024}k"
+    run(["mke2fs", "-q", "-F", "-t", wanted.file_system, *layout, str(image), size])
 
 
-def make(image: Path, point: Path, size_bytes: int, fill_bytes: int, seed: int) -> Contents:
-    """Makes the image; two thirds of the fill is one large file."""
-    room_bytes = size_bytes - fill_bytes - LEDGER_BYTES - WRITES_BYTES
-    if room_bytes < 12 * MIB or fill_bytes < 3 * MIB:
-        raise DiskError(
-            f"fill={fill_bytes}: a disk of {size_bytes} bytes takes a fill of {3 * MIB} to "
-            f"{size_bytes - LEDGER_BYTES - WRITES_BYTES - 12 * MIB} bytes"
-        )
-    _make_file_system(image, size_bytes)
-    manifest: dict[str, str] = {}
-    large_bytes = fill_bytes * 2 // 3 // MIB * MIB
-    with mounted(image, point, "loop"):
-        (point / "data").mkdir()
-        (point / "trees").mkdir()
-        noise = incompressible(seed, fill_bytes - large_bytes)
-        manifest["data/large"] = _write(
-            point / "data/large", incompressible(seed ^ 0x5EED, large_bytes)
-        )
-        for number, piece in enumerate(noise):
-            name = f"data/{number:03d}"
-            manifest[name] = _write(point / name, iter([piece]))
-        for number in range(TREES):
-            name = f"trees/{number}.tar"
-            manifest[name] = _write(point / name, iter([tree.archive(seed * TREES + number)]))
-        _write(point / "ledger", (bytes(MIB) for _ in range(LEDGER_BYTES // MIB)))
-        _write(point / "writes", (bytes(MIB) for _ in range(WRITES_BYTES // MIB)))
-    return Contents(manifest, large_bytes)
+def _fill(point: Path, wanted: Wanted, seed: int) -> dict[str, str]:
+    """The files that nobody changes; returns their digests."""
+    (point / "data").mkdir()
+    large_bytes = wanted.fill_bytes * 2 // 3 // MIB * MIB
+    noise = files.incompressible(seed ^ 0x5EED, large_bytes)
+    manifest = {"data/large": files.write(point / "data/large", noise)}
+    for number, piece in enumerate(files.incompressible(seed, wanted.fill_bytes - large_bytes)):
+        name = f"data/{number:03d}"
+        manifest[name] = files.write(point / name, [piece])
+    return manifest
+
+
+def make(
+    image: Path, point: Path, wanted: Wanted, workloads: Sequence[suite.Workload], seed: int
+) -> Contents:
+    """Makes the image with everything on it; `point` is where to mount it meanwhile."""
+    room = suite.room(workloads)
+    wanted.check(room)
+    _make_file_system(image, wanted, room.files)
+    options = f"loop,offset={wanted.offset_bytes}"
+    with mounted(image, point, options, wanted.file_system):
+        manifest = _fill(point, wanted, seed)
+        for workload in workloads:
+            manifest |= workload.prepare(point, seed)
+        large_bytes = (point / "data/large").stat().st_size
+    return Contents(manifest, large_bytes, wanted.offset_bytes)
 
 
 def mismatches(point: Path, contents: Contents) -> list[str]:

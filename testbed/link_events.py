@@ -3,12 +3,11 @@
     5s:cut:10s      5 s after the switch nothing arrives any more, for 10 s
     5s:rate:10mbit  from then on the link has this rate (`rtt:200ms` and `loss:1%` likewise)
 
-Several are separated by commas. Changes add up; one that falls into a cut shows when the cut ends.
-A loss of whole frames wants a link without segmentation offload from the start (see testbed.wan):
-the hosts' offload is not changed on the way.
-
-A thread applies each in its time and logs it as `link-changed`; what went wrong there is raised by
-`check` and at the end, which mends a link that is still cut.
+Changes add up; one that falls into a cut shows when the cut ends. A loss of whole frames wants a
+link without segmentation offload from the start (see testbed.wan): the hosts' offload stays as it
+is. `parse` reads one event, `steps` lays several out in time, and a `Schedule` applies them in a
+thread and logs each as `link-changed`; what went wrong there is raised by `check` and at the end,
+which mends a link that is still cut.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from typing import Any, Protocol
 from testbed import wan
 from testbed.wan import LinkProfile, ProfileError
 
-PARAMETER = "link-events"
+PARAMETER = "event"
 EXAMPLE = "such as 5s:cut:10s, 5s:rate:10mbit, 5s:rtt:200ms or 5s:loss:1%"
 _CHANGES: dict[str, tuple[str, Callable[[str, str], float]]] = {
     "rate": ("rate_bits_per_s", wan.parse_rate_bits_per_s),
@@ -36,6 +35,15 @@ Setter = Callable[[LinkProfile, Interfaces], None]
 
 
 @dataclass(frozen=True, slots=True)
+class LinkEvent:
+    """One event: `value` is a cut's duration, or the new rate, round-trip time or loss."""
+
+    at_s: float
+    what: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """The link from an instant on: its profile and whether it is cut; `change` says what is new."""
 
@@ -45,40 +53,48 @@ class Step:
     is_cut: bool
 
 
-def _parse_one(text: str) -> list[tuple[float, str, float]]:
-    """(when, what, value) of one event; a cut is two, its beginning and its end."""
+def parse(text: str) -> LinkEvent:
+    """One event, `AT:WHAT:VALUE`."""
     parts = text.strip().split(":")
     if len(parts) != 3:
         raise ProfileError(PARAMETER, repr(text), f"give AT:WHAT:VALUE, {EXAMPLE}")
-    at_s = wan.parse_time_s(PARAMETER, parts[0])
-    what = parts[1]
+    at, what, value = parts
+    at_s = wan.parse_time_s(PARAMETER, at)
     if what == "cut":
-        for_s = wan.parse_time_s(PARAMETER, parts[2])
+        for_s = wan.parse_time_s(PARAMETER, value)
         if for_s <= 0:
             raise ProfileError(PARAMETER, repr(text), "a cut lasts longer than 0 s")
-        return [(at_s, "cut", 1), (round(at_s + for_s, 9), "cut", 0)]
+        return LinkEvent(at_s, what, for_s)
     if what not in _CHANGES:
         raise ProfileError(PARAMETER, repr(text), f"cut, rate, rtt or loss, {EXAMPLE}")
-    return [(at_s, what, _CHANGES[what][1](PARAMETER, parts[2]))]
+    return LinkEvent(at_s, what, _CHANGES[what][1](PARAMETER, value))
 
 
-def parse(text: str, profile: LinkProfile) -> list[Step]:
-    """The steps of a list of events on a link that starts as `profile`, in order of time."""
-    given = [one for event in text.split(",") for one in _parse_one(event)] if text.strip() else []
-    steps: list[Step] = []
-    cuts = 0
-    for at_s, what, value in sorted(given, key=lambda one: (one[0], one[1:] == ("cut", 1))):
-        if what == "cut":
-            cuts += 1 if value else -1
-            if cuts > 1:
-                raise ProfileError(PARAMETER, repr(text), "a cut begins within another")
-            change: dict[str, Any] = {"cut": bool(value)}
+def _instants(event: LinkEvent) -> list[tuple[float, bool, LinkEvent]]:
+    """(when, whether a cut begins, event): a cut is two instants, its end goes before another's
+    beginning."""
+    if event.what != "cut":
+        return [(event.at_s, False, event)]
+    return [(event.at_s, True, event), (round(event.at_s + event.value, 9), False, event)]
+
+
+def steps(events: Iterable[LinkEvent], profile: LinkProfile) -> list[Step]:
+    """The steps of events, in order of time, on a link that starts as `profile`."""
+    instants = [one for event in events for one in _instants(event)]
+    result: list[Step] = []
+    is_cut = False
+    for at_s, begins, event in sorted(instants, key=lambda one: one[:2]):
+        if event.what == "cut":
+            if begins and is_cut:
+                right = "a cut begins when the one before it has ended"
+                raise ProfileError(PARAMETER, f"{event.at_s:g}s:cut:{event.value:g}s", right)
+            is_cut = begins
+            change: dict[str, Any] = {"cut": begins}
         else:
-            name = _CHANGES[what][0]
-            change = {name: value}
+            change = {_CHANGES[event.what][0]: event.value}
             profile = replace(profile, **change)
-        steps.append(Step(at_s, change, profile, cuts > 0))
-    return steps
+        result.append(Step(at_s, change, profile, is_cut))
+    return result
 
 
 class Log(Protocol):
@@ -92,13 +108,13 @@ class Schedule:
 
     def __init__(
         self,
-        steps: Iterable[Step],
+        planned: Iterable[Step],
         interfaces: Interfaces,
         log: Log,
         set_link: Setter = wan.set_link,
         cut: Setter = wan.cut,
     ) -> None:
-        self._steps = list(steps)
+        self._steps = list(planned)
         self._interfaces = interfaces
         self._log = log
         self._set_link, self._cut = set_link, cut

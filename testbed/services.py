@@ -120,8 +120,12 @@ def detach(supervisor: Supervisor, nbd: KernelNbd) -> None:
 
 @dataclass(frozen=True, slots=True)
 class GuestDevice:
-    """The guest's disk: a device-mapper device of one line."""
+    """The guest's file system: a device-mapper device of one line, from where its partition begins.
 
+    The line leads past the partition table, as a kernel that has read the table would.
+    """
+
+    offset_bytes: int = 0
     name: str = "guest"
 
     @property
@@ -129,7 +133,8 @@ class GuestDevice:
         return Path("/dev/mapper") / self.name
 
     def _table(self, nbd: KernelNbd) -> str:
-        return f"0 {nbd.sectors} linear {nbd.device} 0"
+        start = self.offset_bytes // SECTOR_BYTES
+        return f"0 {nbd.sectors - start} linear {nbd.device} {start}"
 
     def create(self, nbd: KernelNbd) -> None:
         run(["dmsetup", "create", self.name, "--noudevsync", "--table", self._table(nbd)])
@@ -163,10 +168,10 @@ class GuestDevice:
 
 
 @contextmanager
-def mounted(device: Path, point: Path, options: str) -> Iterator[Path]:
-    """Mounts an ext3 file system, and unmounts it."""
+def mounted(device: Path, point: Path, options: str, file_system: str = "ext3") -> Iterator[Path]:
+    """Mounts a file system, and unmounts it."""
     point.mkdir(parents=True, exist_ok=True)
-    run(["mount", "-t", "ext3", "-o", options, str(device), str(point)])
+    run(["mount", "-t", file_system, "-o", options, str(device), str(point)])
     try:
         yield point
     finally:

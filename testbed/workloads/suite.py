@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,12 +86,12 @@ def parse(names: str, settings: Settings) -> list[Workload]:
     return sorted(found, key=lambda one: order.get(one.name.partition("-")[0], 2))
 
 
-def collect(workloads: list[Workload], logs: Path) -> Log:
+def collect(workloads: Sequence[Workload], logs: Path) -> Log:
     """What all of them did."""
     return sum((workload.collect(logs) for workload in workloads), Log())
 
 
-def room(workloads: list[Workload]) -> Room:
+def room(workloads: Sequence[Workload]) -> Room:
     """What all of them take of the disk."""
     each = [workload.room for workload in workloads]
     return Room(sum(one.size_bytes for one in each), sum(one.files for one in each))

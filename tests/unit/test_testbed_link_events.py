@@ -5,11 +5,18 @@ from typing import Any
 
 import pytest
 
-from testbed.link_events import Schedule, parse
+from testbed import link_events
+from testbed.link_events import LinkEvent, Schedule, Step
 from testbed.wan import LinkProfile, ProfileError
 
 LINK = LinkProfile(rtt_s=0.02, rate_bits_per_s=10**8)
 ENDS = ("left", "right")
+
+
+def parse(text: str, profile: LinkProfile) -> list[Step]:
+    """The steps of events separated by commas."""
+    events = [link_events.parse(one) for one in text.split(",")] if text else []
+    return link_events.steps(events, profile)
 
 
 class Recorder:
@@ -26,6 +33,11 @@ def test_a_cut_ends_by_itself() -> None:
     assert [(step.at_s, step.is_cut) for step in steps] == [(5.0, True), (15.0, False)]
     assert steps[1].profile == LINK
     assert [step.change for step in steps] == [{"cut": True}, {"cut": False}]
+
+
+def test_an_event_is_kept_as_it_was_given() -> None:
+    assert link_events.parse("5s:rtt:200ms") == LinkEvent(5.0, "rtt", 0.2)
+    assert link_events.parse(" 1s:cut:1.5s ") == LinkEvent(1.0, "cut", 1.5)
 
 
 def test_changes_add_up_in_order_of_time() -> None:
@@ -63,7 +75,7 @@ def test_no_event_is_no_step() -> None:
     ],
 )
 def test_a_wrong_event_is_refused_by_parameter(text: str) -> None:
-    with pytest.raises(ProfileError, match=r"^link-events="):
+    with pytest.raises(ProfileError, match=r"^event="):
         parse(text, LINK)
 
 

@@ -3,10 +3,10 @@
 import pytest
 
 from testbed.calibrate import Calibration, Tolerance, Train, judge, parse_ping
-from testbed.disk import incompressible
 from testbed.topology import INTERFACES, LINKS, read_counters
 from testbed.wan import UDP_HEADER_FACTOR, LinkProfile
 from testbed.workloads import fio, tree
+from testbed.workloads.files import incompressible
 
 PROFILE = LinkProfile(rtt_s=0.02, rate_bits_per_s=10**8)
 
