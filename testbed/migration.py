@@ -1,15 +1,17 @@
 """A scripted migration: `python3 -m testbed.migration [--rtt 20ms --rate 100mbit ...]`.
 
-    prepare    sites and WAN, calibration, the disk, nbdcopy's speed, the source's target
+    prepare    sites and WAN, calibration, the disk, nbdcopy's speed, the source's server
     t = 0      the workloads start on the guest's file system, over link A
-    switch     the memory has been copied; the guest's device changes from link A to link B
+    move       what the system must copy before the guest, then the memory
+    switch     the guest's device changes from link A to link B
     background after a delay; with `--background off` only once the observation is over
-    complete   every block is at the destination: the source's target is shut off
+    complete   every block is at the destination: the source's server is shut off
     tail       the workloads go on without the source, then end
     proof      file system, checksums and ledger, through the device and in the raw image
 
-In mode `remote` the guest moves and its disk does not. Exit status: 0 all is well, 1 a check or a
-step failed, 3 the link was off and refused.
+What becomes of the disk is the system's business (`testbed.systems`), what the guest does the
+workloads' (`testbed.workloads`), what happens to the link meanwhile the events' (`link_events`).
+Exit status: 0 all is well, 1 a check or a step failed, 3 the link was off and refused.
 """
 
 from __future__ import annotations
@@ -21,19 +23,29 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from relocator.control import Client
 from relocator.errors import RelocatorError
-from testbed import calibrate, disk, options, proof, record, services, topology
+from testbed import (
+    calibrate,
+    disk,
+    link_events,
+    options,
+    proof,
+    record,
+    requests,
+    services,
+    systems,
+    topology,
+)
 from testbed.memory import MemoryCopy
 from testbed.results import Results
-from testbed.supervise import Process, Supervisor
+from testbed.supervise import Supervisor
 from testbed.topology import ADDRESS
-from testbed.workloads import fio
+from testbed.workloads import suite
 
 EXIT_FAILED = 1
 EXIT_REFUSED = 3
@@ -50,18 +62,18 @@ class CheckFailed(RuntimeError):
 
 
 class Completion:
-    """Waits in a thread for the relocation to complete, and notes when that was."""
+    """Runs a copy in a thread, and notes when it was complete."""
 
-    def __init__(self, control: Path) -> None:
+    def __init__(self, copy: Callable[[], None]) -> None:
         self.at_s: float | None = None
         self.failure: BaseException | None = None
-        self._control = control
-        self._thread = threading.Thread(target=self._wait, name="completion", daemon=True)
+        self._copy = copy
+        self._thread = threading.Thread(target=self._run, name="copy", daemon=True)
         self._thread.start()
 
-    def _wait(self) -> None:
+    def _run(self) -> None:
         try:
-            Client(self._control).call("wait", patience_s=None, timeout_s=RELOCATION_LIMIT_S)
+            self._copy()
             self.at_s = time.monotonic()
         except BaseException as error:
             self.failure = error
@@ -78,11 +90,9 @@ class Migration:
         self.logs = work / "logs"
         self.logs.mkdir()
         self.image = work / "source.img"
-        self.store = work / "store"
         self.mount = work / "guest"
-        self.control = work / "proxy.sock"
-        self.device = services.GuestDevice()
-        self.relocates = parameters.mode == "relocate"
+        self.load = parameters.load
+        self.trace = requests.Trace()
 
     # -- prepare ---------------------------------------------------------------------------
 
@@ -94,8 +104,9 @@ class Migration:
             self._calibrate()
             self._make_disk()
             with Supervisor(self.logs) as self.servers:
-                self._measure_nbdcopy()
-                self._start_target()
+                if self.parameters.ceiling == "on":
+                    self._measure_nbdcopy()
+                self._start_source()
                 with self._guest_disk():
                     self._observe()
                 self._check_device()
@@ -117,7 +128,16 @@ class Migration:
     def _make_disk(self) -> None:
         parameters = self.parameters
         self.contents = disk.make(
-            self.image, self.mount, parameters.disk_bytes, parameters.fill_bytes, parameters.seed
+            self.image,
+            self.mount,
+            disk.Wanted(
+                size_bytes=parameters.disk_bytes,
+                fill_bytes=parameters.fill_bytes,
+                file_system=parameters.file_system,
+                partition=parameters.partition,
+            ),
+            self.load,
+            parameters.seed,
         )
         self.log.event(
             "image-made",
@@ -141,12 +161,14 @@ class Migration:
         self.servers.stop(target)
         self.log.event("nbdcopy-measured", copy_s=found["copy_s"], bits_per_s=found["bits_per_s"])
 
-    def _start_target(self) -> None:
-        # On every address: the guest comes by one subnet, the proxy by another.
-        command = services.target_command(self.image, self.work / "target.sock", "0.0.0.0")
-        pid = self.sites.pids["st_src"]
-        self.target = services.start_server(self.servers, "target", command, pid)
-        self.log.event("target-started", host="st_src")
+    def _start_source(self) -> None:
+        parameters = self.parameters
+        ground = systems.Ground(
+            self.servers, self.sites, self.work, self.image, parameters.disk_bytes
+        )
+        self.system = systems.make(parameters.system, parameters.settings, ground)
+        self.system.start_source()
+        self.log.event("source-started", host="st_src")
 
     def _attach(self, device: Path, host: str, server: str) -> services.KernelNbd:
         return services.attach(self.servers, device, ADDRESS[server], self.sites.pids[host])
@@ -155,14 +177,20 @@ class Migration:
     def _guest_disk(self) -> Iterator[None]:
         """The guest's device over link A, mounted; taken down whatever happens."""
         self.nbd = self._attach(NBD[0], "vm_src", "st_src-lan")
+        self.device = services.GuestDevice(self.contents.offset_bytes)
         self.device.create(self.nbd)
         try:
-            with services.mounted(self.device.path, self.mount, "noatime,data=ordered"):
+            with self._mounted(self.device.path, "noatime"):
                 self.log.event("guest-mounted")
                 yield
             self.log.event("unmounted")
         finally:
+            self.trace.discard()
             self.device.remove()
+
+    def _mounted(self, device: Path, mount_options: str) -> Any:
+        file_system = self.parameters.file_system
+        return services.mounted(device, self.mount, mount_options, file_system)
 
     # -- the run ---------------------------------------------------------------------------
 
@@ -171,11 +199,15 @@ class Migration:
         with record.Sampler(self.log) as self.sampler, Supervisor(self.logs) as self.workloads:
             self.results.sampler = self.sampler
             self._start_workloads()
-            self._move()
-            if self.relocates:
-                self._relocate()
-                self._go_on_until(self.log.times_s()["source-off"] + self.parameters.tail_s)
-            self._go_on_until(self.parameters.duration_s)
+            if self.system.moves:
+                self._move()
+            steps = self.parameters.steps
+            with link_events.Schedule(steps, topology.WAN_PORTS, self.log) as self.changes:
+                self.changes.start(self.log.zero_s + self.log.times_s().get("switch-done", 0.0))
+                if self.system.relocates:
+                    self._relocate()
+                    self._go_on_until(self.log.times_s()["source-off"] + self.parameters.tail_s)
+                self._go_on_until(self.parameters.duration_s)
             self.sampler.sample_links()
             self._end_workloads()
         problems = disk.mismatches_after_drop(self.mount, self.contents)
@@ -196,36 +228,26 @@ class Migration:
         self.servers.check()
         self.sampler.check()
 
-    def _python(self, module: str, *arguments: object) -> list[str]:
-        return [sys.executable, "-m", module, *(str(one) for one in arguments)]
-
     def _start_workloads(self) -> None:
-        parameters, start = self.parameters, self.workloads.start
         self.log.event("workloads-started")
-        load = fio.Load(
-            large_bytes=self.contents.large_bytes,
-            writes_bytes=disk.WRITES_BYTES,
-            read_iops=parameters.read_iops,
-            write_iops=parameters.write_iops,
-            seed=parameters.seed,
-        )
-        command = fio.command(self.mount, self.logs, load)
-        start("fio", command, None, fio.STOP_SIGNAL, fio.GOOD_STATUSES)
-        time.sleep(fio.SETTLE_S)
-        log, rate = self.logs / "ledger.acks", parameters.ledger_iops
-        ledger = self._python("testbed.workloads.ledger", self.mount / "ledger", log, rate)
-        start("ledger", [*ledger, str(parameters.seed)])
-        log, period_s = self.logs / "compile.cycles", parameters.compile_period_s
-        start("compile", self._python("testbed.workloads.compile", self.mount, log, period_s))
+        self.trace.start(NBD)
+        guest = suite.Guest(self.workloads, self.mount, self.logs, self.parameters.seed)
+        for workload in self.load:
+            workload.start(guest)
 
     def _move(self) -> None:
-        """The memory copy, and the switch at its end."""
+        """What goes before the guest, the memory copy, and the switch at its end."""
         parameters = self.parameters
         copy: MemoryCopy | None = None
         self._go_on_until(max(0.0, parameters.switch_at_s - parameters.memory_copy_s) / 2)
         self._start_destination()
+        self._go_on_until(max(0.0, parameters.switch_at_s - parameters.memory_copy_s))
+        self.log.event("move-started")
+        if self.system.copies_first:
+            self.log.event("copy-first-started")
+            self.system.copy_first()
+            self.log.event("copy-first-done")
         if parameters.memory_bytes:
-            self._go_on_until(max(0.0, parameters.switch_at_s - parameters.memory_copy_s))
             self.log.event("memory-copy-started", bytes=parameters.memory_bytes)
             copy = MemoryCopy(self.sites, parameters.memory_bytes)
         while copy is not None and copy.running():
@@ -240,25 +262,15 @@ class Migration:
         self._switch()
 
     def _start_destination(self) -> None:
-        """The proxy (in mode `relocate`) and the device that the guest will move to."""
-        if not self.relocates:
-            self.arriving = self._attach(NBD[1], "vm_dst", "st_src-lan")
-            return
-        source = f"nbd://{ADDRESS['st_src-wan']}:{services.PORT}"
-        keys = ["mode=standby", "background=off"]
-        keys += [f"order={self.parameters.order}", f"readahead={self.parameters.readahead}"]
-        command = services.proxy_command(self.store, source, self.control, "0.0.0.0", keys)
-        pid = self.sites.pids["st_dst"]
-        self.proxy = services.start_server(self.servers, "proxy", command, pid)
-        self.log.event("proxy-started", host="st_dst")
-        self.arriving = self._attach(NBD[1], "vm_dst", "st_dst-lan")
+        """The system's servers there, and the device that the guest will move to."""
+        self.system.prepare()
+        if self.system.relocates:
+            self.log.event("destination-started", host="st_dst")
+        self.arriving = self._attach(NBD[1], "vm_dst", self.system.serves_at)
 
     def _switch(self) -> None:
         """The guest moves: what it wrote is at the source, what it will write is not."""
-        if self.relocates:
-            kept = Client(self.control).call("status")["present_blocks"]
-            problems = [f"{kept} blocks were kept while the guest was at the source"]
-            self.log.check("nothing-kept-early", problems[: int(kept > 0)], "no block was")
+        self._check_nothing_kept_early()
         self.device.load(self.arriving)
         self.log.event("switch-started")
         downtime_s = self.device.exchange(before_resume=self._hand_over)
@@ -267,44 +279,60 @@ class Migration:
         self.source_mtime_ns = self.image.stat().st_mtime_ns
         services.detach(self.servers, self.nbd)
         self.nbd = self.arriving
-        if self.relocates:
-            self.completion = Completion(self.control)
-            self.sampler.status_of = lambda: Client(self.control).call("status")
+        if self.system.status() is not None:
+            self.sampler.status_of = self.system.status
+
+    def _check_nothing_kept_early(self) -> None:
+        """What a proxy keeps while the guest writes at the source must be dropped at the switch."""
+        status = self.system.status()
+        if status is not None and not self.system.copies_ahead:
+            kept = status["present_blocks"]
+            problems = [f"{kept} blocks were kept while the guest was at the source"]
+            self.log.check("nothing-kept-early", problems[: int(kept > 0)], "no block was")
 
     def _hand_over(self) -> None:
         """The guest stands still: authority over the disk moves with it."""
-        if self.relocates:
-            start_s = time.monotonic()
-            Client(self.control).call("activate")
-            self.results.handover_s = time.monotonic() - start_s
+        start_s = time.monotonic()
+        self.system.hand_over()
+        self.results.handover_s = time.monotonic() - start_s
 
     def _relocate(self) -> None:
         """The background copy, until the source can be shut off."""
+        if self.system.has_all:
+            self.log.event("relocation-complete")
+            self.results.relocated(None, time.monotonic())
+        else:
+            self._copy_the_rest()
+        self._shut_off_source()
+
+    def _copy_the_rest(self) -> None:
         parameters = self.parameters
         if parameters.background == "on":
             self._go_on_until(self.log.times_s()["switch-done"] + parameters.background_delay_s)
         else:
             self._go_on_until(parameters.duration_s)
-        self.results.background_started(self.sampler.sample_presence())
-        Client(self.control).call("set", background="on")
+        self.results.background_started(self._sample_presence())
         self.log.event("background-started")
+        completion = Completion(self.system.copy)
         deadline_s = time.monotonic() + RELOCATION_LIMIT_S
-        while self.completion.at_s is None:
+        while completion.at_s is None:
             self._check_alive()
-            if self.completion.failure is not None:
-                raise CheckFailed(f"waiting for completion: {self.completion.failure}")
+            if completion.failure is not None:
+                raise CheckFailed(f"the copy failed: {completion.failure}")
             if time.monotonic() > deadline_s:
                 raise CheckFailed(f"not complete after {RELOCATION_LIMIT_S:g} s")
             time.sleep(0.02)
-        status = self.sampler.sample_presence()
+        status = self._sample_presence()
         self.sampler.status_of = None
         fetched = {key: status[key] for key in record.PRESENCE if key.endswith("_bytes")}
         self.log.event("relocation-complete", **fetched)
-        self.results.relocated(status, self.completion.at_s)
-        self._shut_off_source()
+        self.results.relocated(status, completion.at_s)
+
+    def _sample_presence(self) -> record.Status:
+        return self.sampler.sample_presence() if self.sampler.status_of is not None else {}
 
     def _shut_off_source(self) -> None:
-        self.servers.stop(self.target)
+        self.servers.stop(self.system.source)
         self.log.event("source-off")
         self.results.allocated_bytes = disk.allocated_bytes(self.image)
         written = self.image.stat().st_mtime_ns != self.source_mtime_ns
@@ -316,31 +344,32 @@ class Migration:
         self._check_alive()
         for process in list(self.workloads.processes):
             self.workloads.stop(process, timeout_s=300)
-        self.results.collect(self.logs)
+        self.results.done = suite.collect(self.load, self.logs)
+        self.results.requests = self.trace.stop()
 
     # -- proof -----------------------------------------------------------------------------
 
     def _check_device(self) -> None:
-        """After the unmount, what the destination's server serves; then it ends."""
-        problems = proof.file_system(self.nbd.device)
+        """After the unmount, what the destination's server serves; then all servers end."""
+        problems = proof.file_system(self.nbd.device, self.contents.offset_bytes)
         self.log.check("file-system-device", problems, "e2fsck finds it clean, on the device")
         services.detach(self.servers, self.nbd)
-        last: Process = self.proxy if self.relocates else self.target
-        self.servers.stop(last, timeout_s=120)
-        if not self.relocates:
+        if not self.system.relocates:
             self.results.allocated_bytes = disk.allocated_bytes(self.image)
+        self.system.keep_image()
 
     def _check_image(self) -> None:
-        """The image itself, without any of our software."""
-        image = self.store / "disk.img" if self.relocates else self.image
-        name = "the store's disk.img" if self.relocates else "the source's image"
-        self.log.check("file-system-image", proof.file_system(image), f"e2fsck finds {name} clean")
-        with services.mounted(image, self.mount, "loop,ro"):
+        """The image itself, without the software that served it."""
+        image, offset_bytes = self.system.image, self.contents.offset_bytes
+        name = "the moved image" if self.system.relocates else "the source's image"
+        problems = proof.file_system(image, offset_bytes)
+        self.log.check("file-system-image", problems, f"e2fsck finds {name} clean")
+        with self._mounted(image, f"loop,ro,offset={offset_bytes}"):
             problems = disk.mismatches(self.mount, self.contents)
             self.log.check("checksums-image", problems, self._all_match(f"in {name}"))
-            problems = proof.ledger_file(self.mount / "ledger", self.results.acknowledged)
-            count = len(self.results.acknowledged)
-            self.log.check("ledger", problems, f"all {count} acknowledged writes are in {name}")
+            for workload in self.load:
+                verdict = workload.check(self.mount, self.logs)
+                self.log.check(workload.name, verdict.problems, f"{verdict.good}, in {name}")
 
 
 def _run(parameters: options.Parameters, results: Results, work: Path) -> int:

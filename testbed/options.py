@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from testbed import disk, link_events, systems
 from testbed.wan import (
     LinkProfile,
     ProfileError,
@@ -15,6 +16,7 @@ from testbed.wan import (
     parse_size_bytes,
     parse_time_s,
 )
+from testbed.workloads import suite
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +27,20 @@ class Parameters:
     rate_bits_per_s: int
     loss: float
     jitter_s: float
+    queue_bytes: int | None
+    congestion: str
     offload: str
+    events: tuple[link_events.LinkEvent, ...]
     disk_bytes: int
     fill_bytes: int
+    file_system: str
+    partition: str
+    workloads: str
     memory_bytes: int
-    mode: str
     system: str
+    settings: dict[str, str]
     background: str
-    order: str
-    readahead: str
+    ceiling: str
     background_delay_s: float
     switch_at_s: float
     duration_s: float
@@ -59,8 +66,27 @@ class Parameters:
     @property
     def profile(self) -> LinkProfile:
         return LinkProfile(
-            self.rtt_s, self.rate_bits_per_s, self.loss, self.jitter_s, None, self.offload
+            rtt_s=self.rtt_s,
+            rate_bits_per_s=self.rate_bits_per_s,
+            loss=self.loss,
+            jitter_s=self.jitter_s,
+            queue_bytes=self.queue_bytes,
+            offload=self.offload,
+            congestion=self.congestion,
         )
+
+    @property
+    def steps(self) -> list[link_events.Step]:
+        """What happens to the link, counted from the switch."""
+        return link_events.steps(self.events, self.profile)
+
+    @property
+    def load(self) -> list[suite.Workload]:
+        """What the guest does, in the order to start it."""
+        rates = suite.Settings(
+            self.read_iops, self.write_iops, self.ledger_iops, self.compile_period_s
+        )
+        return suite.parse(self.workloads, rates)
 
     @property
     def memory_copy_s(self) -> float:
@@ -72,7 +98,12 @@ class Parameters:
         return asdict(self)
 
 
-_Parse = Callable[[str, str], float | int]
+_Parse = Callable[[str, str], Any]
+
+
+def _parse_queue(parameter: str, text: str) -> int | None:
+    return None if text == "auto" else parse_size_bytes(parameter, text)
+
 
 # option -> (how to read it, default, help)
 _QUANTITIES: dict[str, tuple[_Parse, str, str]] = {
@@ -80,6 +111,11 @@ _QUANTITIES: dict[str, tuple[_Parse, str, str]] = {
     "rate": (parse_rate_bits_per_s, "100mbit", "rate of the WAN, each way"),
     "loss": (parse_fraction, "0", "loss of the WAN, each way, such as 0.1%%"),
     "jitter": (parse_time_s, "0", "extra delay each way, uniform in plus or minus this"),
+    "queue": (
+        _parse_queue,
+        "auto",
+        "standing queue of the WAN's routers; auto: as long as the RTT",
+    ),
     "disk": (parse_size_bytes, "128M", "size of the guest's disk"),
     "fill": (parse_size_bytes, "96M", "bytes of files on it"),
     "memory": (parse_size_bytes, "32M", "memory copied over the WAN before the switch (0: none)"),
@@ -111,13 +147,25 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(f"--{name}", type=int, default=count, help=f"{text} (default {count})")
     text = "whether hosts send bursts as one packet (auto: unless there is loss or jitter)"
     parser.add_argument("--offload", choices=("auto", "on", "off"), default="auto", help=text)
-    parser.add_argument("--mode", choices=("relocate", "remote"), default="relocate")
-    parser.add_argument("--system", choices=("relocator",), default="relocator")
-    parser.add_argument("--background", choices=("on", "off"), default="on")
-    parser.add_argument("--order", default="sequential", help="order of the background copy")
-    parser.add_argument(
-        "--readahead", default="0", help="the proxy's read-ahead: bytes, or auto (default 0)"
-    )
+    text = "TCP's congestion control on every host"
+    parser.add_argument("--congestion", default="cubic", help=f"{text} (default cubic)")
+    text = "AT:cut:FOR, AT:rate:RATE, AT:rtt:RTT or AT:loss:LOSS; AT counts from the switch"
+    parser.add_argument("--event", action="append", default=[], help=f"{text} (repeatable)")
+    text = "the guest's file system (default ext3)"
+    parser.add_argument("--file-system", choices=disk.FILE_SYSTEMS, default="ext3", help=text)
+    text = "what the file system stands in (default: the whole disk)"
+    parser.add_argument("--partition", choices=disk.PARTITIONS, default="none", help=text)
+    text = f"what the guest does: {suite.KNOWN} (default mixed,compile)"
+    parser.add_argument("--workloads", default="mixed,compile", help=text)
+    known = ", ".join(systems.SYSTEMS)
+    text = f"what becomes of the disk: {known} (default relocator)"
+    parser.add_argument("--system", default="relocator", help=text)
+    text = "KEY=VALUE, a setting of the system, such as order=hot (repeatable)"
+    parser.add_argument("--set", action="append", default=[], dest="settings", help=text)
+    text = "whether the rest is copied after the switch, or only to prove the copy at the end"
+    parser.add_argument("--background", choices=("on", "off"), default="on", help=text)
+    text = "whether nbdcopy's speed is measured before (default on)"
+    parser.add_argument("--ceiling", choices=("on", "off"), default="on", help=text)
     return parser
 
 
@@ -126,14 +174,17 @@ def parse(arguments: Sequence[str]) -> Parameters:
     parser = _parser()
     given = vars(parser.parse_args(arguments))
     values: dict[str, Any] = {}
-    units = {"rate": "_bits_per_s", "loss": "", "tolerance": ""}
+    units = {"rate": "_bits_per_s", "loss": "", "tolerance": "", "queue": "_bytes"}
     try:
         for name, (read, _, _) in _QUANTITIES.items():
             suffix = units.get(name, "_bytes" if read is parse_size_bytes else "_s")
             key = name.replace("-", "_")
             values[key + suffix] = read(name, given.pop(key))
+        values["settings"] = systems.parse_settings(given.pop("settings"))
+        values["events"] = tuple(link_events.parse(text) for text in given.pop("event"))
         parameters = Parameters(**values, **given)
-        parameters.profile  # noqa: B018  # checks the link
+        systems.check(parameters.system, parameters.settings)
+        parameters.steps, parameters.load  # noqa: B018  # checks the link and the load
     except ProfileError as error:
         parser.error(str(error))
     return parameters

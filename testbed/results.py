@@ -12,20 +12,22 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from testbed import record, summary
+from testbed import record, summary, systems
 from testbed.calibrate import Calibration
 from testbed.options import Parameters
+from testbed.requests import Request
 from testbed.supervise import run
 from testbed.topology import LINKS
-from testbed.workloads import fio, ledger
+from testbed.workloads import suite
 
-FORMAT = 1
+FORMAT = 2
 _VERSION_COMMANDS = {
     "nbdkit": ["nbdkit", "--version"],
     "libnbd": ["nbdcopy", "--version"],
     "fio": ["fio", "--version"],
     "tcc": ["tcc", "-v"],
     "e2fsprogs": ["mke2fs", "-V"],
+    "qemu": ["qemu-storage-daemon", "--version"],
 }
 
 
@@ -52,12 +54,10 @@ class Results:
         self.downtime_s: float | None = None
         self.handover_s: float | None = None
         self.allocated_bytes: int | None = None
-        self.acknowledged: list[ledger.Acknowledged] = []
-        self._ios: list[fio.Io] = []
-        self._cycles: list[tuple[float, ...]] = []
-        self._background: dict[str, Any] | None = None
-        self._before: record.Status = {}
-        self._final: record.Status = {}
+        self.done = suite.Log()
+        self.requests: list[Request] = []
+        self._before: record.Status | None = None
+        self._final: record.Status | None = None
         self._complete_s: float | None = None
 
     def conclude(self, outcome: str, reason: str | None) -> None:
@@ -67,52 +67,47 @@ class Results:
             self.recorder.event("failed", reason=reason)
         self.recorder.event("finished", outcome=outcome)
 
-    def background_started(self, status: record.Status) -> None:
+    def background_started(self, status: record.Status | None) -> None:
         self._before = status
 
-    def relocated(self, status: record.Status, complete_s: float) -> None:
+    def relocated(self, status: record.Status | None, complete_s: float) -> None:
         self._final, self._complete_s = status, complete_s
-
-    def collect(self, logs: Path) -> None:
-        """Reads the workloads' logs."""
-        self._ios = fio.read_logs(logs)
-        self.acknowledged = ledger.parse_log((logs / "ledger.acks").read_text().splitlines())
-        for line in (logs / "compile.cycles").read_text().splitlines():
-            self._cycles.append(tuple(float(part) for part in line.split(",")))
 
     # -- figures ---------------------------------------------------------------------------
 
     def _all_ios(self) -> list[tuple[float, str, float, str]]:
         """(run clock, kind, latency, offset) of every logged I/O, ordered."""
         clock = self.recorder.on_run_clock
-        rows = [(clock(io.time_s), io.kind, io.latency_s, str(io.offset_bytes)) for io in self._ios]
-        rows += [
-            (clock(one.time_s), "ledger", one.latency_s, str(one.slot * ledger.RECORD_BYTES))
-            for one in self.acknowledged
-        ]
-        return sorted(rows)
+        ios = self.done.ios
+        return sorted((clock(io.time_s), io.kind, io.latency_s, str(io.offset_bytes)) for io in ios)
+
+    def _all_work(self) -> list[tuple[str, float, float, tuple[float, ...]]]:
+        """(kind, start, end, parts) of every unit of work on the run's clock, ordered by end."""
+        clock = self.recorder.on_run_clock
+        units = self.done.work
+        rows = [(one.kind, clock(one.start_s), clock(one.end_s), one.parts_s) for one in units]
+        return sorted(rows, key=lambda row: (row[2], row[0]))
 
     def _background_figures(self, times_s: dict[str, float]) -> dict[str, Any] | None:
-        if self._complete_s is None or self.calibration is None:
+        started_s = times_s.get("background-started")
+        if self._complete_s is None or self.calibration is None or started_s is None:
             return None
-        copy_s = self.recorder.on_run_clock(self._complete_s) - times_s["background-started"]
+        copy_s = self.recorder.on_run_clock(self._complete_s) - started_s
+        figures: dict[str, Any] = {"start_s": started_s, "copy_s": round(copy_s, 6)}
+        if self._before is None or self._final is None:
+            return figures
         gained = {
             key: self._final[key] - self._before[key]
             for key in ("background_bytes", "on_demand_bytes")
         }
         both = sum(gained.values())
-        assert self.calibration.nbdcopy is not None
-        ceiling = self.calibration.nbdcopy["bits_per_s"]
+        nbdcopy = self.calibration.nbdcopy
         rates = {"": gained["background_bytes"] * 8 / copy_s, "pipe_": both * 8 / copy_s}
-        figures: dict[str, Any] = {
-            "start_s": times_s["background-started"],
-            "copy_s": round(copy_s, 6),
-            "bytes": gained["background_bytes"],
-        }
+        figures["bytes"] = gained["background_bytes"]
         for prefix, rate in rates.items():
             figures[f"{prefix}bits_per_s"] = round(rate)
             name = "ratio_to_nbdcopy" if not prefix else "pipe_ratio_to_nbdcopy"
-            figures[name] = round(rate / ceiling, 4)
+            figures[name] = round(rate / nbdcopy["bits_per_s"], 4) if nbdcopy else None
         return figures
 
     def _moved_bytes(self, link: str, start_s: float) -> tuple[int, int]:
@@ -125,10 +120,8 @@ class Results:
 
     def _summary(self, times_s: dict[str, float], phases: summary.Phases) -> dict[str, Any]:
         switch_s = times_s.get("switch-started", 0.0)
-        relocate = self.parameters.mode == "relocate"
-        disk_link = ("C", 0.0) if relocate else ("B", switch_s)
-        received, sent = self._moved_bytes(*disk_link)
-        ios = self._all_ios()
+        relocates = systems.SYSTEMS[self.parameters.system].relocates
+        received, sent = self._moved_bytes(*(("C", 0.0) if relocates else ("B", switch_s)))
         memory = None
         if self.memory_copy_s is not None:
             size_bytes = self.parameters.memory_bytes
@@ -140,17 +133,19 @@ class Results:
         relocation_s = None
         if self._complete_s is not None:
             relocation_s = round(self.recorder.on_run_clock(self._complete_s) - switch_s, 6)
-        over = received / self.allocated_bytes if relocate and self.allocated_bytes else None
+        over = received / self.allocated_bytes if relocates and self.allocated_bytes else None
+        final = self._final or {}
+        ledger = [io.latency_s for io in self.done.ios if io.kind == "ledger"]
         return {
             "downtime_s": None if self.downtime_s is None else round(self.downtime_s, 6),
             "handover_s": None if self.handover_s is None else round(self.handover_s, 6),
+            "move_s": times_s.get("move-started"),
             "switch_s": times_s.get("switch-started"),
             "relocation_s": relocation_s,
             "background": self._background_figures(times_s),
             "allocated_bytes": self.allocated_bytes,
             "fetched_bytes": {
-                name: self._final.get(f"{name}_bytes")
-                for name in ("on_demand", "background", "hole")
+                name: final.get(f"{name}_bytes") for name in ("on_demand", "background", "hole")
             },
             "wan_bytes": {
                 "disk": received + sent,
@@ -158,18 +153,10 @@ class Results:
             },
             "wan_disk_rx_over_allocated": None if over is None else round(over, 6),
             "memory_copy": memory,
-            "latency": summary.latency((io[:3] for io in ios), phases),
-            "compile": summary.cycles(self._cycle_times(), phases),
-            "ledger": {
-                "acknowledged": len(self.acknowledged),
-                "slots": len({one.slot for one in self.acknowledged}),
-                "max_s": max((one.latency_s for one in self.acknowledged), default=None),
-            },
+            "latency": summary.latency((io[:3] for io in self._all_ios()), phases),
+            "work": summary.work((unit[:3] for unit in self._all_work()), phases),
+            "ledger": {"acknowledged": len(ledger), "max_s": max(ledger, default=None)},
         }
-
-    def _cycle_times(self) -> Iterable[tuple[float, float]]:
-        clock = self.recorder.on_run_clock
-        return ((clock(cycle[0]), clock(cycle[3])) for cycle in self._cycles)
 
     # -- the directory ---------------------------------------------------------------------
 
@@ -182,8 +169,9 @@ class Results:
         record.write_samples(out, self.recorder, self.sampler)
         ios = (f"{at:.6f},{kind},{took:.9f},{place}" for at, kind, took, place in self._all_ios())
         record.write_table(out, "latency.csv", "t_s,kind,latency_s,offset_bytes", ios)
-        header = "cycle,start_s,end_s,unpack_s,compile_s,run_s,phase"
-        record.write_table(out, "work.csv", header, self._work_rows(phases))
+        record.write_table(out, "work.csv", "kind,start_s,end_s,parts_s,phase", self._work(phases))
+        header = "t_s,kind,offset_bytes,length_bytes"
+        record.write_table(out, "requests.csv", header, self._requests())
         record.write_run(
             out,
             {
@@ -203,9 +191,13 @@ class Results:
             },
         )
 
-    def _work_rows(self, phases: summary.Phases) -> Iterable[str]:
-        clock = self.recorder.on_run_clock
-        for number, (start, unpacked, linked, end) in enumerate(self._cycles):
-            parts = [clock(start), clock(end), unpacked - start, linked - unpacked, end - linked]
-            phase = summary.phase_of(clock(end), phases) if phases else ""
-            yield ",".join([str(number), *(f"{part:.6f}" for part in parts), phase])
+    def _work(self, phases: summary.Phases) -> Iterable[str]:
+        for kind, start_s, end_s, parts_s in self._all_work():
+            parts = " ".join(f"{part_s:.6f}" for part_s in parts_s)
+            phase = summary.phase_of(end_s, phases) if phases else ""
+            yield f"{kind},{start_s:.6f},{end_s:.6f},{parts},{phase}"
+
+    def _requests(self) -> Iterable[str]:
+        for one in self.requests:
+            time_s = self.recorder.on_run_clock(one.time_s)
+            yield f"{time_s:.6f},{one.kind},{one.offset_bytes},{one.length_bytes}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 Phases = dict[str, tuple[float, float]]
@@ -12,24 +12,31 @@ Phases = dict[str, tuple[float, float]]
 def phases(times_s: dict[str, float]) -> Phases:
     """The phases of results/FORMAT.md from the times of the events that bound them."""
     end_s = times_s["workloads-ended"]
-    switch_s = times_s.get("switch-started", end_s)
-    memory_s = times_s.get("memory-copy-started")
-    result = {"source": (0.0, switch_s if memory_s is None else memory_s)}
-    if memory_s is not None:
-        result["memory-copy"] = (memory_s, switch_s)
+    starts = {
+        "source": 0.0,
+        "pre-copy": times_s.get("copy-first-started"),
+        "memory-copy": times_s.get("memory-copy-started"),
+    }
+    result = _joined(starts, times_s.get("switch-started", end_s))
     done_s = times_s.get("switch-done")
     if done_s is None:
         return result
-    if "proxy-started" not in times_s:
+    if "destination-started" not in times_s:
         return result | {"remote": (done_s, end_s)}
-    background_s = times_s.get("background-started", end_s)
-    complete_s = times_s.get("relocation-complete", end_s)
-    result["on-demand"] = (done_s, background_s)
-    if background_s < end_s:
-        result["background"] = (background_s, complete_s)
-    if complete_s < end_s:
-        result["complete"] = (complete_s, end_s)
-    return result
+    background_s, complete_s = (
+        times_s.get(event) for event in ("background-started", "relocation-complete")
+    )
+    after = {"on-demand": done_s, "background": background_s, "complete": complete_s}
+    if background_s is None and complete_s is not None:
+        after = {"complete": done_s}  # all had arrived with the guest
+    return result | _joined(after, end_s)
+
+
+def _joined(starts: Mapping[str, float | None], end_s: float) -> Phases:
+    """Each phase lasts until the next one that happened starts, the last one until `end_s`."""
+    known = [(name, start) for name, start in starts.items() if start is not None]
+    ends = [start for _, start in known[1:]] + [end_s]
+    return {name: (start, end) for (name, start), end in zip(known, ends, strict=True)}
 
 
 def phase_of(time_s: float, known: Phases) -> str:
@@ -71,17 +78,22 @@ def latency(ios: Iterable[tuple[float, str, float]], known: Phases) -> dict[str,
     }
 
 
-def cycles(rows: Iterable[tuple[float, float]], known: Phases) -> dict[str, Any]:
-    """Compile times by phase from (start, end)."""
-    grouped: dict[str, list[float]] = {}
-    for start_s, end_s in rows:
-        grouped.setdefault(phase_of(end_s, known), []).append(end_s - start_s)
+def work(units: Iterable[tuple[str, float, float]], known: Phases) -> dict[str, Any]:
+    """Durations of units of work by phase and kind from (kind, start, end)."""
+    grouped: dict[str, dict[str, list[float]]] = {}
+    for kind, start_s, end_s in units:
+        kinds = grouped.setdefault(phase_of(end_s, known), {})
+        kinds.setdefault(kind, []).append(end_s - start_s)
     return {
-        phase: {
-            "count": len(values),
-            "mean_s": round(math.fsum(values) / len(values), 6),
-            "min_s": round(min(values), 6),
-            "max_s": round(max(values), 6),
-        }
-        for phase, values in grouped.items()
+        phase: {kind: _durations(values) for kind, values in kinds.items()}
+        for phase, kinds in grouped.items()
+    }
+
+
+def _durations(values: Sequence[float]) -> dict[str, float | int]:
+    return {
+        "count": len(values),
+        "mean_s": round(math.fsum(values) / len(values), 6),
+        "min_s": round(min(values), 6),
+        "max_s": round(max(values), 6),
     }

@@ -8,7 +8,7 @@ from testbed import options
 def test_defaults_are_the_paper_s_link() -> None:
     parameters = options.parse([])
     assert (parameters.rtt_s, parameters.rate_bits_per_s) == (0.02, 10**8)
-    assert parameters.mode == "relocate"
+    assert parameters.system == "relocator"
     assert set(parameters.results()) >= {"rtt_s", "disk_bytes", "seed", "offload"}
 
 
@@ -22,6 +22,13 @@ def test_defaults_are_the_paper_s_link() -> None:
         (["--switch-at", "30s", "--duration", "30s"], "switch-at=30s: the switch comes before"),
         (["--read-iops", "0"], "read-iops=0: at least one"),
         (["--tolerance", "0"], "tolerance=0.0: "),
+        (["--system", "rsync"], "system=rsync: must be one of relocator, remote"),
+        (["--set", "order"], "set=order: give KEY=VALUE"),
+        (["--set", "colour=red"], "set=colour=red: relocator takes block, connections"),
+        (["--system", "remote", "--set", "order=hot"], "set=order=hot: remote takes nothing"),
+        (["--event", "5s:flood:1s"], "5s:flood:1s"),
+        (["--congestion", "vegas"], "congestion=vegas: "),
+        (["--workloads", "mixed,dance"], "workloads='dance'"),
     ],
 )
 def test_a_wrong_parameter_is_named_with_its_value(

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed.summary import cycles, distribution, latency, percentile, phase_of, phases
+from testbed.summary import distribution, latency, percentile, phase_of, phases, work
 
 RELOCATED = {
     "memory-copy-started": 7.0,
-    "proxy-started": 8.0,
+    "destination-started": 8.0,
     "switch-started": 10.0,
     "switch-done": 10.1,
     "background-started": 18.0,
@@ -32,6 +32,17 @@ def test_phases_of_a_relocation() -> None:
 def test_phases_without_a_memory_copy_and_without_relocation() -> None:
     times_s = {"switch-started": 10.0, "switch-done": 10.1, "workloads-ended": 32.0}
     assert phases(times_s) == {"source": (0.0, 10.0), "remote": (10.1, 32.0)}
+
+
+def test_phases_of_a_disk_that_goes_before_the_guest() -> None:
+    times_s = {"copy-first-started": 2.0, "memory-copy-started": 7.0, "switch-started": 10.0}
+    times_s |= {"destination-started": 1.0, "switch-done": 10.1, "relocation-complete": 10.2}
+    assert phases(times_s | {"workloads-ended": 32.0}) == {
+        "source": (0.0, 2.0),
+        "pre-copy": (2.0, 7.0),
+        "memory-copy": (7.0, 10.0),
+        "complete": (10.1, 32.0),
+    }
 
 
 def test_phases_of_a_run_that_never_moved() -> None:
@@ -66,7 +77,8 @@ def test_distributions_by_phase_and_kind() -> None:
     assert found["remote"]["write"]["max_s"] == 0.2
 
 
-def test_compile_cycles_by_the_phase_they_ended_in() -> None:
-    found = cycles([(0.0, 1.0), (9.5, 12.5)], {"source": (0.0, 10.0), "remote": (10.1, 20.0)})
-    assert found["source"]["mean_s"] == pytest.approx(1.0)
-    assert found["remote"] == {"count": 1, "mean_s": 3.0, "min_s": 3.0, "max_s": 3.0}
+def test_work_by_the_phase_it_ended_in() -> None:
+    units = [("compile", 0.0, 1.0), ("compile", 9.5, 12.5)]
+    found = work(units, {"source": (0.0, 10.0), "remote": (10.1, 20.0)})
+    assert found["source"]["compile"]["mean_s"] == pytest.approx(1.0)
+    assert found["remote"] == {"compile": {"count": 1, "mean_s": 3.0, "min_s": 3.0, "max_s": 3.0}}

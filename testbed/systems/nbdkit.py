@@ -1,0 +1,46 @@
+"""nbdkit's own filters over its nbd plugin, and nbdcopy through them to nowhere in the background.
+
+Reads and writes of the guest are kept by the filter; nbdcopy then reads everything once, so that
+everything is kept. Neither filter can be told that all is there: the connection to the source
+stays, unused. `--no-extents` makes nbdcopy read holes too, or they would be asked of a source that
+is off.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from testbed import services
+from testbed.systems.base import EVERYWHERE, System
+from testbed.topology import ADDRESS
+
+
+class CopyOnWrite(System):
+    """The `cow` filter with `cow-on-read`: an overlay that keeps what is read and written."""
+
+    name = "nbdkit-cow"
+    lets_go = False
+    filter: ClassVar[tuple[str, ...]] = ("cow", "cow-on-read=true")
+
+    @property
+    def _uri(self) -> str:
+        return f"nbd://{ADDRESS['st_dst-lan']}:{services.PORT}"
+
+    def prepare(self) -> None:
+        name, *parameters = self.filter
+        argv = ["nbdkit", "-f", "-i", EVERYWHERE, "-p", str(services.PORT), f"--filter={name}"]
+        argv += ["nbd", f"uri={self.source_uri}", *parameters]
+        self.ground.at_destination("moved", argv)
+
+    def copy(self) -> None:
+        self.ground.run_at_destination(["nbdcopy", "--no-extents", self._uri, "null:"])
+
+    def keep_image(self) -> None:
+        self.ground.run_at_destination(["nbdcopy", "--no-extents", self._uri, str(self.image)])
+
+
+class Cache(CopyOnWrite):
+    """The `cache` filter, keeping reads, never writing back."""
+
+    name = "nbdkit-cache"
+    filter = ("cache", "cache=unsafe", "cache-on-read=true")

@@ -1,0 +1,25 @@
+"""Offline copy: the guest stands still while nbdcopy copies its disk."""
+
+from __future__ import annotations
+
+from testbed import services
+from testbed.systems.base import EVERYWHERE, System
+
+
+class Offline(System):
+    """nbdcopy while the guest stands still, then `nbdkit file` on the copy."""
+
+    name = "offline"
+    has_all = True
+
+    def prepare(self) -> None:
+        with self.image.open("wb") as file:
+            file.truncate(self.ground.size_bytes)
+        self.ground.at_destination(
+            "moved", services.file_command(self.image, EVERYWHERE, services.PORT)
+        )
+
+    def hand_over(self) -> None:
+        # The copy goes into the file that the server has open: it keeps nothing of its own.
+        command = ["nbdcopy", "--destination-is-zero", self.source_uri, str(self.image)]
+        self.ground.run_at_destination(command)

@@ -1,0 +1,121 @@
+"""The relocator itself: our target at the source, our proxy at the destination.
+
+Settings are the plugin's own keys, and three of the evaluation's: `source=file` has `nbdkit file`
+as the source's server; `preseed=yes` copies ahead before the move; `return=yes` makes the
+destination a site that the disk once came from, with what it held then. A trace that an order names
+(`order=trace:NAME`) is a file that came along (the lab's `--file`).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from relocator.control import Client
+from testbed import services
+from testbed.supervise import ProcessError, Supervisor
+from testbed.systems.base import COPY_LIMIT_S, EVERYWHERE, System
+
+PASSED_ON = ("order", "readahead", "skip-free", "window", "rate", "connections", "block")
+
+
+class Relocator(System):
+    """On-demand and background copy, in the settings' order."""
+
+    name = "relocator"
+    keys = frozenset((*PASSED_ON, "source", "preseed", "return"))
+
+    @property
+    def store(self) -> Path:
+        return self.ground.work / "store"
+
+    @property
+    def image(self) -> Path:
+        return self._image if self._returns else self.store / "disk.img"
+
+    @property
+    def _image(self) -> Path:
+        """The image that the destination kept from the time when the disk was there."""
+        return self.ground.work / "kept.img"
+
+    @property
+    def _control(self) -> Path:
+        return self.ground.work / "proxy.sock"
+
+    @property
+    def _returns(self) -> bool:
+        return self.settings.get("return") == "yes"
+
+    @property
+    def copies_ahead(self) -> bool:
+        return self._returns or self.settings.get("preseed") == "yes"
+
+    def start_source(self) -> None:
+        if self.settings.get("source") == "file":
+            super().start_source()
+            return
+        keys = []
+        if self._returns:
+            self._send_away()
+            keys = [f"store={self.ground.work / 'away'}"]
+        control = self.ground.work / "target.sock"
+        command = services.target_command(self.ground.image, control, EVERYWHERE)
+        self.source = self.ground.at_source("source", [*command, *keys])
+
+    def _send_away(self) -> None:
+        """The disk's way to where it is now, in fast motion: from the destination, locally."""
+        work, away = self.ground.work, self.ground.work / "away"
+        self.ground.image.rename(self._image)
+        socket, control = work / "old.nbd", work / "old.sock"
+        nbdkit = ["nbdkit", "-f", "-t", "1", "-U"]
+        plugin = ["python", str(services.PLUGIN)]
+        old = [*nbdkit, str(socket), *plugin, f"disk={self._image}", f"store={self.store}"]
+        new = [*nbdkit, str(work / "new.nbd"), *plugin, f"store={away}", "readahead=0"]
+        new += [f"source=nbd+unix:///?socket={socket}", f"control={control}"]
+        with Supervisor(self.ground.servers.logs) as servers:
+            started = servers.start("old-target", old)
+            started.wait_until(socket.exists, "the old target's socket")
+            servers.start("old-proxy", new).wait_until(control.exists, "the old proxy's control")
+            Client(control).call("wait", patience_s=None, timeout_s=COPY_LIMIT_S)
+        shutil.move(away / "disk.img", self.ground.image)
+
+    def prepare(self) -> None:
+        seeds = self.settings.get("preseed") == "yes"
+        settings = self.settings
+        if "order" in settings:
+            came_along = f"trace:{os.environ.get('LAB_FILES', '.')}/"
+            settings = settings | {"order": settings["order"].replace("trace:", came_along)}
+        keys = [f"{key}={settings[key]}" for key in PASSED_ON if key in settings]
+        keys += ["mode=standby", f"background={'on' if seeds else 'off'}"]
+        keys += [f"disk={self._image}"] if self._returns else []
+        command = services.proxy_command(
+            self.store, self.source_uri, self._control, EVERYWHERE, keys
+        )
+        self.ground.at_destination("proxy", command)
+        self._client = Client(self._control)
+        if seeds:
+            self._wait_until_seeded()
+
+    def _wait_until_seeded(self) -> None:
+        deadline_s = time.monotonic() + COPY_LIMIT_S
+        while True:
+            status = self._client.call("status")
+            if status["present_blocks"] == status["total_blocks"]:
+                break
+            if time.monotonic() > deadline_s:
+                raise ProcessError(f"not copied ahead after {COPY_LIMIT_S:g} s: {status}")
+            time.sleep(0.1)
+        self._client.call("set", background="off")
+
+    def hand_over(self) -> None:
+        self._client.call("activate")
+
+    def copy(self) -> None:
+        self._client.call("set", background="on")
+        self._client.call("wait", patience_s=None, timeout_s=COPY_LIMIT_S)
+
+    def status(self) -> dict[str, Any]:
+        return self._client.call("status")
