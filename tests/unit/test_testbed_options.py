@@ -27,7 +27,7 @@ def test_defaults_are_the_paper_s_link() -> None:
         (["--set", "colour=red"], "set=colour=red: relocator takes block, connections"),
         (["--system", "remote", "--set", "order=hot"], "set=order=hot: remote takes nothing"),
         (["--event", "5s:flood:1s"], "5s:flood:1s"),
-        (["--congestion", "vegas"], "congestion=vegas: "),
+        (["--congestion", "vegas"], "congestion='vegas': "),
         (["--workloads", "mixed,dance"], "workloads='dance'"),
     ],
 )
