@@ -50,6 +50,25 @@ class _Handler(socketserver.StreamRequestHandler):
             return  # the client went away: nobody is left to tell
 
 
+def remove_stale(path: Path, key: str) -> None:
+    """Remove a Unix socket that nobody listens on.
+
+    Raises:
+        ConfigError: something else is in the way; `key` is the parameter that named it.
+    """
+    if not path.exists():
+        return
+    if not path.is_socket():
+        raise ConfigError(f"{key}={path}: exists and is not a socket")
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+    raise ConfigError(f"{key}={path}: another process listens there")
+
+
 class ControlServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     """Serves `call` on the socket at `path`."""
 
@@ -59,7 +78,8 @@ class ControlServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     def __init__(self, path: Path, call: Call) -> None:
         self.call = call
         self._path = path
-        self._remove_stale()
+        self._serving = False
+        remove_stale(path, "control")
         previous = os.umask(0o177)
         try:
             super().__init__(str(path), _Handler)
@@ -70,27 +90,20 @@ class ControlServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         finally:
             os.umask(previous)
 
-    def _remove_stale(self) -> None:
-        """Remove a socket that nobody listens on; anything else in the way is an error."""
-        if not self._path.exists():
-            return
-        if not self._path.is_socket():
-            raise ConfigError(f"control={self._path}: exists and is not a socket")
-        with socket.socket(socket.AF_UNIX) as probe:
-            try:
-                probe.connect(str(self._path))
-            except ConnectionRefusedError:
-                self._path.unlink()
-                return
-        raise ConfigError(f"control={self._path}: another process listens there")
+    def move_to(self, path: Path) -> None:
+        """Be found at `path` instead, at once: whoever was found there no longer is."""
+        self._path.rename(path)
+        self._path = path
 
     def start(self) -> None:
         """Begin to serve; after nbdkit has forked."""
+        self._serving = True
         threading.Thread(target=self.serve_forever, name="control", daemon=True).start()
 
     def stop(self) -> None:
         """Stop serving and remove the socket."""
-        self.shutdown()
+        if self._serving:
+            self.shutdown()
         self.server_close()
         self._path.unlink(missing_ok=True)
 

@@ -49,6 +49,10 @@ class Image:
             raise
         self.size_bytes = os.lseek(self._fd, 0, os.SEEK_END)
 
+    def fileno(self) -> int:
+        """The file descriptor that holds the image's lock."""
+        return self._fd
+
     def close(self) -> None:
         """Close the file; the image must not be used afterwards."""
         os.close(self._fd)

@@ -30,7 +30,8 @@ class Base:
 class Meta:
     """A disk's description of itself. `clean`: the last process that used it closed it.
 
-    `creating`: the store was being made when that was written, and holds nothing yet.
+    `creating`: the store was being made when that was written, and holds nothing yet. `graduated`:
+    the image was handed to a server that records no writes (see graduation.py).
     """
 
     id: str
@@ -41,6 +42,7 @@ class Meta:
     standby: bool = False
     clean: bool = False
     creating: bool = False
+    graduated: bool = False
     epoch: int = 1
     seal: str | None = None
     moved: bool = False

@@ -46,7 +46,7 @@ def open_store(directory: Path, fresh: Meta) -> Store:
     Raises:
         ConfigError: it is in use, was made for another disk, or is damaged.
     """
-    lock_fd = _take_lock(directory)
+    lock_fd = take_lock(directory)
     try:
         found = metadata.read(directory)
         if found is None or found.creating:
@@ -56,8 +56,10 @@ def open_store(directory: Path, fresh: Meta) -> Store:
             raise ConfigError(
                 f"store={directory}: map.durable is missing, so nothing says which blocks are valid"
             )
-        store = Store(found, _open_image(directory, found), directory, lock_fd)
-        store.update(clean=False)
+        store = Store(found, open_image(directory, found), directory, lock_fd)
+        if found.graduated:
+            store.mark_all_written()
+        store.update(clean=False, graduated=False)
         return store
     except BaseException:
         os.close(lock_fd)
@@ -79,7 +81,7 @@ def _create(directory: Path, fresh: Meta, lock_fd: int, *, again: bool) -> Store
     if fresh.disk is None:
         image = Image(path, create_bytes=fresh.size_bytes)
     else:
-        image = _open_image(directory, fresh)
+        image = open_image(directory, fresh)
     store = Store(making, image, directory, lock_fd)
     if fresh.complete:
         store.begin_copy([])
@@ -103,7 +105,7 @@ def check_same(directory: Path, meta: Meta, fresh: Meta) -> None:
         )
 
 
-def _open_image(directory: Path, meta: Meta) -> Image:
+def open_image(directory: Path, meta: Meta) -> Image:
     """The store's image, which must exist and have the right size."""
     if meta.disk is not None:
         image = _existing("disk", Path(meta.disk))
@@ -130,7 +132,12 @@ def _existing(key: str, path: Path) -> Image:
         ) from error
 
 
-def _take_lock(directory: Path) -> int:
+def take_lock(directory: Path) -> int:
+    """Take the store's lock, for as long as the file descriptor returned is open.
+
+    Raises:
+        ConfigError: another process uses the store, or it can't be made.
+    """
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -51,6 +51,7 @@ def status_of(engine: "Engine") -> dict[str, Any]:
         "version": __version__,
         "role": engine.role.value,
         "state": engine.state.value,
+        "graduated": False,
         "id": store.meta.id,
         "epoch": store.meta.epoch,
         "source": store.meta.source,

@@ -81,7 +81,7 @@ class Store:
             for live, saved in zip(self._planes, committed, strict=True):
                 for first, end in saved.set_runs(0, saved.bits):
                     live.set(first, end)
-            if not self.meta.clean:
+            if not self.meta.clean and not self.meta.graduated:  # then all counts as written
                 self.meta = replace(self.meta, epoch=self.meta.epoch + 1, base=None)
             self._live.vouch()
         # Whatever the live map has and the durable one hasn't is owed to the next commit.
@@ -156,6 +156,15 @@ class Store:
                 self.present.clear(first, end)
             self._owe(_PRESENT, 0, total)
             self.present_blocks = self.present.count()
+
+    def mark_all_written(self) -> None:
+        """What was written here is not known: any block of a complete disk may have been."""
+        total = self.geometry.total_blocks
+        with self.lock:
+            for plane in (_DIRTY, _DIVERGED):
+                self._planes[plane].set(0, total)
+                self._owe(plane, 0, total)
+            self.dirty_blocks = total
 
     def _wipe(self, plane: int) -> None:
         total = self.geometry.total_blocks

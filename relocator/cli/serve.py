@@ -1,6 +1,7 @@
 """`relocator target` and `relocator proxy`: check the parameters, then become nbdkit.
 
-The command replaces itself with nbdkit, so signals, exit status and supervision are nbdkit's own.
+The command replaces itself with nbdkit, so signals, exit status and supervision are nbdkit's own
+(but for `--graduate`, which changes the server: see graduate.py).
 Parameters are checked here first, for an error with the option's name and exit status 2.
 """
 
@@ -10,11 +11,12 @@ import shlex
 from pathlib import Path
 
 from relocator import config
+from relocator.cli import graduate
 from relocator.cli.common import Commands
+from relocator.cli.listening import add_address, address_of
 from relocator.errors import ConfigError, RelocatorError
 
 PLUGIN = Path(__file__).resolve().parent.parent / "plugin.py"
-DEFAULT_PORT = 10809
 #: nbdkit's threads a connection. A proxy's requests may wait for the WAN, so many before others
 #: must wait too. A target's never do; one is fastest (threads hand the interpreter around), and
 #: nbdkit before 1.34 can abort if a client hangs up while several threads owe it replies.
@@ -54,7 +56,7 @@ def add(commands: Commands) -> None:
     )
     target.add_argument("disk", metavar="DISK", help="image file or block device")
     _add_common(target, _TARGET_KEYS, TARGET_THREADS)
-    target.set_defaults(run=_run, positionals=("disk",), keys=_TARGET_KEYS)
+    target.set_defaults(graduate=False, run=_run, positionals=("disk",), keys=_TARGET_KEYS)
     proxy = commands.add_parser(
         "proxy",
         help="serve a disk that is still at another site, and bring it here",
@@ -65,20 +67,19 @@ def add(commands: Commands) -> None:
         "source", metavar="SOURCE", nargs="?", help="NBD URI of the source; none once complete"
     )
     _add_common(proxy, _PROXY_KEYS, PROXY_THREADS)
+    proxy.add_argument(
+        "--graduate",
+        action="store_true",
+        help="once complete, give the disk to a plain `nbdkit file` at the same address: as fast, "
+        "and no more of a relocator; clients must reconnect by themselves",
+    )
     proxy.set_defaults(run=_run, positionals=("store", "source"), keys=_PROXY_KEYS)
 
 
 def _add_common(
     parser: argparse.ArgumentParser, keys: tuple[tuple[str, str, str], ...], threads: int
 ) -> None:
-    listen = parser.add_mutually_exclusive_group()
-    listen.add_argument(
-        "--listen",
-        metavar="HOST:PORT",
-        default=f"127.0.0.1:{DEFAULT_PORT}",
-        help="address to serve on (127.0.0.1:10809)",
-    )
-    listen.add_argument("--socket", metavar="PATH", help="serve on a Unix socket instead")
+    add_address(parser)
     for key, metavar, text in keys:
         parser.add_argument(f"--{key}", metavar=metavar, help=text)
     parser.add_argument(
@@ -87,6 +88,12 @@ def _add_common(
         default=threads,
         metavar="N",
         help=f"requests of a connection served at once ({threads})",
+    )
+    parser.add_argument(
+        "--nbdkit-options",
+        metavar="WORDS",
+        default="",
+        help="further options for nbdkit, such as --tls=require, quoted as for a shell",
     )
     parser.add_argument("--detach", metavar="PIDFILE", help="go into the background")
     parser.add_argument("--print", action="store_true", help="only print nbdkit's command line")
@@ -98,27 +105,51 @@ def command_line(options: argparse.Namespace) -> list[str]:
     Raises:
         ConfigError: a parameter is wrong.
     """
+    arguments = _plugin(options)
+    how = ["--pidfile", options.detach] if options.detach else ["--foreground"]
+    return [*_nbdkit(options), *how, *address_of(options).flags(), *arguments]
+
+
+def _nbdkit(options: argparse.Namespace) -> list[str]:
+    if options.threads < 1:
+        raise ConfigError(f"--threads={options.threads}: must be at least 1")
+    try:
+        further = shlex.split(options.nbdkit_options)
+    except ValueError as error:
+        raise ConfigError(f"--nbdkit-options={options.nbdkit_options}: {error}") from error
+    return ["nbdkit", "--threads", str(options.threads), *further]
+
+
+def _plugin(options: argparse.Namespace) -> list[str]:
+    """The plugin with its parameters, which are checked."""
     names = [*options.positionals, *(key for key, _, _ in options.keys)]
     values = {name: getattr(options, name.replace("-", "_")) for name in names}
     pairs = {name: value for name, value in values.items() if value is not None}
     config.parse(pairs)
-    if options.threads < 1:
-        raise ConfigError(f"--threads={options.threads}: must be at least 1")
-    argv = ["nbdkit", "--threads", str(options.threads)]
-    argv += ["--pidfile", options.detach] if options.detach else ["--foreground"]
-    argv += ["--unix", options.socket] if options.socket else _listen_flags(options.listen)
-    return [*argv, "python", str(PLUGIN), *(f"{name}={value}" for name, value in pairs.items())]
+    return ["python", str(PLUGIN), *(f"{name}={value}" for name, value in pairs.items())]
 
 
-def _listen_flags(text: str) -> list[str]:
-    host, colon, port = text.rpartition(":")
-    if not colon or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ConfigError(f"--listen={text}: not HOST:PORT; write 127.0.0.1:{DEFAULT_PORT}")
-    return ["--port", port, *(["--ipaddr", host.strip("[]")] if host else [])]
+def _graduating(options: argparse.Namespace) -> graduate.Plan:
+    """The two servers of `--graduate`, which inherit their sockets."""
+    if options.detach:
+        raise ConfigError("--detach: not with --graduate, which stays to change the server")
+    store = Path(options.store).absolute()
+    if options.control is None:
+        options.control = str(store / "control")
+    nbdkit = [*_nbdkit(options), "--foreground"]
+    return graduate.Plan(
+        address_of(options), nbdkit, _plugin(options), store, Path(options.control).absolute()
+    )
 
 
 def _run(options: argparse.Namespace) -> int:
-    argv = command_line(options)
+    if options.graduate:
+        plan = _graduating(options)
+        if not options.print:
+            return graduate.supervise(plan)
+        argv = plan.proxy
+    else:
+        argv = command_line(options)
     if options.print:
         print(shlex.join(argv))
         return 0

@@ -1,0 +1,126 @@
+"""Where a server is to listen: as flags for nbdkit, or as sockets that it inherits.
+
+A socket that belongs to us and is inherited (systemd calls it socket activation) outlives the
+server: while one server gives way to the next, a client that connects waits, and is not refused.
+"""
+
+import argparse
+import errno
+import fcntl
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from relocator.control import remove_stale
+from relocator.errors import ConfigError, RelocatorError
+
+DEFAULT_PORT = 10809
+
+
+@dataclass(frozen=True)
+class Address:
+    """A Unix socket's path, or a port of a host; an empty host is every address of this one."""
+
+    host: str = ""
+    port: int = 0
+    path: Path | None = None
+
+    def flags(self) -> list[str]:
+        """The flags that make nbdkit listen there."""
+        if self.path is not None:
+            return ["--unix", str(self.path)]
+        return ["--port", str(self.port), *(["--ipaddr", self.host] if self.host else [])]
+
+    def listen(self) -> list[socket.socket]:
+        """Listen there.
+
+        Raises:
+            ConfigError: the path is taken.
+            RelocatorError: the address can't be listened on.
+        """
+        try:
+            return [self._unix(self.path)] if self.path is not None else self._tcp()
+        except OSError as error:
+            where = self.path or f"{self.host}:{self.port}"
+            raise RelocatorError(f"{where}: can't be listened on: {error.strerror}") from error
+
+    def forget(self) -> None:
+        """Nobody listens there any more: remove what shows in the file system."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+    @staticmethod
+    def _unix(path: Path) -> socket.socket:
+        remove_stale(path, "--socket")
+        listener = socket.socket(socket.AF_UNIX)
+        try:
+            listener.bind(str(path))
+            listener.listen(socket.SOMAXCONN)
+        except BaseException:
+            listener.close()
+            raise
+        return listener
+
+    def _tcp(self) -> list[socket.socket]:
+        found = socket.getaddrinfo(
+            self.host or None, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        listeners: list[socket.socket] = []
+        try:
+            for family, _, _, _, address in found:
+                try:
+                    one = socket.create_server(address, family=family, backlog=socket.SOMAXCONN)
+                except OSError as error:
+                    if error.errno != errno.EAFNOSUPPORT or family == socket.AF_INET:
+                        raise
+                    continue  # "every address" includes IPv6 where the kernel has it
+                listeners.append(one)
+        except BaseException:
+            for one in listeners:
+                one.close()
+            raise
+        return listeners
+
+
+def add_address(parser: argparse.ArgumentParser) -> None:
+    """The options --listen and --socket."""
+    listen = parser.add_mutually_exclusive_group()
+    listen.add_argument(
+        "--listen",
+        metavar="HOST:PORT",
+        default=f"127.0.0.1:{DEFAULT_PORT}",
+        help=f"address to serve on (127.0.0.1:{DEFAULT_PORT})",
+    )
+    listen.add_argument("--socket", metavar="PATH", help="serve on a Unix socket instead")
+
+
+def address_of(options: argparse.Namespace) -> Address:
+    """The address that the options name.
+
+    Raises:
+        ConfigError: it is not one.
+    """
+    if options.socket is not None:
+        return Address(path=Path(options.socket))
+    host, colon, port = options.listen.rpartition(":")
+    if not colon or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ConfigError(f"--listen={options.listen}: not HOST:PORT; write 127.0.0.1:10809")
+    return Address(host.strip("[]"), int(port))
+
+
+def inherit(sockets: list[socket.socket], locks: Sequence[int]) -> None:
+    """Give `sockets` to the program that this process is about to become, as systemd would.
+
+    See sd_listen_fds(3): they are file descriptors from 3 on, and two variables say so. `locks`
+    are file descriptors that merely stay open. All are moved out of the way before 3 is used.
+    """
+    above = 3 + len(sockets)
+    copies = [fcntl.fcntl(one.fileno(), fcntl.F_DUPFD_CLOEXEC, above) for one in sockets]
+    for lock in locks:
+        fcntl.fcntl(lock, fcntl.F_DUPFD, above)
+    for at, copy in enumerate(copies):
+        os.dup2(copy, 3 + at, inheritable=True)
+    os.environ["LISTEN_FDS"] = str(len(sockets))
+    os.environ["LISTEN_PID"] = str(os.getpid())
