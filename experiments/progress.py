@@ -53,7 +53,11 @@ def phase(job: Job) -> str:
         return "waiting for a core"
     if job.status is not None:
         return "done" if job.status == 0 else f"failed with status {job.status}"
-    lines = job.tail(TAIL_LINES)
+    return phase_of(job.tail(TAIL_LINES))
+
+
+def phase_of(lines: Sequence[str]) -> str:
+    """The same, from the end of a running job's log."""
     texts = [match["text"] for line in lines if (match := _LINE.match(line))]
     events = [text for text in texts if not text.startswith("...")]
     last = " ".join(events[-1].split()) if events else (lines[-1] if lines else "starting")

@@ -158,6 +158,8 @@ SETTINGS: Mapping[str, Check] = {
     "preseed": _choice("yes", "no"),
     "return": _choice("yes", "no"),
 }
+#: What relocator does by itself: it isn't said, so that equal runs have equal command lines.
+USUAL = {"window": "auto"}
 #: The tables whose keys are options of the command line, under the same names unless OPTION says.
 TABLES: Mapping[str, Mapping[str, Check]] = {
     "network": {"profile": name, **LINK},
