@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from experiments.rundir import Run, RunError
+from experiments.rundir import FIRST, Run, RunError
 
 Array = npt.NDArray[np.float64]
 Runs = Mapping[str, Run]
@@ -117,14 +117,21 @@ def wan_throughput(run: Run, edges_s: Array) -> dict[str, Array]:
         rate_bytes_per_s(t_s, run.presence[column].to_numpy(float), edges_s)
         for column in ("on_demand_bytes", "background_bytes")
     )
-    started = run.time_of("background-started")
-    share = np.ones_like(disk) if started is None else (edges_s[1:] <= started).astype(float)
+    share = (edges_s[1:] <= _background_from_s(run)).astype(float)
     np.divide(demand, demand + background, out=share, where=(demand + background) > 0)
     return {
         "memory copy": memory,
         "on-demand copy": disk * share,
         "background copy": disk * (1 - share),
     }
+
+
+def _background_from_s(run: Run) -> float:
+    """From when on what comes unasked may be the background copy."""
+    if run.system in FIRST:
+        return float("-inf")
+    started = run.time_of("background-started")
+    return float("inf") if started is None else started
 
 
 def present_percent(run: Run) -> tuple[Array, Array]:
@@ -179,7 +186,8 @@ def percentile_s(run: Run, kind: str, percent: float, window: Window) -> float |
 def compile_cycle_s(run: Run, window: Window) -> float | None:
     """Mean time of the compile cycles that ended in the window; None without any."""
     ended = run.work["end_s"] - run.switch_s
-    cycles = run.work[(ended >= window.start_s) & (ended < window.end_s)]
+    inside = (ended >= window.start_s) & (ended < window.end_s)
+    cycles = run.work[inside & (run.work["kind"] == "compile")]
     return float((cycles["end_s"] - cycles["start_s"]).mean()) if len(cycles) else None
 
 
@@ -243,7 +251,8 @@ def background_speed(runs: Runs) -> dict[str, Any] | None:
     """Background copy against nbdcopy in the same run, for the first run that had one."""
     for name, run in runs.items():
         copy = run.summary["background"]
-        if copy is not None and run.independent_s is not None:
+        measured = copy is not None and copy.get("ratio_to_nbdcopy") is not None
+        if measured and run.independent_s is not None:
             return {
                 "run": name,
                 "background_bits_per_s": copy["bits_per_s"],

@@ -19,7 +19,9 @@ from typing import Any
 
 import pandas as pd
 
-FORMAT = 1
+FORMAT = 2
+STAYING = ("remote", "stay")  # systems whose disk stays at the source
+FIRST = ("mirror", "offline")  # systems whose disk is there when the guest is
 Events = tuple[Mapping[str, Any], ...]
 
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -33,7 +35,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "hole_bytes",
     ),
     "latency.csv": ("t_s", "kind", "latency_s", "offset_bytes"),
-    "work.csv": ("cycle", "start_s", "end_s", "unpack_s", "compile_s", "run_s", "phase"),
+    "work.csv": ("kind", "start_s", "end_s", "parts_s", "phase"),
+    "requests.csv": ("t_s", "kind", "offset_bytes", "length_bytes"),
 }
 RUN_KEYS = (
     "clock",
@@ -63,6 +66,7 @@ class Run:
     presence: pd.DataFrame
     latency: pd.DataFrame
     work: pd.DataFrame
+    requests: pd.DataFrame
 
     @property
     def parameters(self) -> Mapping[str, Any]:
@@ -82,8 +86,18 @@ class Run:
 
     @property
     def relocates(self) -> bool:
-        """False in mode `remote`: the VM moves and its disk stays."""
-        return self.parameters["mode"] != "remote"
+        """Whether the disk moves."""
+        return self.system not in STAYING
+
+    @property
+    def moves(self) -> bool:
+        """Whether the VM moves."""
+        return self.system != "stay"
+
+    @property
+    def system(self) -> str:
+        """What becomes of the disk: a name of results/FORMAT.md, "Systems"."""
+        return self.parameters["system"]
 
     @property
     def link_bytes_per_s(self) -> float:
@@ -96,6 +110,7 @@ class Run:
 
     @property
     def switch_s(self) -> float:
+        """When the VM began to move; only of a run in which it does (`moves`)."""
         return self.summary["switch_s"]
 
     @property
@@ -106,13 +121,18 @@ class Run:
     @property
     def independent_s(self) -> float | None:
         """From the switch until the source could go, by background copy; None if it never could."""
-        observed = self.relocates and self.parameters["background"] == "on"
+        observed = self.relocates and not _copied_only_as_proof(self.parameters)
         return self.summary["relocation_s"] if observed else None
+
+
+def _copied_only_as_proof(parameters: Mapping[str, Any]) -> bool:
+    """Whether the rest of the disk is copied when the observation is over."""
+    return parameters["background"] == "off" and parameters["system"] not in (*STAYING, *FIRST)
 
 
 def _observation_end_s(directory: Path, parameters: Mapping[str, Any], events: Events) -> float:
     ends = ["workloads-ended"]
-    if parameters["mode"] != "remote" and parameters["background"] == "off":
+    if _copied_only_as_proof(parameters):
         ends.append("background-started")
     times = [event["t_s"] for event in events if event["event"] in ends]
     if not times:
@@ -146,6 +166,7 @@ def load_run(directory: Path) -> Run:
         presence=tables["presence.csv"],
         latency=tables["latency.csv"],
         work=tables["work.csv"],
+        requests=tables["requests.csv"],
     )
 
 
@@ -171,7 +192,7 @@ def read_document(directory: Path) -> dict[str, Any]:
 
 def _read_csv(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     try:
-        frame = pd.read_csv(path)
+        frame = pd.read_csv(path, dtype={"kind": str, "parts_s": str, "phase": str})
     except FileNotFoundError as error:
         raise RunError(f"{path}: missing") from error
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:

@@ -221,8 +221,10 @@ def parameters(run: Run) -> dict[str, str]:
 
 
 def _parameter(key: str, value: object) -> tuple[str, str]:
+    if isinstance(value, Mapping):
+        value = ", ".join(f"{name}={one}" for name, one in value.items()) or None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return key.replace("_", " "), "none" if value is None else str(value)
+        return key.replace("_", " "), "none" if value in (None, "") else str(value)
     if key.endswith("_bits_per_s"):
         return key.removesuffix("_bits_per_s").replace("_", " "), f"{value / 1e6:g} Mbit/s"
     if key.endswith("_bytes"):
@@ -247,7 +249,7 @@ def calibration(run: Run) -> dict[str, str]:
     ):
         way = measured[key]
         expected = megabits(way["expected_bits_per_s"])
-        rows[f"TCP {label}"] = f"{megabits(way['bits_per_s'])}, {_off(way['error'])} {expected}"
+        rows[f"payload {label}"] = f"{megabits(way['bits_per_s'])}, {_off(way['error'])} {expected}"
     if nbdcopy is not None:
         rows["nbdcopy over this link"] = (
             f"{nbdcopy['data_bytes'] / 2**20:.1f} MiB in {nbdcopy['copy_s']:.2f} s: "

@@ -14,7 +14,7 @@ from experiments.rundir import load_run
 from tests.support.synthetic_run import Synthetic, write_run
 
 VARIANTS = {
-    "remote": Synthetic(mode="remote", background=False),
+    "remote": Synthetic(system="remote", background=False),
     "on-demand": Synthetic(background=False),
     "background": Synthetic(),
 }

@@ -183,7 +183,7 @@ def test_the_demo_ends_with_table_speed_checks_and_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = {
-        "remote": Synthetic(mode="remote", background=False),
+        "remote": Synthetic(system="remote", background=False),
         "on-demand": Synthetic(background=False),
         "background": Synthetic(),
     }

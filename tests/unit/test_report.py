@@ -17,7 +17,7 @@ from tests.support.synthetic_run import Synthetic, write_run
 
 def load(root: Path) -> Runs:
     made = {
-        "remote": Synthetic(mode="remote", background=False),
+        "remote": Synthetic(system="remote", background=False),
         "on-demand": Synthetic(background=False),
         "background": Synthetic(),
     }
@@ -83,7 +83,7 @@ def test_the_tables_hold_the_same_rows(twice: tuple[Path, Path]) -> None:
 
 
 def test_a_report_of_one_run_alone_can_be_made(tmp_path: Path) -> None:
-    for name, made in (("remote", Synthetic(mode="remote")), ("background", Synthetic())):
+    for name, made in (("remote", Synthetic(system="remote")), ("background", Synthetic())):
         directory = tmp_path / name
         runs = {name: load_run(write_run(directory / "runs" / name, made))}
         report.write_results(directory, runs, "make demo")

@@ -51,7 +51,7 @@ def test_a_failed_run_without_summary_still_tells_its_reason(tmp_path: Path) -> 
 def test_another_format_is_refused(tmp_path: Path) -> None:
     directory = write_run(tmp_path / "run", Synthetic())
     (directory / "run.json").write_text('{"format": 7}')
-    with pytest.raises(RunError, match="format 7; this program reads format 1"):
+    with pytest.raises(RunError, match="format 7; this program reads format 2"):
         load_run(directory)
 
 
