@@ -17,12 +17,13 @@ from pathlib import Path
 
 from experiments.bench.load import REGION_BYTES, fill, unix_uri
 from relocator.control import Client
-from testbed.supervise import ProcessError, Supervisor, run
+from testbed.supervise import ProcessError, Supervisor, run, wait_until
 
 REFERENCE = "nbdkit file"
 ABSENT_BYTES = 3 * REGION_BYTES
 COPY_RATE = "100M"
 SWEPT_THREADS = (1, 2, 4, 8, 16)
+_START_TIMEOUT_S = 30.0
 _COMPLETE_TIMEOUT_S = 120.0
 
 
@@ -62,6 +63,7 @@ class Bench:
         argv += ["--socket", str(socket), "--control", str(control)]
         argv += ["--threads", str(self.threads)] if self.threads else []
         uri = self.serve(name, argv, socket)
+        wait_until(control.exists, f"{name}'s control socket", _START_TIMEOUT_S)
         client = Client(control)
         client.call("status")
         return uri, client
@@ -114,6 +116,17 @@ def start_complete(bench: Bench) -> None:
     uri, client = bench.relocator("complete", "proxy", bench.work / "complete", source)
     client.call("wait", patience_s=_COMPLETE_TIMEOUT_S)
     bench.add(System("relocator proxy, complete", uri))
+
+
+def start_graduated(bench: Bench) -> None:
+    """Our proxy after `--graduate` has given the disk to a plain server."""
+    source = bench.nbdkit("parted", "pattern", f"size={REGION_BYTES}")
+    store = bench.work / "graduated"
+    uri, client = bench.relocator("graduated", "proxy", store, source, "--graduate")
+    wait_until(
+        lambda: bool(client.call("status")["graduated"]), "the graduation", _COMPLETE_TIMEOUT_S
+    )
+    bench.add(System("relocator proxy, graduated", uri))
 
 
 def _call(client: Client, verb: str) -> None:
@@ -172,5 +185,6 @@ def start_thread_sweep(bench: Bench) -> None:
 
 def start_all(bench: Bench) -> None:
     """Every system, in the order of the table."""
-    for start in (start_plain, start_relocating, start_complete, start_qemu, start_cow):
+    starts = (start_plain, start_relocating, start_complete, start_graduated, start_qemu, start_cow)
+    for start in starts:
         start(bench)
