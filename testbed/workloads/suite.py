@@ -20,7 +20,9 @@ from testbed.wan import ProfileError
 from testbed.workloads.base import Guest, Io, Log, Room, Verdict, Work, Workload
 from testbed.workloads.compile import Compile
 from testbed.workloads.fio import FioFile, Mixed
+from testbed.workloads.git import Git
 from testbed.workloads.ledger import Ledger
+from testbed.workloads.sqlite import JOURNALS, Sqlite
 
 __all__ = [
     "Guest",
@@ -37,7 +39,7 @@ __all__ = [
 ]
 
 PARAMETER = "workloads"
-KNOWN = "mixed, compile, sqlite, git, ledger or fio:PATH, separated by commas"
+KNOWN = "mixed, compile, sqlite, sqlite:delete, git, ledger or fio:PATH, separated by commas"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,8 @@ class Settings:
     write_iops: int = 10
     ledger_iops: int = 10
     compile_period_s: float = 4.0
+    sqlite_tps: float = 4.0
+    git_period_s: float = 4.0
 
 
 def _one(word: str, settings: Settings) -> Workload:
@@ -57,12 +61,16 @@ def _one(word: str, settings: Settings) -> Workload:
         if not path.is_file():
             raise ProfileError(PARAMETER, repr(word), f"there is no file {argument}")
         return FioFile(path)
+    if name == "sqlite" and argument in ("", *JOURNALS) and colon == ":" * bool(argument):
+        return Sqlite(settings.sqlite_tps, argument or "wal")
     if colon:
         raise ProfileError(PARAMETER, repr(word), f"known are {KNOWN}")
     if name == "mixed":
         return Mixed(settings.read_iops, settings.write_iops)
     if name == "compile":
         return Compile(settings.compile_period_s)
+    if name == "git":
+        return Git(settings.git_period_s)
     if name == "ledger":
         return Ledger(settings.ledger_iops)
     raise ProfileError(PARAMETER, repr(word), f"known are {KNOWN}")

@@ -30,7 +30,18 @@ def test_fio_starts_before_all_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["mail", "mixed,,compile", "fio:", "fio", "mixed:3", "fio:/nowhere.fio", "mixed,mixed"]
+    "text",
+    [
+        "mail",
+        "mixed,,compile",
+        "fio:",
+        "fio",
+        "mixed:3",
+        "fio:/nowhere.fio",
+        "mixed,mixed",
+        "sqlite:",
+        "sqlite:off",
+    ],
 )
 def test_a_wrong_name_is_refused_by_parameter_and_value(text: str) -> None:
     with pytest.raises(ProfileError, match=r"^workloads='"):
