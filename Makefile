@@ -1,7 +1,7 @@
 # `make demo` and `make test` do all the set-up on a fresh Debian or Ubuntu machine.
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
-.PHONY: help install demo test check bench lab clean
+.PHONY: help install demo test check bench reproduce lab clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -22,6 +22,10 @@ demo: install    ## relocates a disk across an emulated WAN; table, figures and 
 
 bench: install   ## local path, size and WAN against the peers (BENCH=--quick: in minutes); out/bench
 	$(PYTHON) -m experiments.bench $(BENCH)
+
+reproduce: install  ## all runs, tables, figures (QUICK=1: in 20 minutes; OUT=DIR SEEDS=N)
+	@scripts/install --reproduce
+	$(PYTHON) -m experiments.reproduce $(if $(QUICK),--quick) $(if $(OUT),--out $(OUT)) $(if $(SEEDS),--seeds $(SEEDS))
 
 lab: install     ## a shell in the lab
 	$(PYTHON) -m testbed.lab shell
