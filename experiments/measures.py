@@ -1,0 +1,190 @@
+"""What one run is measured by. Pure: a `Run` in, a number out; None: never, or can't be said.
+
+docs/metrics.md says in words how each is computed and why so. The terms that recur:
+
+- *local* is the guest's own disk before the move, in the same run: the phase `source`.
+- *slow* is a read that took more than twice the local 99th percentile.
+- a *miss* is a read that took at least 0.9 round trips: its block was at the other site.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from experiments import analysis, trace
+from experiments.rundir import Run
+
+Array = npt.NDArray[np.float64]
+
+WINDOW_READS = 100  # of which at most one may be slow: their p99 is the second slowest
+FEWEST_LOCAL = 50
+MISS_RTTS = 0.9
+SLOW_TIMES = 2.0
+SHORTEST_COPY_S = 0.2  # the byte counters are sampled this often
+BIN_S = 1.0
+
+
+def percentile(values: Array, percent: float) -> float:
+    """Nearest rank: the smallest value with at least `percent` % of all at or below it."""
+    ordered = np.sort(values)
+    return float(ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)])
+
+
+def ios(run: Run, kind: str, start_s: float, end_s: float) -> pd.DataFrame:
+    """I/Os of a kind that ended in start_s <= t < end_s of the run clock, in order."""
+    table = run.latency
+    inside = (table["kind"] == kind) & (table["t_s"] >= start_s) & (table["t_s"] < end_s)
+    return table[inside].sort_values("t_s", kind="stable")
+
+
+def local_p99_s(run: Run) -> float | None:
+    """99th percentile of the reads before the move."""
+    start_s, end_s = run.document["phases"]["source"]
+    values = ios(run, "read", start_s, end_s)["latency_s"].to_numpy(float)
+    return percentile(values, 99) if len(values) >= FEWEST_LOCAL else None
+
+
+def switch_done_s(run: Run) -> float:
+    """When the guest went on at the destination, on the run clock."""
+    done = run.time_of("switch-done")
+    return run.switch_s if done is None else done
+
+
+def complete_s(run: Run) -> float | None:
+    """When the source was no longer needed, on the run clock; None: not within the observation."""
+    after = run.independent_s
+    return None if after is None else run.switch_s + after
+
+
+def recovered_s(run: Run) -> float | None:
+    """From the switch until the read p99 is within twice the local one, for good."""
+    local = local_p99_s(run)
+    reads = ios(run, "read", switch_done_s(run), math.inf)
+    if local is None or len(reads) < WINDOW_READS:
+        return None
+    slow = (reads["latency_s"].to_numpy(float) > SLOW_TIMES * local).astype(int)
+    counted = np.concatenate([[0], np.cumsum(slow)])
+    bad = np.flatnonzero(counted[WINDOW_READS:] - counted[:-WINDOW_READS] > 1)
+    first = int(bad[-1]) + 1 if len(bad) else 0
+    if first > len(reads) - WINDOW_READS:
+        return None
+    return float(reads["t_s"].iloc[first] - run.switch_s)
+
+
+def during(run: Run, kind: str) -> Array:
+    """Latencies of the I/Os that were under way from the move's start until independence."""
+    start_s = run.summary["move_s"]
+    done_s = complete_s(run)
+    end_s = run.end_s if done_s is None else done_s
+    table = run.latency[run.latency["kind"] == kind]
+    began_s = table["t_s"] - table["latency_s"]
+    inside = (table["t_s"] >= start_s) & (began_s < end_s)
+    return table[inside]["latency_s"].to_numpy(float)
+
+
+def misses(run: Run) -> pd.DataFrame | None:
+    """Reads after the switch: t_s since the switch, miss (bool); None if it can't be told.
+
+    It can be told where the round trip is well above what a local read takes.
+    """
+    local = local_p99_s(run)
+    threshold_s = MISS_RTTS * run.calibration["rtt_s"]
+    if local is None or threshold_s < SLOW_TIMES * local:
+        return None
+    reads = ios(run, "read", switch_done_s(run), math.inf)
+    return pd.DataFrame(
+        {"t_s": reads["t_s"] - run.switch_s, "miss": reads["latency_s"] >= threshold_s}
+    )
+
+
+def miss_series(run: Run, width_s: float = BIN_S) -> pd.DataFrame | None:
+    """t_s (middle of a bin, since the switch) and its ratio of misses; without empty bins."""
+    table = misses(run)
+    if table is None:
+        return None
+    bins = np.floor(table["t_s"] / width_s)
+    ratio = table["miss"].groupby(bins).mean()
+    return pd.DataFrame({"t_s": (ratio.index + 0.5) * width_s, "miss_ratio": ratio.to_numpy(float)})
+
+
+def miss_s(run: Run) -> float | None:
+    """The miss ratio summed over time since the switch: as many seconds of nothing but misses."""
+    series = miss_series(run)
+    if series is None or run.independent_s is None:
+        return None
+    return float(series["miss_ratio"].sum() * BIN_S)
+
+
+def copy_bounds(run: Run) -> tuple[float, float] | None:
+    """The time in which the disk was copied as a whole, on the run clock."""
+    if not run.relocates or complete_s(run) is None:
+        return None
+    pairs = (
+        ("copy-first-started", "copy-first-done"),
+        ("background-started", "relocation-complete"),
+        ("switch-started", "switch-done"),
+    )
+    for start, end in pairs:
+        start_s, end_s = run.time_of(start), run.time_of(end)
+        if start_s is not None and end_s is not None:
+            return start_s, end_s
+    return None
+
+
+def link_use(run: Run) -> float | None:
+    """Share of the WAN's rate towards the destination that was used during the copy."""
+    bounds = copy_bounds(run)
+    if bounds is None or bounds[1] - bounds[0] < SHORTEST_COPY_S:
+        return None
+    rate = analysis.link_rate(run, "wan", "rx_bytes", np.array(bounds))[0]
+    return float(rate) / run.link_bytes_per_s
+
+
+def wanted(run: Run) -> list[int]:
+    """Offsets of the blocks that the guest needed from the source, in order of their first need."""
+    after = run.requests[run.requests["t_s"] >= run.switch_s]
+    columns = (after[name].tolist() for name in ("kind", "offset_bytes", "length_bytes"))
+    return list(trace.needed(zip(*columns, strict=True)))
+
+
+def ascending(offsets: list[int]) -> float | None:
+    """Rank correlation of order and offset: 1 ascending, 0 no order, -1 descending."""
+    if len(offsets) < 2:
+        return None
+    ranks = np.argsort(np.argsort(np.array(offsets))).astype(float)
+    return float(np.corrcoef(np.arange(len(offsets)), ranks)[0, 1])
+
+
+def progress(run: Run, kind: str, start_s: float, end_s: float) -> float:
+    """Units of work done between two instants; one under way counts by its share inside."""
+    rows = run.work[run.work["kind"] == kind]
+    from_s, to_s = rows["start_s"].to_numpy(float), rows["end_s"].to_numpy(float)
+    inside = np.clip(np.minimum(to_s, end_s) - np.maximum(from_s, start_s), 0, None)
+    return float((inside / np.maximum(to_s - from_s, 1e-9)).sum())
+
+
+def lost_work_s(run: Run, stay: Run) -> dict[str, float]:
+    """Seconds of work lost from the move's start to the end of both, by kind.
+
+    The kinds are those of work.csv; where there are none, the reads and writes of latency.csv.
+    """
+    start_s, end_s = run.summary["move_s"], min(run.end_s, stay.end_s)
+    lost = {}
+    for kind, done, could in _done(run, stay, start_s, end_s):
+        if could > 0 and end_s > start_s:
+            lost[kind] = (1 - done / could) * (end_s - start_s)
+    return lost
+
+
+def _done(run: Run, stay: Run, start_s: float, end_s: float) -> Iterator[tuple[str, float, float]]:
+    kinds = sorted(set(stay.work["kind"]))
+    for kind in kinds:
+        yield kind, *(progress(one, kind, start_s, end_s) for one in (run, stay))
+    if not kinds:
+        for kind in ("read", "write"):
+            yield kind, *(float(len(ios(one, kind, start_s, end_s))) for one in (run, stay))
