@@ -1,0 +1,81 @@
+"""The workflow, with Snakemake and a project whose runs are pretended."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from experiments import cells, reproduce
+from experiments.cells import Cell
+
+pytest.importorskip("snakemake", reason="Snakemake is installed by `make reproduce` only")
+
+A = Cell("some/a=1%,b=x+y/one/s1", "some", {"a": "1%"}, "one", 1, "virtual", 60, ())
+CELLS = [
+    A,
+    replace(A, id="some/same/s1", same_as=A.id),
+    replace(A, id="some/real/s1", clock="real"),
+    replace(A, id="some/oracle/s1", trace_of=A.id),
+]
+# Stands in for experiments/matrix.py: notes the order and makes the run's directory.
+MATRIX = """
+import sys
+from pathlib import Path
+cell, out = sys.argv[2], Path(sys.argv[sys.argv.index("--out") + 1])
+with (out / "order").open("a") as order:
+    order.write(cell + "\\n")
+(out / "runs" / cell / "run.json").write_text("{}")
+"""
+METRICS = """
+import sys
+from pathlib import Path
+runs, out = map(Path, sys.argv[1:])
+(out / "metrics.csv").write_text(str(len(list(runs.rglob("run.json")))))
+"""
+
+
+def snakemake(project: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    args = reproduce._parser().parse_args(["--cores", "2"])
+    command = [*reproduce.snakemake(args, out), *more]
+    given = command.index(f"project={reproduce.PROJECT}")
+    command[given] = f"project={project}"
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=250)
+
+
+def a_project(tmp_path: Path) -> tuple[Path, Path]:
+    project, out = tmp_path / "project", tmp_path / "out"
+    (project / "experiments").mkdir(parents=True)
+    (project / "experiments/__init__.py").touch()
+    (project / "experiments/matrix.py").write_text(MATRIX)
+    (project / "experiments/metrics.py").write_text(METRICS)
+    out.mkdir()
+    cells.write(out / "matrix.json", CELLS)
+    return project, out
+
+
+def test_every_run_is_made_once_after_what_it_needs_then_the_steps(tmp_path: Path) -> None:
+    project, out = a_project(tmp_path)
+    done = snakemake(project, out)
+    assert done.returncode == 0, done.stderr
+    order = (out / "order").read_text().split()
+    assert sorted(order) == sorted(cell.id for cell in CELLS)
+    for cell in CELLS:
+        assert all(order.index(other) < order.index(cell.id) for other in cell.needs)
+    assert (out / "metrics.csv").read_text() == "4"
+    again = snakemake(project, out, "--dry-run")
+    assert "Nothing to be done" in again.stdout + again.stderr
+
+
+def test_the_quick_matrix_is_a_workflow(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "experiments.reproduce", "--quick", "--dry-run"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path)], capture_output=True, text=True, check=False, timeout=250
+    )
+    assert done.returncode == 0, done.stderr
+    known = json.loads((tmp_path / "matrix.json").read_text())["cells"]
+    assert f"run {len(known)}" in " ".join((done.stdout + done.stderr).split())
