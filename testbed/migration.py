@@ -324,12 +324,13 @@ class Migration:
             time.sleep(0.02)
         status = self._sample_presence()
         self.sampler.status_of = None
-        fetched = {key: status[key] for key in record.PRESENCE if key.endswith("_bytes")}
+        known = status or {}
+        fetched = {key: known[key] for key in record.PRESENCE if key in known and "bytes" in key}
         self.log.event("relocation-complete", **fetched)
         self.results.relocated(status, completion.at_s)
 
-    def _sample_presence(self) -> record.Status:
-        return self.sampler.sample_presence() if self.sampler.status_of is not None else {}
+    def _sample_presence(self) -> record.Status | None:
+        return self.sampler.sample_presence() if self.sampler.status_of is not None else None
 
     def _shut_off_source(self) -> None:
         self.servers.stop(self.system.source)

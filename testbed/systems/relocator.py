@@ -114,8 +114,9 @@ class Relocator(System):
         self._client.call("activate")
 
     def copy(self) -> None:
-        self._client.call("set", background="on")
-        self._client.call("wait", patience_s=None, timeout_s=COPY_LIMIT_S)
+        if self._client.call("status")["state"] != "complete":  # the guest may have read it all
+            self._client.call("set", background="on")
+            self._client.call("wait", patience_s=None, timeout_s=COPY_LIMIT_S)
 
     def status(self) -> dict[str, Any]:
         return self._client.call("status")
