@@ -9,7 +9,8 @@ import pytest
 from experiments import cells, code, scenario, trace
 from experiments.cells import Cell
 from experiments.schema import ScenarioError
-from testbed import options
+from testbed import disk, options
+from testbed.workloads import suite
 
 EXPECTED = {
     *("e1", "e2", "e4", "e7", "e8", "compare", "ordering", "pacing", "outage", "congestion"),
@@ -36,7 +37,10 @@ def test_every_cell_of_every_scenario_is_a_command_the_test_bed_understands(quic
     assert len({cell.id for cell in found}) == len(found)
     assert found == cells.quick_or_full(quick)
     for cell in found:
-        options.parse(cell.arguments)
+        parameters = options.parse(cell.arguments)
+        workloads = suite.parse(parameters.workloads, suite.Settings())
+        wanted = disk.Wanted(parameters.disk_bytes, parameters.fill_bytes)
+        wanted.check(suite.room(workloads))  # the disk has room for them
 
 
 def test_the_quick_matrix_is_small_and_has_repetitions() -> None:

@@ -29,6 +29,7 @@ from pathlib import Path
 cell, out = sys.argv[2], Path(sys.argv[sys.argv.index("--out") + 1])
 with (out / "order").open("a") as order:
     order.write(cell + "\\n")
+(out / "runs" / cell).mkdir(parents=True, exist_ok=True)
 (out / "runs" / cell / "run.json").write_text("{}")
 """
 METRICS = """
