@@ -16,12 +16,9 @@ from typing import Any
 
 from relocator import config
 from relocator.errors import ConfigError
-from testbed import wan
+from testbed import systems, wan
 
-SYSTEMS = (
-    *("relocator", "remote", "stay", "offline", "mirror"),
-    *("qemu-stream", "nbdkit-cow", "nbdkit-cache"),
-)
+SYSTEMS = tuple(systems.SYSTEMS)
 WORKLOADS = ("mixed", "compile", "sqlite", "git", "ledger")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.%+_-]*")
 NAME_RIGHT = "letters, digits and . % + _ - only: it becomes part of a directory's name"
@@ -155,6 +152,8 @@ SETTINGS: Mapping[str, Check] = {
     "window": _setting(config.parse_window),
     "connections": _setting(config.parse_connections),
     "rate": _setting(config.parse_rate),
+    "block": _setting(config.parse_block),
+    "source": _choice("file"),
     "preseed": _choice("yes", "no"),
     "return": _choice("yes", "no"),
 }
