@@ -1,0 +1,143 @@
+"""What a disk may hold after a crash: every sector carries the number of the write that made it.
+
+The *trace* is what the clients saw, in order. Numbers are given when a write is sent; each sector
+belongs to one client, which has one request under way, so its numbers rise and are acknowledged in
+order. From the trace follow, for any moment, the two bounds of what a sector may hold: at least the
+*floor* (the newest write that a completed flush or FUA covers), at most what was sent by then.
+"""
+
+import json
+import struct
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SECTOR_BYTES = 512
+_STAMP = struct.Struct("<8sQQ8x")  # who made it, number, sector: 16 of them fill a sector
+_WRITTEN, _SOURCE = b"written!", b"source!!"
+_REPEATS = SECTOR_BYTES // _STAMP.size
+ZEROS = bytes(SECTOR_BYTES)
+
+
+def written(number: int, first: int, count: int) -> bytes:
+    """The data of write `number` for the sectors `first..first+count`."""
+    return b"".join(
+        _STAMP.pack(_WRITTEN, number, sector) * _REPEATS for sector in range(first, first + count)
+    )
+
+
+def source_sector(sector: int) -> bytes:
+    """What the source has there: every sixth stretch of 64 KiB is a hole."""
+    return ZEROS if sector // 128 % 6 == 5 else _STAMP.pack(_SOURCE, 0, sector) * _REPEATS
+
+
+def make_source(path: Path, sectors: int) -> None:
+    """The source's image, sparse."""
+    with path.open("wb") as disk:
+        disk.truncate(sectors * SECTOR_BYTES)
+        for sector in range(sectors):
+            if (data := source_sector(sector)) != ZEROS:
+                disk.seek(sector * SECTOR_BYTES)
+                disk.write(data)
+
+
+@dataclass
+class Sent:
+    """A write: `zero` if it made its sectors zero."""
+
+    first: int
+    count: int
+    zero: bool
+
+
+class History:
+    """What is known at a moment; moved on by `promise`, never back."""
+
+    def __init__(self, sectors: int, events: Iterable[list[Any]]) -> None:
+        self.floor = array("Q", bytes(8 * sectors))
+        self.most = 0  # what was sent by now; the caller moves it on
+        self.bounds: dict[str, int] = {}
+        self._sent: dict[int, Sent] = {}
+        self._zeros: dict[int, list[int]] = {}
+        self._flushes: dict[str, int] = {}
+        self._acknowledged: list[list[int]] = [[]]  # in front of each flush
+        self._promised = 0
+        for kind, *rest in events:
+            if kind == "send":
+                self._send(*rest)
+            elif kind == "ack":
+                self._acknowledged[-1].append(rest[0])
+            elif kind == "flush":
+                self._flushes[rest[0]] = len(self._acknowledged)
+                self._acknowledged.append([])
+            elif kind == "bound":
+                self.bounds[rest[0]] = rest[1]
+
+    def _send(self, number: int, first: int, count: int, zero: bool) -> None:
+        self._sent[number] = Sent(first, count, zero)
+        if zero:
+            for sector in range(first, first + count):
+                self._zeros.setdefault(sector, []).append(number)
+
+    def promise(self, mark: str) -> None:
+        """The flush or FUA write with this mark has completed: `flush-7`, `fua-123`."""
+        kind, _, number = mark.partition("-")
+        if kind == "fua":
+            self._raise(int(number))
+        elif kind == "flush":  # covers all that was acknowledged when it was sent
+            upto = self._flushes[mark]
+            for numbers in self._acknowledged[self._promised : upto]:
+                for acknowledged in numbers:
+                    self._raise(acknowledged)
+            self._promised = max(self._promised, upto)
+
+    def _raise(self, number: int) -> None:
+        write = self._sent[number]
+        for sector in range(write.first, write.first + write.count):
+            self.floor[sector] = max(self.floor[sector], number)
+
+    def may_hold(self, sector: int, data: bytes) -> str | None:
+        """None if the sector may hold `data`, else what is wrong with that."""
+        floor = self.floor[sector]
+        if data == ZEROS:
+            if any(floor <= number <= self.most for number in self._zeros.get(sector, ())):
+                return None
+            if floor == 0 and source_sector(sector) == ZEROS:
+                return None
+            return f"sector {sector} is zero, which it was not at or after write {floor}"
+        who, number, at = _STAMP.unpack_from(data)
+        if data != _STAMP.pack(who, number, at) * _REPEATS or at != sector:
+            return f"sector {sector} holds what nobody wrote there"
+        if who == _SOURCE:
+            if floor == 0:
+                return None
+            return f"sector {sector} holds the source's data, write {floor} was flushed"
+        write = self._sent.get(number)
+        if who != _WRITTEN or write is None or write.zero:
+            return f"sector {sector} holds what nobody wrote there"
+        if number < floor:
+            return f"sector {sector} holds write {number}, write {floor} was flushed"
+        return None
+
+
+class Trace:
+    """The trace as it is recorded; the caller serialises."""
+
+    def __init__(self) -> None:
+        self.events: list[list[Any]] = []
+
+    def note(self, *event: Any) -> None:
+        """Add an event: send number first count zero | ack number | flush name | bound name n."""
+        self.events.append(list(event))
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON lines."""
+        path.write_text("".join(json.dumps(event) + "\n" for event in self.events))
+
+
+def load(path: Path, sectors: int) -> History:
+    """The history that a recorded trace tells."""
+    with path.open() as lines:
+        return History(sectors, [json.loads(line) for line in lines])
