@@ -120,7 +120,7 @@ def _row(
     }
     for key in CONDITIONS:
         value = parameters.get(key)
-        row[key] = _settings(value) if isinstance(value, Mapping) else value
+        row[key] = _plain(value)
     if run is not None:
         row |= _by_phase(run)
         if run.moves:
@@ -130,8 +130,11 @@ def _row(
     return row
 
 
-def _settings(settings: Mapping[str, str]) -> str:
-    return ",".join(f"{key}={value}" for key, value in sorted(settings.items()))
+def _plain(value: Any) -> Value:
+    """A parameter as one cell."""
+    if isinstance(value, Mapping):
+        return ",".join(f"{key}={one}" for key, one in sorted(value.items()))
+    return ",".join(map(str, value)) if isinstance(value, list) else value
 
 
 def _background(key: str) -> Callable[[Run], Value]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -103,8 +103,13 @@ def common_scales(runs: Runs) -> Scales:
     )
 
 
-def relocation_figure(runs: Runs, scales: Scales) -> bytes:
-    """E2's figure: WAN throughput, I/O latency and blocks present; a column for each run."""
+def relocation_figure(
+    runs: Runs, scales: Scales, decorate: Callable[[Axes, Axes, Run], None] | None = None
+) -> bytes:
+    """E2's figure: WAN throughput, I/O latency and blocks present; a column for each run.
+
+    `decorate` may add something to a column's throughput and latency.
+    """
     with _style():
         columns = len(runs)
         figure = Figure(figsize=(8.6 if columns == 1 else 7.0 * columns, 8.0), layout="constrained")
@@ -121,6 +126,8 @@ def relocation_figure(runs: Runs, scales: Scales) -> bytes:
             _presence(axes[2], run)
             for panel in axes:
                 _marks(panel, run)
+            if decorate is not None:
+                decorate(axes[0], axes[1], run)
             axes[2].set_xlabel("time since the switch (s)")
         for row, label in zip(grid, LABELS, strict=True):
             row[0].set_ylabel(label)
@@ -128,7 +135,7 @@ def relocation_figure(runs: Runs, scales: Scales) -> bytes:
                 panel.tick_params(labelleft=False)
         _legend(grid[0, -1], _throughput_legend(runs))
         _legend(grid[1, -1], _latency_legend())
-        return _png(figure)
+        return png(figure)
 
 
 def links_figure(run: Run) -> bytes:
@@ -164,7 +171,7 @@ def links_figure(run: Run) -> bytes:
             Line2D([], [], color=KINDS["write"], label="TX: written by the VM,\nor requests (C)"),
         ]
         _legend(panels[1], handles)
-        return _png(figure)
+        return png(figure)
 
 
 @contextmanager
@@ -318,7 +325,7 @@ def _thousands() -> FuncFormatter:
     return FuncFormatter(lambda value, _: f"{value:,.0f}")
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=DPI, metadata={"Software": None})
     return out.getvalue()

@@ -1,0 +1,199 @@
+"""Figures, tables and one page of everything that was measured.
+
+    python -m experiments.evaluation OUT
+
+Reads OUT/metrics.csv (of experiments.metrics) and the runs in OUT/runs; writes OUT/figures/*.png,
+OUT/tables/*.csv and *.md, and OUT/index.html, which needs no other file. A function of those alone:
+no dates, hosts or paths. Runs that failed, were refused or are lacking are named where they would
+have been shown.
+
+Exit status: 0 all is written; 1 the metrics or a run can't be read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+
+from experiments import scenario
+from experiments.figures import ALL, draw
+from experiments.figures.evidence import Drawn, Evidence
+from experiments.report import TEMPLATES
+from experiments.rundir import RunError
+
+#: column of the table of all runs -> its head; identity first
+RUNS_TABLE = {
+    "scenario": "scenario",
+    "axes": "conditions",
+    "name": "system",
+    "seed": "seed",
+    "clock": "clock",
+    "outcome": "outcome",
+    "downtime_s": "downtime",
+    "independent_s": "source free",
+    "recovered_s": "as local",
+    "during_read_p50_s": "read p50",
+    "during_read_p99_s": "read p99",
+    "lost_work_s": "lost work",
+    "link_use": "link use",
+    "wan_over_allocated": "WAN / disk",
+}
+SHARES = ("link_use", "wan_over_allocated")
+QUESTIONS = {path.stem: path for path in scenario.SCENARIOS.glob("*.toml")}
+
+
+def evaluate(out: Path) -> dict[str, Drawn]:
+    """Draws and writes everything; RunError if it can't be read."""
+    evidence = Evidence(out)
+    drawn = {name: draw_one(evidence) for name, draw_one in ALL.items()}
+    for directory in (out / "figures", out / "tables"):
+        directory.mkdir(exist_ok=True)
+    for name, one in drawn.items():
+        if one.png is not None:
+            (out / "figures" / f"{name}.png").write_bytes(one.png)
+        if one.table is not None:
+            table = one.table.to_csv(index=False, float_format="%.9g", lineterminator="\n")
+            (out / "tables" / f"{name}.csv").write_text(table, encoding="utf-8")
+            (out / "tables" / f"{name}.md").write_text(markdown(one.table), encoding="utf-8")
+    (out / "index.html").write_text(page(evidence, drawn), encoding="utf-8")
+    return drawn
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The table for people: each estimate as mean (low to high), or the mean alone of one seed."""
+    hidden = {name for name in table.columns if name.endswith(("_low", "_high"))}
+    names = [name for name in table.columns if name not in hidden]
+    lines = [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
+    for _, row in table.iterrows():
+        cells = []
+        for name in names:
+            low, high = row.get(f"{name}_low", math.nan), row.get(f"{name}_high", math.nan)
+            spread = "" if pd.isna(low) else f" ({_number(low)} to {_number(high)})"
+            cells.append(f"{_number(row[name])}{spread}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _number(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return "–" if math.isnan(value) else f"{value:.4g}"
+
+
+def summary(evidence: Evidence, drawn: Mapping[str, Drawn]) -> list[str]:
+    """What the page says first: how many runs, then relocator against each peer, then the rest."""
+    frame = evidence.frame
+    bad = frame[frame["outcome"] != "ok"]
+    said = []
+    if len(bad):
+        counted = ", ".join(f"{n} {what}" for what, n in bad["outcome"].value_counts().items())
+        said.append(f"{len(frame)} runs; {counted} (marked in the table, in no figure).")
+    else:
+        said.append(f"{len(frame)} runs, all of which passed all of their checks.")
+    lacking = [name for name, one in drawn.items() if one.png is None]
+    if lacking:
+        said.append(f"Nothing to draw for: {', '.join(lacking)}.")
+    return said
+
+
+def page(evidence: Evidence, drawn: Mapping[str, Drawn]) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    images = {
+        name: "data:image/png;base64," + base64.b64encode(one.png).decode("ascii")
+        for name, one in drawn.items()
+        if one.png is not None
+    }
+    heads = list(RUNS_TABLE.values())
+    return environment.get_template("evaluation.html.j2").render(
+        counts=summary(evidence, drawn),
+        verdicts=drawn["compare"].sentences,
+        tiles=tiles(evidence.frame),
+        drawn=drawn,
+        images=images,
+        questions={name: _about(name) for name in drawn},
+        heads=heads,
+        rows=[_cells(row) for _, row in evidence.frame.iterrows()],
+    )
+
+
+def _about(name: str) -> str:
+    """The question that a scenario answers, from its file."""
+    loaded = scenario.load(QUESTIONS[name]) if name in QUESTIONS else None
+    return "" if loaded is None else loaded.about
+
+
+def tiles(frame: pd.DataFrame) -> list[tuple[str, str]]:
+    """Figures of all relocator runs of the comparison for the page's top: (figure, what it is)."""
+    rows = frame[(frame["scenario"] == "compare") & (frame["name"] == "relocator")]
+    rows = rows[rows["outcome"] == "ok"]
+    found = []
+    for column, what in (
+        ("downtime_s", "downtime, median of all conditions"),
+        ("independent_s", "from the switch until the source may go, median"),
+        ("wan_over_allocated", "times the disk's data went over the WAN"),
+        ("link_use", "of the link used while the disk was copied"),
+    ):
+        value = rows[column].median() if len(rows) else math.nan
+        if not math.isnan(value):
+            found.append((_tile(column, float(value)), what))
+    return found
+
+
+def _tile(column: str, value: float) -> str:
+    if column == "link_use":
+        return f"{value * 100:.0f} %"
+    return f"{value:.2f}" if column == "wan_over_allocated" else draw.s(value)
+
+
+def _cells(row: pd.Series) -> dict[str, Any]:
+    """A row of the table of all runs: text to show, value to sort by."""
+    cells = []
+    for name in RUNS_TABLE:
+        value = row[name]
+        if isinstance(value, str):
+            cells.append({"text": value, "sort": value})
+        elif name == "seed":
+            cells.append({"text": str(value), "sort": value})
+        elif pd.isna(value):
+            cells.append({"text": "", "sort": ""})
+        else:
+            text = f"{value:.2f}" if name in SHARES else draw.s(float(value))
+            cells.append({"text": text, "sort": f"{value:.9g}"})
+    return {"cells": cells, "bad": row["outcome"] != "ok", "reason": row["reason"]}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m experiments.evaluation", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("out", type=Path, metavar="OUT")
+    args = parser.parse_args(argv)
+    try:
+        drawn = evaluate(args.out)
+    except (RunError, OSError) as error:
+        print(f"evaluation: {error}", file=sys.stderr)
+        return 1
+    count = sum(one.png is not None for one in drawn.values())
+    print(f"evaluation: {count} of {len(drawn)} figures, in {args.out / 'index.html'}")
+    for name, one in drawn.items():
+        for note in one.notes:
+            if note.startswith(("Not ", "Lacking")):
+                print(f"evaluation: {name}: {note}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,29 @@
+"""The evaluation's figures, one function each; `ALL` is their order on the page.
+
+A figure is made of the runs that went well, and says which did not and which it lacks. Its words
+are computed from what it shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from experiments.figures import ablations, conditions, paper, programs, systems
+from experiments.figures.evidence import Drawn, Evidence
+
+ALL: dict[str, Callable[[Evidence], Drawn]] = {
+    "compare": systems.compare,
+    "e1": paper.e1,
+    "e2": paper.e2,
+    "e4": programs.e4,
+    "e7": paper.e7,
+    "e8": paper.e8,
+    "ordering": ablations.ordering,
+    "pacing": ablations.pacing,
+    "outage": ablations.outage,
+    "congestion": conditions.congestion,
+    "size": conditions.size,
+    "profiles": conditions.profiles,
+    "clocks": conditions.clocks,
+    "real": programs.real,
+}

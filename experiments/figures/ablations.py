@@ -1,0 +1,216 @@
+"""What the order of the copy and its pacing are worth, and what a failing link does."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from experiments import analysis, measures, plots
+from experiments.figures import draw
+from experiments.figures.evidence import Drawn, Evidence, estimate
+from experiments.rundir import Run
+
+ORDERING_TITLE = "Orders of the background copy"
+PACING_TITLE = "Pacing of the background copy"
+OUTAGE_TITLE = "The WAN fails in the middle of the copy"
+P99_BIN_S = 2.0
+ORDERS = ("oracle", "in-use+hot", "hot", "sequential", "random")
+
+
+def ordering(evidence: Evidence) -> Drawn:
+    """Miss ratio and p99 over the time since the switch, and when reads are as before."""
+    frame, notes = evidence.scenario("ordering"), evidence.notes("ordering")
+    if frame.empty:
+        return Drawn(ORDERING_TITLE, notes=notes)
+    names = sorted(set(frame["name"]), key=lambda n: ORDERS.index(n) if n in ORDERS else 9)
+    colours = draw.palette(names)
+    runs = {name: [evidence.run(row) for _, row in _of(frame, name)] for name in names}
+    last_s = _until(frame)
+    with draw.style():
+        made = draw.figure(13.5, 4.2)
+        left, middle, right = made.subplots(1, 3, gridspec_kw={"width_ratios": [1.3, 1.3, 1]})
+        for name in names:
+            series = [s for run in runs[name] if (s := measures.miss_series(run)) is not None]
+            if series:
+                draw.band(left, series, "miss_ratio", colours[name], name)
+            tails = [_tail(run) for run in runs[name]]
+            draw.band(middle, tails, "p99_s", colours[name], name)
+        left.set_ylabel("miss ratio, bins of 1 s")
+        middle.set_ylabel(f"read p99 (s), bins of {P99_BIN_S:g} s")
+        middle.set_yscale("log")
+        draw.log_ticks(middle.yaxis)
+        for axes in (left, middle):
+            axes.set_xlim(0, last_s)
+            axes.set_xlabel("time since the switch (s)")
+        left.set_ylim(bottom=0)
+        left.legend()
+        _times(right, frame, names, colours)
+        content = draw.png(made)
+    columns = ["miss_s", "miss_ratio", "recovered_s", "independent_s", "during_read_p99_s"]
+    table = draw.summary_table(frame, ["name"], columns)
+    return Drawn(ORDERING_TITLE, content, _order_words(frame, names), notes, table)
+
+
+def _of(frame: pd.DataFrame, name: str) -> list[tuple[object, pd.Series]]:
+    return list(frame[frame["name"] == name].iterrows())
+
+
+def _until(frame: pd.DataFrame) -> float:
+    """As far as there is something to see: a little after the last independence."""
+    last = frame["independent_s"].max()
+    return float(frame["observed_s"].max() if pd.isna(last) else last * 1.15 + 1)
+
+
+def _tail(run: Run) -> pd.DataFrame:
+    after = analysis.Window(measures.switch_done_s(run) - run.switch_s, float("inf"))
+    return draw.binned_p99(analysis.latencies(run, "read", after), P99_BIN_S)
+
+
+def _times(axes: Axes, frame: pd.DataFrame, names: list[str], colours: dict[str, object]) -> None:
+    for y, name in enumerate(names):
+        value = estimate(frame[frame["name"] == name]["miss_s"].tolist())
+        if value is None:
+            draw.never(axes, y, colours[name], "not known")
+        else:
+            draw.bar(axes, y, value, colours[name])
+    axes.set_xlim(left=0)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlabel("misses: ratio summed over time (s)")
+
+
+def _order_words(frame: pd.DataFrame, names: list[str]) -> list[str]:
+    mean = frame.groupby("name")[["miss_s", "recovered_s"]].mean()
+    known = mean["miss_s"].dropna()
+    if known.empty:
+        return ["On this link a miss can't be told from a local read."]
+    listed = ", ".join(f"{name} {draw.s(known[name])}" for name in names if name in known)
+    said = [f"The guest meets missing blocks for (miss ratio summed over time): {listed}."]
+    if "oracle" in known and len(known) > 1 and known["oracle"] > 0:
+        best = known.drop("oracle").idxmin()
+        ratio = known[best] / known["oracle"]
+        said.append(
+            f"The best order that doesn't know the future is {best}, {draw.times(ratio)} times the "
+            "oracle's."
+        )
+    recovered = mean["recovered_s"].dropna()
+    if len(recovered):
+        listed = ", ".join(f"{n} {draw.s(recovered[n])}" for n in names if n in recovered)
+        said.append(f"Reads are as before the move after: {listed}.")
+    return said
+
+
+def pacing(evidence: Evidence) -> Drawn:
+    """The copy's use of the link against what the guest waits."""
+    frame, notes = evidence.scenario("pacing"), evidence.notes("pacing")
+    frame = frame[frame["link_use"].notna()] if len(frame) else frame
+    if frame.empty:
+        return Drawn(PACING_TITLE, notes=notes)
+    names = list(dict.fromkeys(frame["name"]))
+    colours = draw.palette(names)
+    use, wait = (draw.by(frame, ["name"], key) for key in ("link_use", "read_p99_s_background"))
+    names = [name for name in names if use[name] is not None and wait[name] is not None]
+    rtt_ms = float(frame["rtt_s"].iloc[0]) * 1000
+    with draw.style():
+        made = draw.figure(8.6, 4.4)
+        axes = made.subplots()
+        for name in names:
+            x, y = use[name].scaled(100), wait[name].scaled(1000)
+            errors = {"xerr": [[x.mean - x.low], [x.high - x.mean]]} if x.count > 1 else {}
+            draw.point(axes, x.mean, y, colours[name], markersize=8, **errors)
+            place = {"xytext": (7, 5), "textcoords": "offset points"}
+            axes.annotate(name, (x.mean, y.mean), color=colours[name], **place)
+        axes.axhline(rtt_ms, color=plots.FAINT, linestyle=":")
+        axes.annotate("round trip", (0.01, rtt_ms), xycoords=("axes fraction", "data"), va="bottom")
+        axes.set_ylim(bottom=0)
+        axes.margins(x=0.15, y=0.2)
+        axes.set_xlabel("share of the link used during the copy (%)")
+        axes.set_ylabel("guest's read p99 meanwhile (ms)")
+        content = draw.png(made)
+    columns = ["copy_s", "link_use", "read_p50_s_background", "read_p99_s_background"]
+    table = draw.summary_table(frame, ["name"], [*columns, "lost_work_s"])
+    said = [
+        f"{name}: {use[name].mean * 100:.0f} % of the link, read p99 {draw.s(wait[name].mean)} "
+        f"({wait[name].mean * 1000 / rtt_ms:.1f} round trips)."
+        for name in names
+    ]
+    return Drawn(PACING_TITLE, content, said, notes, table)
+
+
+def outage(evidence: Evidence) -> Drawn:
+    """Each read's latency over time, the cut shaded; a column for each event."""
+    frame, notes = evidence.scenario("outage"), evidence.notes("outage")
+    if frame.empty:
+        return Drawn(OUTAGE_TITLE, notes=notes)
+    events, names = list(dict.fromkeys(frame["axis_event"])), draw.ordered(frame["name"])
+    said = []
+    with draw.style():
+        made = draw.figure(max(6.0, 3.4 * len(events)) + 0.8, 0.8 + 2.7 * len(names))
+        grid = made.subplots(len(names), len(events), sharex=True, sharey=True, squeeze=False)
+        for row, name in zip(grid, names, strict=True):
+            for axes, event in zip(row, events, strict=True):
+                cell = frame[(frame["name"] == name) & (frame["axis_event"] == event)]
+                if len(cell):
+                    run = evidence.run(cell.iloc[0])
+                    _failing(axes, run)
+                    said.append(_outage_words(run, event, name, len(cell)))
+                else:
+                    axes.text(0.5, 0.5, "no run", transform=axes.transAxes, ha="center")
+                axes.set_title(f"{name}, {event}", loc="left", fontsize=10, fontweight="bold")
+            row[0].set_ylabel("each read's latency (s)")
+        for axes in grid[-1]:
+            axes.set_xlabel("time since the switch (s)")
+        content = draw.png(made)
+    notes.append("Drawn: the first seed of each.")
+    columns = ["during_read_max_s", "during_read_p99_s", "independent_s", "recovered_s"]
+    table = draw.summary_table(frame, ["axis_event", "name"], columns)
+    return Drawn(OUTAGE_TITLE, content, said, notes, table)
+
+
+def _failing(axes: Axes, run: Run) -> None:
+    ios = analysis.latencies(run, "read", analysis.Window(-2.0, float("inf")))
+    axes.plot(
+        ios["t_s"], ios["latency_s"], ".", color=draw.COLOURS["relocator"], markersize=4, mew=0
+    )
+    axes.set_yscale("log")
+    draw.log_ticks(axes.yaxis)
+    for start_s, end_s in cuts(run):
+        axes.axvspan(start_s, end_s, color="#b3261e", alpha=0.15, linewidth=0)
+    for at_s in changes(run):
+        axes.axvline(at_s, color="#b3261e", linestyle="--", linewidth=1)
+    axes.axvline(0, color=plots.INK, linewidth=1)
+    done = run.independent_s
+    if done is not None:
+        axes.axvline(done, color=plots.INK, linestyle="-.", linewidth=1)
+
+
+def cuts(run: Run) -> list[tuple[float, float]]:
+    """When nothing got through, in seconds since the switch."""
+    found, began = [], None
+    for event in run.events:
+        if event["event"] == "link-changed" and "cut" in event:
+            if event["cut"] and began is None:
+                began = event["t_s"]
+            elif not event["cut"] and began is not None:
+                found.append((began - run.switch_s, event["t_s"] - run.switch_s))
+                began = None
+    return found + ([(began - run.switch_s, run.end_s - run.switch_s)] if began is not None else [])
+
+
+def changes(run: Run) -> list[float]:
+    """When the link became another, other than by a cut, in seconds since the switch."""
+    events = (event for event in run.events if event["event"] == "link-changed")
+    return [event["t_s"] - run.switch_s for event in events if "cut" not in event]
+
+
+def _outage_words(run: Run, event: str, name: str, seeds: int) -> str:
+    reads = analysis.latencies(run, "read", analysis.Window(0.0, float("inf")))
+    longest = draw.s(float(reads["latency_s"].max())) if len(reads) else "–"
+    good = all(check["ok"] for check in run.checks)
+    errors = f"no I/O error, all {len(run.checks)} checks passed" if good else "checks FAILED"
+    lasted = sum(end_s - start_s for start_s, end_s in cuts(run))
+    cut = f" (cut for {draw.s(lasted)})" if lasted else ""
+    done = run.independent_s
+    ended = f"; the source may go after {draw.s(done)}" if done is not None else ""
+    more = f", in the first of {seeds} seeds" if seeds > 1 else ""
+    return f"{name}, {event}{cut}: longest read {longest}{ended}; {errors}{more}."

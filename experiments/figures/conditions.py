@@ -1,0 +1,222 @@
+"""What loss, size, the kind of link and the clock do to the same migration."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from experiments.figures import draw
+from experiments.figures.evidence import (
+    Drawn,
+    Estimate,
+    Evidence,
+    estimate,
+    fraction,
+    size_bytes,
+)
+
+CONGESTION_TITLE = "Congestion control and loss"
+SIZE_TITLE = "Cost against the disk's size"
+PROFILES_TITLE = "The library of links"
+CLOCKS_TITLE = "Real and virtual time"
+CLOCK_COLUMNS = {
+    "downtime_s": "downtime",
+    "independent_s": "switch until the source may go",
+    "copy_s": "background copy",
+    "link_use": "use of the link",
+    "local_read_p99_s": "local read p99",
+    "during_read_p50_s": "read p50 meanwhile",
+    "during_read_p99_s": "read p99 meanwhile",
+    "wan_over_allocated": "WAN over allocated bytes",
+}
+
+
+def congestion(evidence: Evidence) -> Drawn:
+    frame, notes = evidence.scenario("congestion"), evidence.notes("congestion")
+    if frame.empty:
+        return Drawn(CONGESTION_TITLE, notes=notes)
+    kinds = list(dict.fromkeys(frame["axis_congestion"]))
+    losses = sorted(set(frame["axis_loss"]), key=fraction)
+    colours = draw.palette(kinds)
+    panels = {"copy_s": "background copy (s)", "during_read_p99_s": "guest read p99 meanwhile (s)"}
+    with draw.style():
+        made = draw.figure(9.6, 3.8)
+        for axes, (column, label) in zip(made.subplots(1, 2), panels.items(), strict=True):
+            found = draw.by(frame, ["axis_congestion", "axis_loss"], column)
+            for shift, kind in enumerate(kinds):
+                known = [(x, found.get((kind, loss))) for x, loss in enumerate(losses)]
+                _line(axes, known, (shift - 1) * 0.06, colours[kind], kind)
+            axes.set_xticks(range(len(losses)), losses)
+            axes.set_xlim(-0.4, len(losses) - 0.6)
+            axes.set_yscale("log")
+            draw.log_ticks(axes.yaxis)
+            axes.set_xlabel("loss each way")
+            axes.set_ylabel(label)
+        axes.legend()
+        content = draw.png(made)
+    columns = ["copy_s", "link_use", "during_read_p50_s", "during_read_p99_s", "independent_s"]
+    table = draw.summary_table(frame, ["axis_loss", "axis_congestion"], columns)
+    said = []
+    for loss in losses:
+        found = draw.by(frame[frame["axis_loss"] == loss], ["axis_congestion"], "copy_s")
+        listed = [f"{kind} {draw.s(one.mean)}" for kind, one in found.items() if one]
+        if listed:
+            said.append(f"With a loss of {loss} the copy takes: {', '.join(listed)}.")
+    return Drawn(CONGESTION_TITLE, content, said, notes, table)
+
+
+def _line(
+    axes: Axes,
+    known: list[tuple[float, Estimate | None]],
+    shift: float,
+    colour: object,
+    label: str,
+) -> None:
+    there = [(x + shift, value) for x, value in known if value is not None]
+    axes.plot([x for x, _ in there], [value.mean for _, value in there], color=colour, label=label)
+    for x, value in there:
+        draw.point(axes, x, value, colour)
+
+
+def size(evidence: Evidence) -> Drawn:
+    frame, notes = evidence.scenario("size"), evidence.notes("size")
+    if frame.empty:
+        return Drawn(SIZE_TITLE, notes=notes)
+    frame = frame.assign(bytes=frame["axis_size"].map(size_bytes)).sort_values("bytes")
+    panels = {
+        "independent_s": "switch until the source may go (s)",
+        "downtime_s": "downtime (s)",
+        "during_read_p99_s": "guest read p99 meanwhile (s)",
+        "wan_over_allocated": "WAN bytes over allocated",
+    }
+    names = draw.ordered(frame["name"])
+    with draw.style():
+        made = draw.figure(13.5, 3.6)
+        for axes, (column, label) in zip(made.subplots(1, 4), panels.items(), strict=True):
+            found = draw.by(frame, ["name", "bytes"], column)
+            for name in names:
+                known = [(key[1] / 2**20, one) for key, one in found.items() if key[0] == name]
+                _line(axes, known, 0.0, draw.COLOURS.get(name, "#444"), name)
+            axes.set_xlabel("size of the disk (MiB)")
+            axes.set_ylabel(label)
+            axes.set_ylim(bottom=0)
+        made.axes[1].legend()
+        content = draw.png(made)
+    table = draw.summary_table(frame, ["axis_size", "name"], list(panels))
+    return Drawn(SIZE_TITLE, content, _size_words(frame), notes, table)
+
+
+def _size_words(frame: pd.DataFrame) -> list[str]:
+    ours = frame[frame["name"] == "relocator"]
+    mean = ours.groupby("bytes")[["independent_s", "downtime_s", "wan_over_allocated"]].mean()
+    if len(mean) < 2:
+        return ["One size only: nothing can be said of how the cost grows."]
+    small, large = mean.iloc[0], mean.iloc[-1]
+    factor = mean.index[-1] / mean.index[0]
+    return [
+        f"A disk {draw.times(factor)} times as large is independent after "
+        f"{draw.s(large['independent_s'])} instead of {draw.s(small['independent_s'])}; the "
+        f"downtime is {draw.s(large['downtime_s'])} instead of "
+        f"{draw.s(small['downtime_s'])}, and over the WAN go {large['wan_over_allocated']:.2f} times the allocated bytes "
+        f"({small['wan_over_allocated']:.2f} for the small one)."
+    ]
+
+
+def profiles(evidence: Evidence) -> Drawn:
+    frame, notes = evidence.scenario("profiles"), evidence.notes("profiles")
+    if frame.empty:
+        return Drawn(PROFILES_TITLE, notes=notes)
+    links = frame.sort_values(["rtt_s", "rate_bits_per_s"])["axis_profile"].drop_duplicates()
+    ends = frame.assign(end_p50_s=frame["read_p50_s_complete"].fillna(frame["read_p50_s_remote"]))
+    panels = {
+        "independent_s": "switch until the source may go (s)",
+        "downtime_s": "downtime (s)",
+        "during_read_p99_s": "guest read p99 meanwhile (s)",
+        "end_p50_s": "read p50 at the end (s)",
+    }
+    names = draw.ordered(frame["name"])
+    with draw.style():
+        made = draw.figure(13.5, 1.1 + 0.42 * len(links))
+        for axes, (column, label) in zip(
+            made.subplots(1, 4, sharey=True), panels.items(), strict=True
+        ):
+            axes.set_xscale("log")
+            draw.log_ticks(axes.xaxis)
+            for y, link in enumerate(links):
+                for shift, name in enumerate(names):
+                    rows = ends[(ends["axis_profile"] == link) & (ends["name"] == name)]
+                    value = estimate(rows[column].tolist())
+                    place = y + (shift - (len(names) - 1) / 2) * 0.22
+                    if value is not None:
+                        draw.bar(axes, place, value, draw.COLOURS.get(name, "#444"))
+                    elif len(rows) and column == "independent_s":
+                        draw.never(axes, place, draw.COLOURS.get(name, "#444"))
+            axes.set_xlabel(label)
+            axes.set_yticks(range(len(links)), links)
+            axes.set_ylim(len(links) - 0.5, -0.5)
+        for name in names:
+            axes.plot([], [], "o", color=draw.COLOURS.get(name, "#444"), label=name)
+        made.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=len(names))
+        content = draw.png(made)
+    table = draw.summary_table(ends, ["axis_profile", "name"], list(panels))
+    return Drawn(PROFILES_TITLE, content, _profile_words(ends, list(links)), notes, table)
+
+
+def _profile_words(ends: pd.DataFrame, links: list[str]) -> list[str]:
+    said = []
+    for link in links:
+        here = ends[ends["axis_profile"] == link].groupby("name")[["end_p50_s", "independent_s"]]
+        mean = here.mean()
+        if not {"relocator", "remote"} <= set(mean.index):
+            continue
+        far, near = mean.loc["remote", "end_p50_s"], mean.loc["relocator", "end_p50_s"]
+        done = mean.loc["relocator", "independent_s"]
+        said.append(
+            f"{link}: a read takes {draw.s(near)} in the end instead of {draw.s(far)} "
+            f"({draw.times(far / near)} times), the source may go after {draw.s(done)}."
+        )
+    return said
+
+
+def clocks(evidence: Evidence) -> Drawn:
+    """Real over virtual for each figure; 1 is agreement."""
+    frame, notes = evidence.scenario("clocks"), evidence.notes("clocks")
+    if frame.empty or frame["axis_clock"].nunique() < 2:
+        return Drawn(CLOCKS_TITLE, notes=notes)
+    names = draw.ordered(frame["name"])
+    ratios: dict[tuple[str, str], float] = {}
+    with draw.style():
+        made = draw.figure(9.6, 4.0)
+        axes = made.subplots()
+        axes.set_xscale("log")
+        axes.axvline(1, color="#444", linewidth=1)
+        for shift, name in enumerate(names):
+            for y, column in enumerate(CLOCK_COLUMNS):
+                found = draw.by(frame[frame["name"] == name], ["axis_clock"], column)
+                real, virtual = found.get("real"), found.get("virtual")
+                if real is None or virtual is None or virtual.mean <= 0:
+                    continue
+                ratio = real.scaled(1 / virtual.mean)
+                ratios[name, column] = ratio.mean
+                place = y + (shift - (len(names) - 1) / 2) * 0.2
+                draw.bar(axes, place, ratio, draw.COLOURS.get(name, "#444"))
+            axes.plot([], [], "o", color=draw.COLOURS.get(name, "#444"), label=name)
+        axes.set_yticks(range(len(CLOCK_COLUMNS)), list(CLOCK_COLUMNS.values()))
+        axes.set_ylim(len(CLOCK_COLUMNS) - 0.5, -0.5)
+        draw.log_ticks(axes.xaxis)
+        axes.set_xlabel("real time over virtual time")
+        axes.legend()
+        content = draw.png(made)
+    columns = list(CLOCK_COLUMNS)
+    table = draw.summary_table(frame, ["name", "axis_clock"], columns)
+    return Drawn(CLOCKS_TITLE, content, _clock_words(ratios), notes, table)
+
+
+def _clock_words(ratios: dict[tuple[str, str], float]) -> list[str]:
+    near = {key: ratio for key, ratio in ratios.items() if 1 / 1.1 <= ratio <= 1.1}
+    far = {key: ratio for key, ratio in ratios.items() if key not in near}
+    said = [f"{len(near)} of {len(ratios)} figures agree within 10 %."]
+    if far:
+        listed = [f"{CLOCK_COLUMNS[c]} of {n} ({ratio:.2g} times)" for (n, c), ratio in far.items()]
+        said.append(f"In real time differ: {', '.join(listed)}.")
+    return said

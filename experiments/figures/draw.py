@@ -1,0 +1,171 @@
+"""What the figures share: style, colours, points with intervals, words for numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from experiments import plots
+from experiments.figures.evidence import Estimate, estimate
+
+COLOURS = {
+    "relocator": "#2f6fb3",
+    "remote": "#c0504d",
+    "stay": "#7d838c",
+    "offline": "#8358a8",
+    "mirror": "#2a9d6f",
+    "qemu-stream": "#c98a12",
+    "nbdkit-cow": "#a0522d",
+    "nbdkit-cache": "#d16ba5",
+    "on-demand": "#e07b1a",
+    "background": "#2f6fb3",
+}
+ORDER = list(COLOURS)
+READ_OFF = "read off the paper"
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        sns.set_theme(style="whitegrid", rc=plots.STYLE)
+        yield
+
+
+def figure(width: float, height: float) -> Figure:
+    made = Figure(figsize=(width, height), layout="constrained")
+    made.get_layout_engine().set(h_pad=0.06, w_pad=0.08)
+    return made
+
+
+def palette(names: Sequence[str]) -> dict[str, Any]:
+    """A colour for each name: a system's own where it has one, else by order."""
+    spare = iter(sns.color_palette("colorblind", max(1, len(names))))
+    return {name: COLOURS.get(name) or next(spare) for name in names}
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """Systems in their usual order, others after them as they come."""
+    distinct = list(dict.fromkeys(names))
+    return sorted(distinct, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+
+
+def by(frame: pd.DataFrame, keys: list[str], column: str) -> dict[Any, Estimate | None]:
+    """The estimate of a column over the seeds of each group."""
+    groups = frame.groupby(keys if len(keys) > 1 else keys[0], sort=False)
+    return {key: estimate(rows[column].tolist()) for key, rows in groups}
+
+
+def point(axes: Axes, x: float, y: Estimate, colour: Any, **more: Any) -> None:
+    """A vertical estimate."""
+    error = [[y.mean - y.low], [y.high - y.mean]] if y.count > 1 else None
+    axes.errorbar(x, y.mean, yerr=error, fmt="o", color=colour, capsize=3, **more)
+
+
+def bar(axes: Axes, y: float, x: Estimate, colour: Any) -> None:
+    """A horizontal point with its interval, and a stem from the left edge."""
+    low, high = x.mean - x.low, x.high - x.mean
+    if axes.get_xscale() == "log":
+        low = min(low, x.mean * 0.95)
+    axes.errorbar(
+        x.mean,
+        y,
+        xerr=[[low], [high]] if x.count > 1 else None,
+        fmt="o",
+        color=colour,
+        capsize=3,
+        markersize=6,
+    )
+
+
+def never(axes: Axes, y: float, colour: Any, text: str = "never") -> None:
+    """At the right edge, for what did not happen within the observation."""
+    axes.annotate(
+        f"{text} ▸",
+        (1, y),
+        xycoords=("axes fraction", "data"),
+        xytext=(-3, 0),
+        textcoords="offset points",
+        ha="right",
+        va="center",
+        color=colour,
+        fontsize=8.5,
+    )
+
+
+def log_ticks(axis: Any) -> None:
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def band(
+    axes: Axes, series: Sequence[pd.DataFrame], column: str, colour: Any, label: str
+) -> pd.DataFrame:
+    """Mean over seeds of curves over `t_s`, with its 95 % t interval; what was drawn."""
+    table = pd.concat(series).groupby("t_s")[column].apply(lambda v: estimate(v.tolist()))
+    table = table[table.map(lambda one: one is not None)]
+    times = table.index.to_numpy(float)
+    mean, low, high = (
+        np.array([getattr(one, name) for one in table]) for name in ("mean", "low", "high")
+    )
+    axes.plot(times, mean, color=colour, label=label, linewidth=1.8)
+    if len(series) > 1:
+        axes.fill_between(times, np.maximum(low, 0), high, color=colour, alpha=0.15, linewidth=0)
+    return pd.DataFrame({"t_s": times, "mean": mean, "low": low, "high": high})
+
+
+def png(made: Figure) -> bytes:
+    return plots.png(made)
+
+
+def s(value: float) -> str:
+    """Seconds for people: ms below a second."""
+    if math.isnan(value):
+        return "–"
+    if abs(value) < 0.9995:
+        scaled = value * 1000
+        return f"{scaled:.3g} ms" if abs(scaled) < 100 else f"{scaled:.0f} ms"
+    return f"{value:,.0f} s" if abs(value) >= 100 else f"{value:.3g} s"
+
+
+def times(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def joined(parts: Sequence[str]) -> str:
+    """a, b and c"""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def summary_table(frame: pd.DataFrame, keys: list[str], names: Sequence[str]) -> pd.DataFrame:
+    """Mean, bounds and count of each metric for each group, as it goes into OUT/tables."""
+    rows = []
+    for key, group in frame.groupby(keys, sort=False, dropna=False):
+        labels = dict(zip(keys, key if isinstance(key, tuple) else (key,), strict=True))
+        row: dict[str, Any] = {k.removeprefix("axis_"): v for k, v in labels.items()}
+        row["seeds"] = group["seed"].nunique()
+        for name in names:
+            found = estimate(group[name].tolist())
+            row[name] = math.nan if found is None else found.mean
+            several = found is not None and found.count > 1
+            row[f"{name}_low"] = found.low if several and found else math.nan
+            row[f"{name}_high"] = found.high if several and found else math.nan
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def binned_p99(ios: pd.DataFrame, width_s: float) -> pd.DataFrame:
+    """t_s (middle of a bin) and the 99th percentile in it, of columns t_s and latency_s."""
+    bins = np.floor(ios["t_s"] / width_s)
+    values = ios["latency_s"].groupby(bins).quantile(0.99, interpolation="higher")
+    return pd.DataFrame({"t_s": (values.index + 0.5) * width_s, "p99_s": values.to_numpy()})

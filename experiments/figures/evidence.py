@@ -1,0 +1,154 @@
+"""What the figures are made of: the table of metrics, the runs behind it, the spread of seeds."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from experiments.metrics import IDENTITY, columns
+from experiments.rundir import Run, RunError, load_run
+
+#: 97.5th percentile of Student's t by degrees of freedom (any table of it)
+T_975 = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
+TEXTS = (*IDENTITY, "congestion", "events", "workloads", "settings", "background", "lost_kinds")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The mean of several seeds and its 95 % t interval; with one seed that is the point."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+    def scaled(self, factor: float) -> Estimate:
+        return Estimate(self.mean * factor, self.low * factor, self.high * factor, self.count)
+
+
+def estimate(values: Sequence[float]) -> Estimate | None:
+    """None if no value is known."""
+    known = np.array([value for value in values if not math.isnan(value)], dtype=float)
+    if not len(known):
+        return None
+    mean = float(known.mean())
+    if len(known) == 1:
+        return Estimate(mean, mean, mean, 1)
+    t = T_975[len(known) - 2] if len(known) - 2 < len(T_975) else 1.96
+    half = t * float(known.std(ddof=1)) / math.sqrt(len(known))
+    return Estimate(mean, mean - half, mean + half, len(known))
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure and what is said about it; without a picture there was nothing to draw."""
+
+    title: str
+    png: bytes | None = None
+    sentences: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    table: pd.DataFrame | None = field(default=None, compare=False)
+
+
+class Evidence:
+    """`frame` has a row a run, with every column of docs/metrics.md and one more an axis."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.frame = read_metrics(out / "metrics.csv")
+        self.expected = _expected(out / "matrix.json")
+        self._load = lru_cache(maxsize=64)(load_run)
+
+    def run(self, row: pd.Series) -> Run:
+        return self._load(self.out / "runs" / str(row["cell"]))
+
+    def scenario(self, name: str) -> pd.DataFrame:
+        """Its runs that went well, with a column for each axis."""
+        rows = self.frame[(self.frame["scenario"] == name) & (self.frame["outcome"] == "ok")]
+        return rows.reset_index(drop=True).join(_axes(rows["axes"]))
+
+    def notes(self, name: str) -> list[str]:
+        """Clock, seeds, and every run of the scenario that is not in its figure."""
+        rows = self.frame[self.frame["scenario"] == name]
+        good = rows[rows["outcome"] == "ok"]
+        said = []
+        if len(good):
+            seeds = good.groupby(["axes", "name"])["seed"].nunique()
+            clocks = " and ".join(sorted(good["clock"].unique()))
+            said.append(f"Clock: {clocks}. {spread_note(int(seeds.min()), int(seeds.max()))}")
+        for _, row in rows[rows["outcome"] != "ok"].iterrows():
+            reason = str(row["reason"]).splitlines()[0][:200]
+            said.append(f"Not shown: {row['cell']} {row['outcome']}: {reason}")
+        lacking = sorted(self.expected.get(name, set()) - set(rows["cell"]))
+        if lacking:
+            more = f" and {len(lacking) - 6} more" if len(lacking) > 6 else ""
+            said.append(f"Not run yet: {', '.join(lacking[:6])}{more}.")
+        return said
+
+
+def spread_note(fewest: int, most: int) -> str:
+    if most == 1:
+        return "One seed: points without an interval."
+    count = str(most) if fewest == most else f"{fewest} to {most}"
+    return f"{count} seeds: mean and 95 % t interval."
+
+
+def read_metrics(path: Path) -> pd.DataFrame:
+    """metrics.csv as it was written; RunError if it is something else."""
+    try:
+        frame = pd.read_csv(path, dtype=dict.fromkeys(TEXTS, str) | {"seed": int})
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: {error}") from error
+    missing = [name for name in columns() if name not in frame.columns]
+    if missing:
+        raise RunError(f"{path}: these columns are missing: {', '.join(missing[:5])}")
+    for name in set(frame.columns) - set(TEXTS):
+        frame[name] = pd.to_numeric(frame[name])
+    frame[list(TEXTS)] = frame[list(TEXTS)].fillna("")
+    return frame
+
+
+def _axes(texts: pd.Series) -> pd.DataFrame:
+    parsed = [dict(pair.split("=", 1) for pair in text.split(",") if "=" in pair) for text in texts]
+    return pd.DataFrame(parsed, index=range(len(parsed)), dtype=object).add_prefix("axis_")
+
+
+def _expected(path: Path) -> dict[str, set[str]]:
+    """The cells that were asked for, by scenario, if the matrix stands beside the runs."""
+    if not path.is_file():
+        return {}
+    found: dict[str, set[str]] = {}
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        found.setdefault(cell["scenario"], set()).add(cell["id"])
+    return found
+
+
+def seconds(text: str) -> float:
+    """An axis' label such as `100ms` in seconds, for order."""
+    for unit, scale in (("us", 1e-6), ("ms", 1e-3), ("s", 1.0)):
+        if text.endswith(unit):
+            return float(text.removesuffix(unit)) * scale
+    return float(text)
+
+
+def size_bytes(text: str) -> float:
+    """An axis' label such as `64K` in bytes; infinity for `auto`."""
+    if text == "auto":
+        return math.inf
+    scale = {"K": 2**10, "M": 2**20, "G": 2**30}.get(text[-1])
+    return float(text) if scale is None else float(text[:-1]) * scale
+
+
+def fraction(text: str) -> float:
+    return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
