@@ -1,7 +1,7 @@
 # `make demo` and `make test` do all the set-up on a fresh Debian or Ubuntu machine.
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
-.PHONY: help install demo test check power bench reproduce lab clean
+.PHONY: help install demo test check power soak bench reproduce lab clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -19,6 +19,9 @@ check: install   ## ruff, mypy and format, as CI runs them
 
 power: install   ## power failures replayed at every point of a recorded log (POWER="--points N --seed N")
 	$(PYTHON) -m tests.crash.power $(POWER)
+
+soak: install    ## the proxy killed at random moments, again and again (ROUNDS=1000)
+	$(PYTHON) -m tests.crash.kill $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED))
 
 demo: install    ## relocates a disk across an emulated WAN; table, figures and page in out/demo
 	$(PYTHON) -m experiments.demo

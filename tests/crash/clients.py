@@ -15,7 +15,7 @@ BLOCK_SECTORS = 8
 LENGTHS = (1, 3, 8, 8, 8, 16, 24, 64, 65, 200)
 KINDS = ("write", "zero", "trim", "read", "flush")
 WEIGHTS = (52, 9, 6, 24, 9)
-BACK_S = 60.0
+BACK_S = 120.0
 
 
 class Ledger:
@@ -73,6 +73,7 @@ class Client:
         self._random = random.Random(seed)
         self._holds: dict[int, tuple[int, bool]] = {}
         self.requests = 0
+        self.reconnected = 0
 
     def close(self) -> None:
         """Disconnect."""
@@ -110,6 +111,18 @@ class Client:
             if found != self._expected(sector):
                 held = self._holds.get(sector)
                 raise AssertionError(f"sector {sector} reads as {found[:24]!r}, not {held}")
+
+    def check_written(self) -> None:
+        """Read everything that was written by this client."""
+        sectors = sorted(self._holds)
+        starts = [at for at, one in enumerate(sectors) if at == 0 or sectors[at - 1] != one - 1]
+        for at, after in zip(starts, [*starts[1:], len(sectors)], strict=True):
+            for first in range(sectors[at], sectors[at] + after - at, 512):
+                self.check(first, min(512, sectors[at] + after - at - first))
+
+    def expected(self) -> bytes:
+        """The content of its sectors."""
+        return b"".join(self._expected(sector) for sector in range(self._first, self._end))
 
     def check_all(self) -> None:
         """Read everything that is this client's."""
@@ -154,7 +167,9 @@ class Client:
     def _again(self, give_up_s: float) -> Any:
         while True:
             try:
-                return self._connect()
+                handle = self._connect()
+                self.reconnected += 1
+                return handle
             except nbd.Error:
                 if time.monotonic() > give_up_s:
                     raise

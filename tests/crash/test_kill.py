@@ -1,0 +1,10 @@
+"""kill -9 at random moments; `make soak` does a thousand rounds."""
+
+from pathlib import Path
+
+from tests.crash.kill import soak
+
+
+def test_nothing_acknowledged_is_lost_by_kill_9(tmp_path: Path) -> None:
+    copies, requests = soak(tmp_path, rounds=20, seed=2)
+    assert copies and requests > 100
