@@ -57,6 +57,7 @@ class Recording:
         self.store = self.work / "mounted" / "store"
         self.sectors = size_mib << 11
         self.requests = requests
+        self.rate = (size_mib << 23) * 200 // requests  # so that the copy lasts as long as they do
         self.seed = seed
         self.supervisor = Supervisor(out)
         self.ledger = Ledger(mark)
@@ -64,7 +65,7 @@ class Recording:
     def proxy(self, name: str) -> Any:
         """Start the proxy and wait until it answers."""
         keys = [f"store={self.store}", f"source=nbd+unix:///?socket={self.work}/source"]
-        keys += [f"control={self.work}/control", "window=256K", "rate=8M"]
+        keys += [f"control={self.work}/control", "window=256K", f"rate={self.rate}"]
         argv = ["nbdkit", "-f", "-U", str(self.work / name), "python", str(PLUGIN), *keys]
         process = self.supervisor.start(name, argv)
         process.wait_until((self.work / name).exists, "the proxy")
@@ -108,7 +109,8 @@ class Recording:
 
     def complete(self) -> None:
         control = Control(self.work / "control")
-        control.call("set", rate="none")
+        if control.call("status")["state"] != "complete":
+            control.call("set", rate="none")
         control.call("wait", timeout_s=300)
 
     def at_work(self, clients: list[Client], share: float) -> None:
