@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -96,6 +97,7 @@ def available_mb() -> int:
 
 def make_all(args: argparse.Namespace, found: Sequence[Cell], out: Path, console: Console) -> int:
     """Runs what is missing, and shows it; Snakemake's exit status."""
+    shutil.rmtree(out / "steps", ignore_errors=True)  # tables and figures are always made anew
     started = {cell.id for cell in found} - prepare(found, out)
     console.print(
         f"{len(found)} cells, {len(found) - len(started)} complete; into {out}", highlight=False
