@@ -24,9 +24,11 @@ from relocator.disk import Disk
 from relocator.engine import Engine, open_engine
 from relocator.errors import ConfigError, RelocatorError
 from relocator.exports import NAMES
+from relocator.threadstate import Threads
 
 API_VERSION = 2
 
+_threads = Threads()
 _pairs: dict[str, str] = {}
 _engine: Engine
 _control: ControlServer | None = None
@@ -35,6 +37,7 @@ _control: ControlServer | None = None
 def _with_errno(callback: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(callback)
     def wrapped(*arguments: Any) -> Any:
+        _threads.keep()
         try:
             return callback(*arguments)
         except (RelocatorError, OSError) as error:

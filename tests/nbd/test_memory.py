@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import nbd
+
 from tests.support.servers import nbdkit, plugin
 
 SIZE_BYTES = 192 << 20
 MOST_GROWTH_KIB = 48 << 10
+CONNECTIONS = 300
 
 
 def resident_kib(pid: int) -> int:
@@ -27,3 +30,27 @@ def test_memory_does_not_grow_with_what_was_fetched(tmp_path: Path) -> None:
             proxy.control.call("wait", timeout_s=120)
             grown = resident_kib(proxy.process.pid) - before
     assert grown < MOST_GROWTH_KIB, f"{grown} KiB more after {SIZE_BYTES >> 10} KiB were fetched"
+
+
+def test_memory_does_not_grow_with_connections_that_came_and_went(tmp_path: Path) -> None:
+    """nbdkit makes threads for each, and what Python keeps of a thread goes with it."""
+    (tmp_path / "disk.img").write_bytes(bytes(1 << 20))
+    flags = ["--threads", "16"]
+    with plugin(tmp_path, "target", f"disk={tmp_path / 'disk.img'}", flags=flags) as target:
+        sizes = []
+        for _ in range(2):
+            for _ in range(CONNECTIONS):
+                _busy_connection(target.socket)
+            sizes.append(resident_kib(target.process.pid))
+    grown = sizes[1] - sizes[0]
+    assert grown < CONNECTIONS, f"{grown} KiB more after {CONNECTIONS} connections"
+
+
+def _busy_connection(socket: Path) -> None:
+    handle = nbd.NBD()
+    handle.connect_unix(str(socket))
+    for at in range(32):
+        handle.aio_pread(nbd.Buffer(4096), at * 4096)
+    while handle.aio_in_flight():
+        handle.poll(-1)
+    handle.shutdown()
