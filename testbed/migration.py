@@ -93,6 +93,7 @@ class Migration:
         self.mount = work / "guest"
         self.load = parameters.load
         self.trace = requests.Trace()
+        self.changes = link_events.Schedule(parameters.steps, topology.WAN_PORTS, results.recorder)
 
     # -- prepare ---------------------------------------------------------------------------
 
@@ -201,8 +202,7 @@ class Migration:
             self._start_workloads()
             if self.system.moves:
                 self._move()
-            steps = self.parameters.steps
-            with link_events.Schedule(steps, topology.WAN_PORTS, self.log) as self.changes:
+            with self.changes:
                 self.changes.start(self.log.zero_s + self.log.times_s().get("switch-done", 0.0))
                 if self.system.relocates:
                     self._relocate()
@@ -227,6 +227,7 @@ class Migration:
         self.workloads.check()
         self.servers.check()
         self.sampler.check()
+        self.changes.check()
 
     def _start_workloads(self) -> None:
         self.log.event("workloads-started")
@@ -333,7 +334,7 @@ class Migration:
         return self.sampler.sample_presence() if self.sampler.status_of is not None else None
 
     def _shut_off_source(self) -> None:
-        self.servers.stop(self.system.source)
+        self.system.shut_off_source()
         self.log.event("source-off")
         self.results.allocated_bytes = disk.allocated_bytes(self.image)
         written = self.image.stat().st_mtime_ns != self.source_mtime_ns

@@ -63,6 +63,11 @@ def target_command(disk: Path, control: Path, address: str, port: int = PORT) ->
     return [*_nbdkit(port, address, TARGET_THREADS), f"disk={disk}", f"control={control}"]
 
 
+def store_command(store: Path, control: Path, address: str) -> list[str]:
+    """The server at the source, of a disk that has moved before: its store is complete."""
+    return [*_nbdkit(PORT, address, TARGET_THREADS), f"store={store}", f"control={control}"]
+
+
 def file_command(disk: Path, address: str, port: int) -> list[str]:
     """nbdkit's own file server, the plain alternative."""
     return ["nbdkit", "-f", "-i", address, "-p", str(port), "file", str(disk)]

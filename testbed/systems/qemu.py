@@ -50,6 +50,7 @@ class Stream(System):
     def copy(self) -> None:
         self._qmp.call("block-stream", device="overlay", **{"job-id": "stream"})
         _expect_success("block-stream", self._qmp.wait_for("BLOCK_JOB_COMPLETED"))
+        self._qmp.call("blockdev-del", **{"node-name": "source"})
 
     def keep_image(self) -> None:
         # The server holds a lock on the overlay; nothing writes to it any more.

@@ -9,7 +9,6 @@ destination a site that the disk once came from, with what it held then. A trace
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -57,16 +56,15 @@ class Relocator(System):
         if self.settings.get("source") == "file":
             super().start_source()
             return
-        keys = []
-        if self._returns:
-            self._send_away()
-            keys = [f"store={self.ground.work / 'away'}"]
         control = self.ground.work / "target.sock"
         command = services.target_command(self.ground.image, control, EVERYWHERE)
-        self.source = self.ground.at_source("source", [*command, *keys])
+        if self._returns:
+            command = services.store_command(self._send_away(), control, EVERYWHERE)
+        self.source = self.ground.at_source("source", command)
 
-    def _send_away(self) -> None:
-        """The disk's way to where it is now, in fast motion: from the destination, locally."""
+    def _send_away(self) -> Path:
+        """The disk's way to where it is now, in fast motion, as if it had begun at the destination;
+        returns the store it went to."""
         work, away = self.ground.work, self.ground.work / "away"
         self.ground.image.rename(self._image)
         socket, control = work / "old.nbd", work / "old.sock"
@@ -80,7 +78,8 @@ class Relocator(System):
             started.wait_until(socket.exists, "the old target's socket")
             servers.start("old-proxy", new).wait_until(control.exists, "the old proxy's control")
             Client(control).call("wait", patience_s=None, timeout_s=COPY_LIMIT_S)
-        shutil.move(away / "disk.img", self.ground.image)
+        self.ground.image.hardlink_to(away / "disk.img")
+        return away
 
     def prepare(self) -> None:
         seeds = self.settings.get("preseed") == "yes"
