@@ -130,7 +130,7 @@ class Mixed:
 
 @dataclass(frozen=True, slots=True)
 class FioFile:
-    """An fio job file; its first comment may say `disk: 24M in 300 files`, what it makes there."""
+    """An fio job file; its comments may say `disk: 24M in 300 files`, what it makes there."""
 
     path: Path
 
@@ -149,6 +149,8 @@ class FioFile:
         return ["env", *variables, "fio", *report, *options, str(self.path)]
 
     def prepare(self, point: Path, seed: int) -> dict[str, str]:
+        for directory in re.findall(r"^directory=\$\{MOUNT\}/(.+)$", self.path.read_text(), re.M):
+            (point / directory).mkdir(parents=True, exist_ok=True)  # fio makes files only
         with tempfile.TemporaryDirectory() as logs:
             run(self._command(point, Path(logs), seed, "--create_only=1"), timeout_s=600)
         return {}

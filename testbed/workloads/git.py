@@ -30,7 +30,7 @@ DIRECTORIES = 8
 FILES_EACH = 12
 CHANGED = 5
 REPOSITORY = "repository"
-ROOM = Room(12 * files.MIB, 2000)
+ROOM = Room(24 * files.MIB, 6000)  # some 300 cycles
 _CONFIG = {"gc.auto": "0", "maintenance.auto": "false", "core.fsync": "all"}
 _ENVIRONMENT = {
     "GIT_CONFIG_NOSYSTEM": "1",
