@@ -32,6 +32,20 @@ with (out / "order").open("a") as order:
 (out / "runs" / cell).mkdir(parents=True, exist_ok=True)
 (out / "runs" / cell / "run.json").write_text("{}")
 """
+# The same, by the real runner; a run ends as the file `fails` beside the matrix says.
+RUNNER = f"""
+import sys
+del sys.modules["experiments"]
+sys.path.insert(0, {str(reproduce.PROJECT)!r})
+from pathlib import Path
+from experiments import cells, runner
+from tests.unit.test_runner import ends
+out = Path(sys.argv[sys.argv.index("--out") + 1])
+cell = next(cell for cell in cells.read(out / "matrix.json") if cell.id == sys.argv[2])
+with (out / "order").open("a") as order:
+    order.write(cell.id + "\\n")
+runner.run(cell, out, ends("failed" if cell.id in (out / "fails").read_text() else "ok"))
+"""
 METRICS = """
 import sys
 from pathlib import Path
@@ -70,6 +84,36 @@ def test_every_run_is_made_once_after_what_it_needs_then_the_steps(tmp_path: Pat
     assert (out / "metrics.csv").read_text() == "4"
     again = snakemake(project, out, "--dry-run")
     assert "Nothing to be done" in again.stdout + again.stderr
+
+
+def test_a_failed_run_is_named_and_only_it_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project, out = a_project(tmp_path)
+    (project / "experiments/matrix.py").write_text(RUNNER)
+    monkeypatch.setattr(reproduce, "PROJECT", project)
+    monkeypatch.setattr(reproduce, "_image_once", lambda _found: None)
+    monkeypatch.setattr(cells, "quick_or_full", lambda _quick, _seeds: CELLS)
+    (out / "fails").write_text("some/real/s1")
+    assert reproduce.main(["--out", str(out), "--cores", "2"]) == 1
+    shown = capsys.readouterr().out
+    assert "3 ok, 1 failed" in shown
+    assert "failed: some/real/s1: as asked" in shown
+    assert len((out / "order").read_text().split()) == len(CELLS)
+    (out / "order").unlink()
+    (out / "fails").write_text("")
+    assert reproduce.main(["--out", str(out), "--cores", "2"]) == 0
+    assert (out / "order").read_text() == "some/real/s1\n"
+    assert "4 ok" in capsys.readouterr().out
+    assert (out / "metrics.csv").read_text() == "4"
+
+
+def test_wrong_arguments_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--seeds", "0"], ["--cores", "x"], ["--profile", "/nowhere"]):
+        with pytest.raises(SystemExit) as caught:
+            reproduce.main(arguments)
+        assert caught.value.code == 2
+        assert f"'{arguments[1]}': must be" in capsys.readouterr().err
 
 
 def test_the_quick_matrix_is_a_workflow(tmp_path: Path) -> None:
