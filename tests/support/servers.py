@@ -80,14 +80,19 @@ def _await(server: Server) -> None:
 
 
 @contextmanager
-def nbdkit(directory: Path, name: str, arguments: Sequence[str]) -> Iterator[Server]:
-    """`nbdkit ARGUMENTS` on a socket in `directory`; ended at the end of the block."""
+def nbdkit(
+    directory: Path, name: str, arguments: Sequence[str], within: Sequence[str] = ()
+) -> Iterator[Server]:
+    """`nbdkit ARGUMENTS` on a socket in `directory`; ended at the end of the block.
+
+    `within` is put in front of the command: what enters a network namespace, say, and becomes it.
+    """
     socket = directory / f"{name}.sock"
     socket.unlink(missing_ok=True)
     log = directory / f"{name}.log"
     with log.open("ab") as output:
         process = subprocess.Popen(
-            ["nbdkit", "-f", "-U", str(socket), *arguments],
+            [*within, "nbdkit", "-f", "-U", str(socket), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -100,10 +105,16 @@ def nbdkit(directory: Path, name: str, arguments: Sequence[str]) -> Iterator[Ser
         server.stop()
 
 
-def plugin(directory: Path, name: str, *keys: str, flags: Sequence[str] = ()) -> Any:
+def plugin(
+    directory: Path,
+    name: str,
+    *keys: str,
+    flags: Sequence[str] = (),
+    within: Sequence[str] = (),
+) -> Any:
     """Our plugin with the parameters `keys` and a control socket."""
     control = f"control={directory / f'{name}.control'}"
-    return nbdkit(directory, name, [*flags, "python", str(PLUGIN), *keys, control])
+    return nbdkit(directory, name, [*flags, "python", str(PLUGIN), *keys, control], within)
 
 
 def refused(*keys: str) -> str:
