@@ -32,17 +32,16 @@ def ordering(evidence: Evidence) -> Drawn:
         for name in names:
             series = [s for run in runs[name] if (s := measures.miss_series(run)) is not None]
             if series:
-                draw.band(left, series, "miss_ratio", colours[name], name)
+                draw.band(left, series, "miss_ratio", colours[name], name, top=1.0)
             tails = [_tail(run) for run in runs[name]]
             draw.band(middle, tails, "p99_s", colours[name], name)
         left.set_ylabel("miss ratio, bins of 1 s")
         middle.set_ylabel(f"read p99 (s), bins of {P99_BIN_S:g} s")
-        middle.set_yscale("log")
-        draw.log_ticks(middle.yaxis)
+        draw.log_y(middle)
         for axes in (left, middle):
             axes.set_xlim(0, last_s)
             axes.set_xlabel("time since the switch (s)")
-        left.set_ylim(bottom=0)
+        left.set_ylim(0, 1.05)
         left.legend()
         _times(right, frame, names, colours)
         content = draw.png(made)
@@ -122,8 +121,8 @@ def pacing(evidence: Evidence) -> Drawn:
             axes.annotate(name, (x.mean, y.mean), color=colours[name], **place)
         axes.axhline(rtt_ms, color=plots.FAINT, linestyle=":")
         axes.annotate("round trip", (0.01, rtt_ms), xycoords=("axes fraction", "data"), va="bottom")
-        axes.set_ylim(bottom=0)
-        axes.margins(x=0.15, y=0.2)
+        axes.margins(x=0.2, y=0.2)
+        draw.from_zero(axes)
         axes.set_xlabel("share of the link used during the copy (%)")
         axes.set_ylabel("guest's read p99 meanwhile (ms)")
         content = draw.png(made)
@@ -172,8 +171,7 @@ def _failing(axes: Axes, run: Run) -> None:
     axes.plot(
         ios["t_s"], ios["latency_s"], ".", color=draw.COLOURS["relocator"], markersize=4, mew=0
     )
-    axes.set_yscale("log")
-    draw.log_ticks(axes.yaxis)
+    draw.log_y(axes)
     for start_s, end_s in cuts(run):
         axes.axvspan(start_s, end_s, color="#b3261e", alpha=0.15, linewidth=0)
     for at_s in changes(run):

@@ -48,8 +48,7 @@ def congestion(evidence: Evidence) -> Drawn:
                 _line(axes, known, (shift - 1) * 0.06, colours[kind], kind)
             axes.set_xticks(range(len(losses)), losses)
             axes.set_xlim(-0.4, len(losses) - 0.6)
-            axes.set_yscale("log")
-            draw.log_ticks(axes.yaxis)
+            draw.log_y(axes)
             axes.set_xlabel("loss each way")
             axes.set_ylabel(label)
         axes.legend()
@@ -99,7 +98,7 @@ def size(evidence: Evidence) -> Drawn:
                 _line(axes, known, 0.0, draw.COLOURS.get(name, "#444"), name)
             axes.set_xlabel("size of the disk (MiB)")
             axes.set_ylabel(label)
-            axes.set_ylim(bottom=0)
+            draw.from_zero(axes)
         made.axes[1].legend()
         content = draw.png(made)
     table = draw.summary_table(frame, ["axis_size", "name"], list(panels))
@@ -116,9 +115,9 @@ def _size_words(frame: pd.DataFrame) -> list[str]:
     return [
         f"A disk {draw.times(factor)} times as large is independent after "
         f"{draw.s(large['independent_s'])} instead of {draw.s(small['independent_s'])}; the "
-        f"downtime is {draw.s(large['downtime_s'])} instead of "
-        f"{draw.s(small['downtime_s'])}, and over the WAN go {large['wan_over_allocated']:.2f} times the allocated bytes "
-        f"({small['wan_over_allocated']:.2f} for the small one)."
+        f"downtime is {draw.s(large['downtime_s'])} instead of {draw.s(small['downtime_s'])}.",
+        f"Over the WAN go {large['wan_over_allocated']:.2f} times the allocated bytes "
+        f"({small['wan_over_allocated']:.2f} of the small disk).",
     ]
 
 
@@ -136,21 +135,20 @@ def profiles(evidence: Evidence) -> Drawn:
     }
     names = draw.ordered(frame["name"])
     with draw.style():
-        made = draw.figure(13.5, 1.1 + 0.42 * len(links))
+        made = draw.figure(13.5, 1.3 + 0.5 * len(links))
         for axes, (column, label) in zip(
             made.subplots(1, 4, sharey=True), panels.items(), strict=True
         ):
-            axes.set_xscale("log")
-            draw.log_ticks(axes.xaxis)
             for y, link in enumerate(links):
                 for shift, name in enumerate(names):
                     rows = ends[(ends["axis_profile"] == link) & (ends["name"] == name)]
                     value = estimate(rows[column].tolist())
                     place = y + (shift - (len(names) - 1) / 2) * 0.22
                     if value is not None:
-                        draw.bar(axes, place, value, draw.COLOURS.get(name, "#444"))
+                        draw.bar(axes, place, value, draw.COLOURS.get(name, "#444"), log=True)
                     elif len(rows) and column == "independent_s":
                         draw.never(axes, place, draw.COLOURS.get(name, "#444"))
+            draw.log_x(axes)
             axes.set_xlabel(label)
             axes.set_yticks(range(len(links)), links)
             axes.set_ylim(len(links) - 0.5, -0.5)
@@ -188,7 +186,6 @@ def clocks(evidence: Evidence) -> Drawn:
     with draw.style():
         made = draw.figure(9.6, 4.0)
         axes = made.subplots()
-        axes.set_xscale("log")
         axes.axvline(1, color="#444", linewidth=1)
         for shift, name in enumerate(names):
             for y, column in enumerate(CLOCK_COLUMNS):
@@ -199,11 +196,11 @@ def clocks(evidence: Evidence) -> Drawn:
                 ratio = real.scaled(1 / virtual.mean)
                 ratios[name, column] = ratio.mean
                 place = y + (shift - (len(names) - 1) / 2) * 0.2
-                draw.bar(axes, place, ratio, draw.COLOURS.get(name, "#444"))
+                draw.bar(axes, place, ratio, draw.COLOURS.get(name, "#444"), log=True)
             axes.plot([], [], "o", color=draw.COLOURS.get(name, "#444"), label=name)
         axes.set_yticks(range(len(CLOCK_COLUMNS)), list(CLOCK_COLUMNS.values()))
         axes.set_ylim(len(CLOCK_COLUMNS) - 0.5, -0.5)
-        draw.log_ticks(axes.xaxis)
+        draw.log_x(axes, 4.0)
         axes.set_xlabel("real time over virtual time")
         axes.legend()
         content = draw.png(made)

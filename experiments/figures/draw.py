@@ -13,7 +13,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from experiments import plots
 from experiments.figures.evidence import Estimate, estimate
@@ -38,7 +38,7 @@ READ_OFF = "read off the paper"
 def style() -> Iterator[None]:
     with mpl.rc_context():
         mpl.rcdefaults()
-        sns.set_theme(style="whitegrid", rc=plots.STYLE)
+        sns.set_theme(context="paper", style="whitegrid", rc=plots.STYLE)
         yield
 
 
@@ -72,10 +72,10 @@ def point(axes: Axes, x: float, y: Estimate, colour: Any, **more: Any) -> None:
     axes.errorbar(x, y.mean, yerr=error, fmt="o", color=colour, capsize=3, **more)
 
 
-def bar(axes: Axes, y: float, x: Estimate, colour: Any) -> None:
-    """A horizontal point with its interval, and a stem from the left edge."""
+def bar(axes: Axes, y: float, x: Estimate, colour: Any, log: bool = False) -> None:
+    """A horizontal point with its interval."""
     low, high = x.mean - x.low, x.high - x.mean
-    if axes.get_xscale() == "log":
+    if log:  # an interval that includes zero or less has no end there
         low = min(low, x.mean * 0.95)
     axes.errorbar(
         x.mean,
@@ -103,15 +103,47 @@ def never(axes: Axes, y: float, colour: Any, text: str = "never") -> None:
     )
 
 
-def log_ticks(axis: Any) -> None:
+def log_x(axes: Axes, span: float = 10.0) -> None:
+    """Once all is drawn: the x axis logarithmic, with plain numbers, at least `span` wide."""
+    axes.set_xscale("log")
+    axes.set_xlim(_ticks(axes.xaxis, *axes.get_xlim(), span))
+
+
+def log_y(axes: Axes, span: float = 10.0) -> None:
+    """The same of the y axis."""
+    axes.set_yscale("log")
+    axes.set_ylim(_ticks(axes.yaxis, *axes.get_ylim(), span))
+
+
+def _ticks(axis: Any, low: float, high: float, span: float) -> tuple[float, float]:
+    """Puts ticks on a logarithmic axis; the limits to give it."""
+    if low > 0 and high / low < span:
+        middle, half = math.sqrt(low * high), math.sqrt(span)
+        low, high = middle / half, middle * half
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 150 else (1,)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
+    return low, high
+
+
+def from_zero(axes: Axes) -> None:
+    """Once all is drawn: the y axis from zero, with room above."""
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.08)
 
 
 def band(
-    axes: Axes, series: Sequence[pd.DataFrame], column: str, colour: Any, label: str
+    axes: Axes,
+    series: Sequence[pd.DataFrame],
+    column: str,
+    colour: Any,
+    label: str,
+    *,
+    top: float = math.inf,
 ) -> pd.DataFrame:
-    """Mean over seeds of curves over `t_s`, with its 95 % t interval; what was drawn."""
+    """Mean over seeds of curves over `t_s`, with its 95 % t interval; what was drawn.
+
+    `top` is the most that the values can be.
+    """
     table = pd.concat(series).groupby("t_s")[column].apply(lambda v: estimate(v.tolist()))
     table = table[table.map(lambda one: one is not None)]
     times = table.index.to_numpy(float)
@@ -119,8 +151,9 @@ def band(
         np.array([getattr(one, name) for one in table]) for name in ("mean", "low", "high")
     )
     axes.plot(times, mean, color=colour, label=label, linewidth=1.8)
+    shade = {"color": colour, "alpha": 0.15, "linewidth": 0}
     if len(series) > 1:
-        axes.fill_between(times, np.maximum(low, 0), high, color=colour, alpha=0.15, linewidth=0)
+        axes.fill_between(times, np.maximum(low, 0), np.minimum(high, top), **shade)
     return pd.DataFrame({"t_s": times, "mean": mean, "low": low, "high": high})
 
 

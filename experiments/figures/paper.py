@@ -38,11 +38,12 @@ def e1(evidence: Evidence) -> Drawn:
         edges = analysis.bins(0.0, run.end_s, run.switch_s)
         for axes, link in zip(panels, "ABC", strict=False):
             _link(axes, run, link, edges)
+        panels[2].set_ylim(0, max(E1_C_KB_PER_S[1] * 1.1, panels[2].get_ylim()[1]))
         panels[2].axhspan(*E1_C_KB_PER_S, color=PAPER, alpha=0.1, linewidth=0)
         label = f"paper: bursts of 500 to 3,000 KB/s ({draw.READ_OFF})"
         _said(panels[2], label)
         _presence(panels[3], run)
-        panels[0].legend(loc="upper right", ncols=2)
+        panels[0].legend(loc="lower right", ncols=2, bbox_to_anchor=(1, 1))
         panels[3].set_xlabel("time since the switch (s)")
         content = draw.png(made)
     if len(frame) > 1:
@@ -64,10 +65,10 @@ def _link(axes: Axes, run: Run, link: str, edges: np.ndarray) -> None:
     axes.set_ylim(bottom=0)
 
 
-def _said(axes: Axes, text: str, y: float = 0.93) -> None:
+def _said(axes: Axes, text: str, y: float = 0.16) -> None:
     box = {"facecolor": plots.PAPER, "linewidth": 0, "alpha": 0.85, "pad": 1.5}
     place = {"transform": axes.transAxes, "va": "top", "fontsize": 8.5, "bbox": box}
-    axes.text(0.01, y, text, color=PAPER, **place)
+    axes.text(0.99, y, text, color=PAPER, ha="right", **place)
 
 
 def _presence(axes: Axes, run: Run) -> None:
@@ -147,9 +148,11 @@ def _levels(throughput: Axes, latency: Axes, _run: Run) -> None:
             f"paper: {what}",
             (1, level),
             xycoords=("axes fraction", "data"),
-            xytext=(-2, 2),
+            xytext=(-2, -2),
             textcoords="offset points",
             ha="right",
+            va="top",
+            zorder=7,
             color=PAPER,
             fontsize=8,
         )
@@ -157,9 +160,9 @@ def _levels(throughput: Axes, latency: Axes, _run: Run) -> None:
     text = "paper: 20 to 100 ms (read off)"
     latency.annotate(
         text,
-        (0, E2_BEFORE_MS[1]),
+        (0, E2_BEFORE_MS[0]),
         xycoords=("axes fraction", "data"),
-        xytext=(3, 2),
+        xytext=(3, 3),
         textcoords="offset points",
         color=PAPER,
         fontsize=8,
@@ -258,7 +261,6 @@ def e8(evidence: Evidence) -> Drawn:
     with draw.style():
         made = draw.figure(8.6, 4.4)
         axes = made.subplots()
-        axes.set_xscale("log", base=2)
         axes.plot(
             [size / 1024 for size, _ in fixed],
             [value.mean / scale for _, value in fixed],
@@ -281,10 +283,10 @@ def e8(evidence: Evidence) -> Drawn:
             axes.annotate(
                 text, (size, y), xytext=(4, 5), textcoords="offset points", color=PAPER, fontsize=8
             )
-        axes.set_ylim(bottom=0)
+        draw.from_zero(axes)
         axes.set_xlabel("bytes in flight (KiB)")
         axes.set_ylabel("copy time, relative to about 124 KiB")
-        draw.log_ticks(axes.xaxis)
+        draw.log_x(axes)
         axes.legend()
         content = draw.png(made)
     table = draw.summary_table(frame, ["axis_window"], ["copy_s", "link_use", "during_read_p99_s"])

@@ -34,20 +34,19 @@ def e4(evidence: Evidence) -> Drawn:
         left.axvline(0, color="#22262b", linewidth=1)
         left.set_xlabel("time since the switch (s)")
         left.set_ylabel(f"I/Os a second, bins of {BIN_S:g} s")
-        left.set_ylim(bottom=0)
+        draw.from_zero(left)
         left.legend()
         moved = [name for name in names if name != "stay"]
         for y, name in enumerate(moved):
             rows = frame[frame["name"] == name]
-            for column, marker in (("during_read_p50_s", 0.12), ("during_read_p99_s", -0.12)):
+            for column, marker in (("during_read_p50_s", -0.12), ("during_read_p99_s", 0.12)):
                 value = estimate(rows[column].tolist())
                 if value is not None:
-                    draw.bar(right, y + marker, value, colours[name])
-        right.set_xscale("log")
-        draw.log_ticks(right.xaxis)
+                    draw.bar(right, y + marker, value, colours[name], log=True)
+        draw.log_x(right)
         right.set_yticks(range(len(moved)), moved)
         right.set_ylim(len(moved) - 0.5, -0.5)
-        right.set_xlabel("read latency meanwhile (s): p99 above, p50 below")
+        right.set_xlabel("read p50 (above) and p99 (below) meanwhile (s)")
         content = draw.png(made)
     columns = ["lost_work_s", "during_read_p50_s", "during_read_p99_s", "independent_s"]
     table = draw.summary_table(frame, ["name"], columns)

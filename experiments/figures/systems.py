@@ -27,10 +27,14 @@ class Measure:
 
 MEASURES = (
     Measure("downtime_s", "downtime (s)", "a shorter downtime"),
-    Measure("independent_s", "switch until the source may go (s)", "independence sooner"),
-    Measure("relocation_from_move_s", "move's start until the source may go (s)", "a shorter move"),
-    Measure("during_read_p99_s", "guest read p99 meanwhile (s)", "faster reads meanwhile"),
-    Measure("recovered_s", "until the read p99 is within 2x local (s)", "local speed sooner"),
+    Measure("independent_s", "switch until\nthe source may go (s)", "independence sooner"),
+    Measure(
+        "relocation_from_move_s", "move's start until\nthe source may go (s)", "a shorter move"
+    ),
+    Measure("during_read_p99_s", "guest read p99\nmeanwhile (s)", "faster reads meanwhile"),
+    Measure(
+        "recovered_s", "switch until the read p99\nis within 2x local (s)", "local speed sooner"
+    ),
     Measure("lost_work_s", "work lost (s)", "less work lost", "", False),
 )
 ALIKE = 1.1
@@ -45,7 +49,7 @@ def compare(evidence: Evidence) -> Drawn:
         return Drawn(TITLE, notes=notes)
     settings = conditions(frame)
     shown = [m for m in MEASURES if frame[m.column].notna().any()]
-    names = draw.ordered(frame["name"])
+    names = [name for name in draw.ordered(frame["name"]) if name != "stay"]
     with draw.style():
         height = 0.85 + len(settings) * (0.5 + 0.26 * len(names))
         made = draw.figure(3.0 * len(shown) + 1.6, height)
@@ -56,6 +60,8 @@ def compare(evidence: Evidence) -> Drawn:
                 _panel(axes, here, names, measure)
             row[0].set_title(f"{rtt}, {rate}", loc="left", fontweight="bold", fontsize=10)
         for axes, measure in zip(grid[-1], shown, strict=True):
+            if measure.log:
+                draw.log_x(axes)
             axes.set_xlabel(measure.label)
         content = draw.png(made)
     table = draw.summary_table(frame, [*KEYS, "name"], [m.column for m in MEASURES])
@@ -68,15 +74,12 @@ def conditions(frame: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def _panel(axes: Axes, here: pd.DataFrame, names: Sequence[str], measure: Measure) -> None:
-    if measure.log:
-        axes.set_xscale("log")
-        draw.log_ticks(axes.xaxis)
     for y, name in enumerate(names):
         rows = here[here["name"] == name]
         value = estimate(rows[measure.column].tolist())
         if value is not None:
-            draw.bar(axes, y, value, draw.COLOURS.get(name, "#444"))
-        elif len(rows) and name != "stay" and measure.never:
+            draw.bar(axes, y, value, draw.COLOURS.get(name, "#444"), measure.log)
+        elif len(rows) and measure.never:
             draw.never(axes, y, draw.COLOURS.get(name, "#444"), measure.never)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
@@ -96,16 +99,16 @@ class Duel:
 
     @property
     def wins(self) -> bool:
-        sure = [ratio for ratio in self.ratios if ratio >= ALIKE]
-        return not self.ours_never and len(sure) == len(self.ratios) and self.decided
+        return not self.loses and bool(self.won or self.theirs_never)
 
     @property
     def loses(self) -> bool:
         return bool(self.ours_never) or any(ratio <= 1 / ALIKE for ratio in self.ratios)
 
     @property
-    def decided(self) -> bool:
-        return bool(self.ratios) or bool(self.theirs_never)
+    def won(self) -> list[float]:
+        """The ratios that are no tie."""
+        return [ratio for ratio in self.ratios if ratio >= ALIKE]
 
 
 def duels(frame: pd.DataFrame, peer: str) -> list[Duel]:
@@ -138,7 +141,11 @@ def verdicts(frame: pd.DataFrame) -> list[str]:
 
 
 def _verdict(frame: pd.DataFrame, peer: str) -> str:
-    found = duels(frame, peer)
+    found = [
+        duel
+        for duel in duels(frame, peer)
+        if duel.ratios or duel.measure.column != "relocation_from_move_s"
+    ]
     wins = [_won(duel) for duel in found if duel.wins]
     losses = [_lost(duel) for duel in found if duel.loses]
     mixed = _lost_work(frame, peer)
@@ -158,17 +165,23 @@ def _range(values: Sequence[float]) -> str:
 
 
 def _won(duel: Duel) -> str:
-    if not duel.ratios:
-        return f"{duel.measure.better} ({'there it never comes' if duel.theirs_never else ''})"
-    never = ", or there never" if duel.theirs_never else ""
-    return f"{duel.measure.better} ({_range(duel.ratios)}{never})"
+    if not duel.won:
+        return f"{duel.measure.better} (there: never)"
+    total = len(duel.ratios) + duel.theirs_never
+    where = "" if len(duel.won) == total else f" in {len(duel.won)} of {total} conditions"
+    never = f", in {duel.theirs_never} there never" if duel.theirs_never else ""
+    return f"{duel.measure.better} ({_range(duel.won)}{where}{never})"
 
 
 def _lost(duel: Duel) -> str:
     worse = [1 / ratio for ratio in duel.ratios if ratio <= 1 / ALIKE]
     if not worse:
         return f"{duel.measure.better} (relocator never within the observation)"
-    where = "" if len(worse) == len(duel.ratios) else f" in {len(worse)} of {len(duel.ratios)}"
+    where = (
+        ""
+        if len(worse) == len(duel.ratios)
+        else f" in {len(worse)} of {len(duel.ratios)} conditions"
+    )
     return f"{duel.measure.better} ({_range(worse)}{where})"
 
 
