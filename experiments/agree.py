@@ -1,0 +1,171 @@
+"""Says whether a new evaluation agrees with a published one.
+
+    python -m experiments.agree PUBLISHED NEW
+
+Both are metrics.csv, or a directory that has one. Cells are compared without their seed, metric by
+metric, for the metrics below:
+
+    identical   on the virtual clock: the same value for every seed in both
+    agrees      the 95 % t intervals of the two means overlap, or the means differ by no more than
+                the metric's tolerance
+    differs     neither
+
+A cell whose runs went well in PUBLISHED and not in NEW differs, and so does a figure that is there
+in one and not in the other ("never"). Cells that stand in only one of them are named and don't
+count: a quick evaluation has fewer.
+
+Exit status: 0 all agree; 1 something differs; 2 a file can't be read or nothing can be compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from experiments.figures.evidence import Estimate, estimate, read_metrics
+from experiments.rundir import RunError
+
+KEYS = ["scenario", "axes", "name"]
+VERDICTS = ("identical", "agrees", "differs")
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far two means may be apart: a fraction of the larger, or an amount that never matters."""
+
+    fraction: float
+    amount: float
+
+
+#: What is compared. Percentiles of the guest's latency spread most, counts of bytes least.
+METRICS = {
+    "downtime_s": Tolerance(0.15, 0.010),
+    "independent_s": Tolerance(0.10, 0.25),
+    "relocation_from_move_s": Tolerance(0.10, 0.25),
+    "recovered_s": Tolerance(0.20, 1.0),
+    "during_read_p50_s": Tolerance(0.20, 0.001),
+    "during_read_p99_s": Tolerance(0.30, 0.005),
+    "miss_s": Tolerance(0.20, 0.5),
+    "lost_work_s": Tolerance(0.20, 1.0),
+    "copy_s": Tolerance(0.10, 0.25),
+    "link_use": Tolerance(0.05, 0.0),
+    "wan_over_allocated": Tolerance(0.03, 0.0),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One metric of one cell in both."""
+
+    cell: str
+    metric: str
+    verdict: str
+    detail: str
+
+
+def compare(published: pd.DataFrame, new: pd.DataFrame) -> Iterator[Finding]:
+    """A finding for every metric of every cell that went well in PUBLISHED and ran in NEW."""
+    ours = dict(iter(new.groupby(KEYS)))
+    for key, rows in published.groupby(KEYS):
+        cell = "/".join(part for part in key if part)
+        if key not in ours:
+            continue
+        was, now = (frame[frame["outcome"] == "ok"] for frame in (rows, ours[key]))
+        if was.empty:
+            continue
+        if now.empty:
+            reason = str(ours[key]["reason"].iloc[0])
+            yield Finding(cell, "outcome", "differs", f"went well, now {reason or 'did not'}")
+            continue
+        for metric, tolerance in METRICS.items():
+            yield _metric(cell, metric, tolerance, was, now)
+
+
+def _metric(
+    cell: str, metric: str, tolerance: Tolerance, was: pd.DataFrame, now: pd.DataFrame
+) -> Finding:
+    if _identical(metric, was, now):
+        return Finding(cell, metric, "identical", "")
+    one, other = (estimate(frame[metric].tolist()) for frame in (was, now))
+    if one is None or other is None:
+        if one is other:
+            return Finding(cell, metric, "identical", "never in both")
+        return Finding(cell, metric, "differs", f"{_text(one)} published, {_text(other)} now")
+    apart = abs(one.mean - other.mean)
+    allowed = max(tolerance.amount, tolerance.fraction * max(abs(one.mean), abs(other.mean)))
+    overlap = one.count > 1 and other.count > 1 and one.low <= other.high and other.low <= one.high
+    detail = f"{_text(one)} published, {_text(other)} now; {allowed:.3g} apart are allowed"
+    return Finding(cell, metric, "agrees" if overlap or apart <= allowed else "differs", detail)
+
+
+def _identical(metric: str, was: pd.DataFrame, now: pd.DataFrame) -> bool:
+    """The same seeds with the same values, on the virtual clock."""
+    one, other = (frame.set_index("seed")[metric].sort_index() for frame in (was, now))
+    virtual = bool((was["clock"] == "virtual").all() and (now["clock"] == "virtual").all())
+    return virtual and one.equals(other)
+
+
+def _text(value: Estimate | None) -> str:
+    if value is None:
+        return "never"
+    if value.count == 1 or math.isclose(value.low, value.high):
+        return f"{value.mean:.4g}"
+    return f"{value.mean:.4g} ({value.low:.4g} to {value.high:.4g})"
+
+
+def lacking(one: pd.DataFrame, other: pd.DataFrame) -> list[str]:
+    """Cells without their seed that stand in `one` only."""
+    cells = [
+        {"/".join(part for part in key if part) for key in frame[KEYS].itertuples(index=False)}
+        for frame in (one, other)
+    ]
+    return sorted(cells[0] - cells[1])
+
+
+def report(published: pd.DataFrame, new: pd.DataFrame) -> int:
+    """Prints what was found; the exit status."""
+    found = list(compare(published, new))
+    for where, names in (
+        ("PUBLISHED", lacking(published, new)),
+        ("NEW", lacking(new, published)),
+    ):
+        if names:
+            print(f"only in {where}, not compared: {', '.join(names)}")
+    if not found:
+        print("agree: there is nothing to compare: no cell stands in both", file=sys.stderr)
+        return 2
+    bad = [one for one in found if one.verdict == "differs"]
+    for one in bad:
+        print(f"differs: {one.cell}: {one.metric}: {one.detail}")
+    counted = {verdict: sum(one.verdict == verdict for one in found) for verdict in VERDICTS}
+    cells = len({one.cell for one in found})
+    said = ", ".join(f"{count} {verdict}" for verdict, count in counted.items())
+    print(f"{cells} cells, {len(found)} figures: {said}")
+    return 1 if bad else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m experiments.agree", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("published", type=Path, metavar="PUBLISHED")
+    parser.add_argument("new", type=Path, metavar="NEW")
+    args = parser.parse_args(argv)
+    try:
+        tables = [
+            read_metrics(path / "metrics.csv" if path.is_dir() else path)
+            for path in (args.published, args.new)
+        ]
+    except RunError as error:
+        print(f"agree: {error}", file=sys.stderr)
+        return 2
+    return report(*tables)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

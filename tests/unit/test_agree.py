@@ -1,0 +1,107 @@
+"""Whether a new evaluation agrees with a published one, decided on small tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments import agree, metrics
+
+BASE: dict[str, Any] = {
+    **dict.fromkeys(metrics.columns()),
+    "scenario": "compare",
+    "axes": "rtt=20ms",
+    "name": "relocator",
+    "system": "relocator",
+    "clock": "virtual",
+    "outcome": "ok",
+    "seed": 1,
+    "downtime_s": 0.05,
+    "independent_s": 10.0,
+}
+
+
+def row(**more: Any) -> metrics.Row:
+    made = {**BASE, **more}
+    return {**made, "cell": f"{made['scenario']}/{made['axes']}/{made['name']}/s{made['seed']}"}
+
+
+@pytest.fixture
+def agreed(tmp_path: Path) -> Any:
+    """Compares two lists of rows: exit status."""
+
+    def run(published: list[metrics.Row], new: list[metrics.Row]) -> int:
+        for name, rows in (("published", published), ("new", new)):
+            (tmp_path / name).mkdir(exist_ok=True)
+            metrics.write(tmp_path / name / "metrics.csv", rows)
+        return agree.main([str(tmp_path / "published"), str(tmp_path / "new" / "metrics.csv")])
+
+    return run
+
+
+def test_equal_tables_are_identical(agreed: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert agreed([row()], [row()]) == 0
+    assert "1 cells, 11 figures: 11 identical, 0 agrees, 0 differs" in capsys.readouterr().out
+
+
+def test_a_small_difference_agrees(agreed: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert agreed([row()], [row(independent_s=10.5)]) == 0
+    assert "1 agrees" in capsys.readouterr().out
+
+
+def test_a_large_difference_names_cell_and_metric(
+    agreed: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert agreed([row()], [row(independent_s=14.0)]) == 1
+    said = capsys.readouterr().out
+    assert "differs: compare/rtt=20ms/relocator: independent_s: 10 published, 14 now" in said
+
+
+def test_intervals_that_overlap_agree(agreed: Any) -> None:
+    wide = [row(seed=1, independent_s=10.0), row(seed=2, independent_s=14.0)]
+    other = [row(seed=1, independent_s=13.0), row(seed=2, independent_s=18.0)]
+    assert agreed(wide, other) == 0
+
+
+def test_narrow_intervals_apart_differ(agreed: Any) -> None:
+    narrow = [row(seed=1, independent_s=10.0), row(seed=2, independent_s=10.01)]
+    other = [row(seed=1, independent_s=13.0), row(seed=2, independent_s=13.01)]
+    assert agreed(narrow, other) == 1
+
+
+def test_never_and_once_differ_but_never_twice_does_not(agreed: Any) -> None:
+    assert agreed([row(recovered_s=3.0)], [row()]) == 1
+    assert agreed([row()], [row()]) == 0
+
+
+def test_on_the_real_clock_nothing_is_called_identical(
+    agreed: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert agreed([row(clock="real")], [row(clock="real")]) == 0
+    assert "2 agrees" in capsys.readouterr().out
+
+
+def test_a_run_that_failed_since_differs(agreed: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = {key: value for key, value in row().items() if key not in agree.METRICS}
+    assert agreed([row()], [{**broken, "outcome": "failed", "reason": "a read failed"}]) == 1
+    assert "outcome: went well, now a read failed" in capsys.readouterr().out
+
+
+def test_cells_of_one_side_are_named_and_do_not_count(
+    agreed: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert agreed([row(), row(name="mirror")], [row(), row(name="remote")]) == 0
+    said = capsys.readouterr().out
+    assert "only in PUBLISHED, not compared: compare/rtt=20ms/mirror" in said
+    assert "only in NEW, not compared: compare/rtt=20ms/remote" in said
+
+
+def test_nothing_in_common_is_no_agreement(agreed: Any) -> None:
+    assert agreed([row()], [row(name="remote")]) == 2
+
+
+def test_a_missing_file_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert agree.main([str(tmp_path / "a.csv"), str(tmp_path / "b.csv")]) == 2
+    assert "a.csv" in capsys.readouterr().err
