@@ -63,7 +63,7 @@ def snakemake(project: Path, out: Path, *more: str) -> subprocess.CompletedProce
 
 
 def a_project(tmp_path: Path) -> tuple[Path, Path]:
-    project, out = tmp_path / "project", tmp_path / "out"
+    project, out = tmp_path / "the project", tmp_path / "an out"
     (project / "experiments").mkdir(parents=True)
     (project / "experiments/__init__.py").touch()
     (project / "experiments/matrix.py").write_text(MATRIX)
