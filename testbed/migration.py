@@ -355,10 +355,10 @@ class Migration:
         """After the unmount, what the destination's server serves; then all servers end."""
         problems = proof.file_system(self.nbd.device, self.contents.offset_bytes)
         self.log.check("file-system-device", problems, "e2fsck finds it clean, on the device")
+        self.system.keep_image(self.nbd.device)
         services.detach(self.servers, self.nbd)
         if not self.system.relocates:
             self.results.allocated_bytes = disk.allocated_bytes(self.image)
-        self.system.keep_image()
 
     def _check_image(self) -> None:
         """The image itself, without the software that served it."""

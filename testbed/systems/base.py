@@ -116,5 +116,5 @@ class System:
         """The relocator's status object, of a system that has one."""
         return None
 
-    def keep_image(self) -> None:
-        """Nothing, if the image is already there."""
+    def keep_image(self, device: Path) -> None:
+        """Nothing, if the image is already there; `device` is the guest's."""

@@ -8,9 +8,11 @@ is off.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 from testbed import services
+from testbed.supervise import run
 from testbed.systems.base import EVERYWHERE, System
 from testbed.topology import ADDRESS
 
@@ -35,8 +37,9 @@ class CopyOnWrite(System):
     def copy(self) -> None:
         self.ground.run_at_destination(["nbdcopy", "--no-extents", self._uri, "null:"])
 
-    def keep_image(self) -> None:
-        self.ground.run_at_destination(["nbdcopy", "--no-extents", self._uri, str(self.image)])
+    def keep_image(self, device: Path) -> None:
+        # By the guest's connection: a new one would have to reach the source, which is off.
+        run(["dd", f"if={device}", f"of={self.image}", "bs=1M", "conv=sparse"])
 
 
 class Cache(CopyOnWrite):

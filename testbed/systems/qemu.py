@@ -52,7 +52,7 @@ class Stream(System):
         _expect_success("block-stream", self._qmp.wait_for("BLOCK_JOB_COMPLETED"))
         self._qmp.call("blockdev-del", **{"node-name": "source"})
 
-    def keep_image(self) -> None:
+    def keep_image(self, device: Path) -> None:
         # The server holds a lock on the overlay; nothing writes to it any more.
         command = ["qemu-img", "convert", "-U", "-f", "qcow2", "-O", "raw"]
         run([*command, str(self._overlay), str(self.image)])
