@@ -118,3 +118,7 @@ class System:
 
     def keep_image(self, device: Path) -> None:
         """Nothing, if the image is already there; `device` is the guest's."""
+
+    def read_all(self, device: Path) -> None:
+        """Copies the guest's device to `image`."""
+        run(["dd", f"if={device}", f"of={self.image}", "bs=1M", "conv=sparse"])

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import ClassVar
 
 from testbed import services
-from testbed.supervise import run
 from testbed.systems.base import EVERYWHERE, System
 from testbed.topology import ADDRESS
 
@@ -39,7 +38,7 @@ class CopyOnWrite(System):
 
     def keep_image(self, device: Path) -> None:
         # By the guest's connection: a new one would have to reach the source, which is off.
-        run(["dd", f"if={device}", f"of={self.image}", "bs=1M", "conv=sparse"])
+        self.read_all(device)
 
 
 class Cache(CopyOnWrite):

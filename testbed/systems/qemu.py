@@ -35,10 +35,10 @@ class Stream(System):
 
     def prepare(self) -> None:
         work = self.ground.work
-        self._overlay, monitor = work / "overlay.qcow2", work / "stream.qmp"
+        file, monitor = work / "overlay.qcow2", work / "stream.qmp"
         size = str(self.ground.size_bytes)
-        run(["qemu-img", "create", "-q", "-f", "qcow2", str(self._overlay), size])
-        overlay = f"driver=qcow2,node-name=overlay,file.driver=file,file.filename={self._overlay}"
+        run(["qemu-img", "create", "-q", "-f", "qcow2", str(file), size])
+        overlay = f"driver=qcow2,node-name=overlay,file.driver=file,file.filename={file}"
         nodes = [
             _remote_node("source", "st_src-wan"),
             f"{overlay},backing=source",
@@ -53,9 +53,7 @@ class Stream(System):
         self._qmp.call("blockdev-del", **{"node-name": "source"})
 
     def keep_image(self, device: Path) -> None:
-        # The server holds a lock on the overlay; nothing writes to it any more.
-        command = ["qemu-img", "convert", "-U", "-f", "qcow2", "-O", "raw"]
-        run([*command, str(self._overlay), str(self.image)])
+        self.read_all(device)
 
 
 class Mirror(System):
