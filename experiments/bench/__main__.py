@@ -35,15 +35,14 @@ def _write(out: Path, name: str, results: dict[str, Any], rows: Rows, console: C
 
 
 def _local(options: argparse.Namespace, console: Console) -> None:
-    plan = local.Plan(0.5, 2) if options.quick else local.Plan()
+    plan = local.Plan(0.5, 3) if options.quick else local.Plan()
     with tempfile.TemporaryDirectory(prefix="bench-") as work:
         results = local.run(plan, Path(work), console)
     _write(options.out, "local", results, local.rows(results), console)
 
 
 def _threads(options: argparse.Namespace, console: Console) -> None:
-    seconds, rounds = (0.5, 2) if options.quick else (1.5, 3)
-    plan = local.Plan(seconds, rounds, start=systems.start_thread_sweep)
+    plan = local.Plan(0.5, 3 if options.quick else 9, start=systems.start_thread_sweep)
     with tempfile.TemporaryDirectory(prefix="bench-") as work:
         results = local.run(plan, Path(work), console)
     _write(options.out, "threads", results, local.rows(results), console)

@@ -4,11 +4,15 @@ Ours are started as a user starts them, with `relocator target` and `relocator p
 number of threads and everything else is what the command chooses. The proxy that is still
 relocating has the region and lacks the rest of its disk; its copy is paused except while the
 system "copy running" is measured, so it serves two systems. The others copy from an `nbdkit file`
-of the same image, and are read through once before they are measured.
+of the same image, and are read through once before they are measured. xNBD, where it is installed,
+speaks TCP only, so our proxy is measured over TCP beside it.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
+import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,9 +21,10 @@ from pathlib import Path
 
 from experiments.bench.load import REGION_BYTES, fill, unix_uri
 from relocator.control import Client
-from testbed.supervise import ProcessError, Supervisor, run, wait_until
+from testbed.supervise import ProcessError, Supervisor, is_listening, run, wait_until
 
 REFERENCE = "nbdkit file"
+PEER = "QEMU copy-on-read"
 ABSENT_BYTES = 3 * REGION_BYTES
 COPY_RATE = "100M"
 SWEPT_THREADS = (1, 2, 4, 8, 16)
@@ -56,17 +61,24 @@ class Bench:
         process.wait_until(socket.exists, f"{name}'s socket")
         return unix_uri(socket)
 
-    def relocator(self, name: str, *arguments: object) -> tuple[str, Client]:
-        """One of ours: `relocator ARGUMENTS... --socket --control`."""
+    def relocator(self, name: str, *arguments: object, port: int = 0) -> tuple[str, Client]:
+        """One of ours: `relocator ARGUMENTS... --control`, on a Unix socket or a port."""
         socket, control = self.work / f"{name}.nbd", self.work / f"{name}.control"
         argv = [sys.executable, "-m", "relocator.cli.main", *(str(one) for one in arguments)]
-        argv += ["--socket", str(socket), "--control", str(control)]
+        argv += ["--listen", f"127.0.0.1:{port}"] if port else ["--socket", str(socket)]
+        argv += ["--control", str(control)]
         argv += ["--threads", str(self.threads)] if self.threads else []
-        uri = self.serve(name, argv, socket)
+        uri = self.serve_tcp(name, argv, port) if port else self.serve(name, argv, socket)
         wait_until(control.exists, f"{name}'s control socket", _START_TIMEOUT_S)
         client = Client(control)
         client.call("status")
         return uri, client
+
+    def serve_tcp(self, name: str, argv: list[str], port: int) -> str:
+        """The same on a port of the loopback."""
+        process = self.supervisor.start(name, argv)
+        process.wait_until(lambda: is_listening(os.getpid(), port), f"{name}'s port")
+        return f"nbd://127.0.0.1:{port}"
 
     def nbdkit(self, name: str, *arguments: object) -> str:
         """An nbdkit of its own."""
@@ -97,17 +109,23 @@ def start_plain(bench: Bench) -> None:
 
 def start_relocating(bench: Bench) -> None:
     """Our proxy while it relocates."""
-    size_bytes = REGION_BYTES + ABSENT_BYTES
-    source = bench.nbdkit("pattern", "pattern", f"size={size_bytes}")
-    store = bench.work / "store"
-    options = ["--background", "off", "--order", "sequential", "--rate", COPY_RATE]
-    uri, client = bench.relocator("proxy", "proxy", store, source, *options)
-    fill(uri)
-    client.call("pause")
-    client.call("set", background="on")
+    uri, client = _relocating(bench, "proxy")
     bench.add(System("relocator proxy, copy paused", uri))
     resume, pause = partial(_call, client, "resume"), partial(_call, client, "pause")
     bench.add(System("relocator proxy, copy running", uri, resume, pause))
+
+
+def _relocating(bench: Bench, name: str, port: int = 0) -> tuple[str, Client]:
+    """A proxy that has the region and whose copy is paused."""
+    size_bytes = REGION_BYTES + ABSENT_BYTES
+    source = bench.nbdkit(f"{name}-source", "pattern", f"size={size_bytes}")
+    options = ["--background", "off", "--order", "sequential", "--rate", COPY_RATE]
+    store = bench.work / f"{name}-store"
+    uri, client = bench.relocator(name, "proxy", store, source, *options, port=port)
+    fill(uri)
+    client.call("pause")
+    client.call("set", background="on")
+    return uri, client
 
 
 def start_complete(bench: Bench) -> None:
@@ -124,7 +142,10 @@ def start_graduated(bench: Bench) -> None:
     store = bench.work / "graduated"
     uri, client = bench.relocator("graduated", "proxy", store, source, "--graduate")
     wait_until(
-        lambda: bool(client.call("status")["graduated"]), "the graduation", _COMPLETE_TIMEOUT_S
+        lambda: bool(client.call("status")["graduated"]),
+        "the graduation",
+        _COMPLETE_TIMEOUT_S,
+        every_s=0.2,
     )
     bench.add(System("relocator proxy, graduated", uri))
 
@@ -146,7 +167,7 @@ def start_qemu(bench: Bench) -> None:
     argv = copy_on_read_command(bench.work, bench.work / "qemu-source.nbd", REGION_BYTES)
     uri = bench.serve("qemu-cor", argv, bench.work / "qemu-cor.nbd")
     fill(uri)
-    bench.add(System("QEMU copy-on-read", uri))
+    bench.add(System(PEER, uri))
 
 
 def copy_on_read_command(work: Path, source: Path, size_bytes: int) -> list[str]:
@@ -173,6 +194,30 @@ def start_cow(bench: Bench) -> None:
     bench.add(System("nbdkit cow-on-read", uri))
 
 
+def start_xnbd(bench: Bench) -> None:
+    """xNBD's proxy, where it is installed, and ours over TCP as well."""
+    if shutil.which("xnbd-server") is None:
+        return
+    source, port, our_port = (free_port() for _ in range(3))
+    image, cache = bench.image("xnbd-source"), bench.work / "xnbd"
+    target = ["xnbd-server", "--target", "--lport", str(source), str(image)]
+    bench.serve_tcp("xnbd-target", target, source)
+    files = [f"{cache}.{kind}" for kind in ("cache", "bitmap", "control")]
+    proxy = ["xnbd-server", "--proxy", "--lport", str(port), "127.0.0.1", str(source), *files]
+    uri = bench.serve_tcp("xnbd-proxy", proxy, port)
+    fill(uri)
+    bench.add(System("xNBD proxy (TCP)", uri))
+    uri, _ = _relocating(bench, "proxy-tcp", our_port)
+    bench.add(System("relocator proxy, copy paused (TCP)", uri))
+
+
+def free_port() -> int:
+    """A port of the loopback that nobody uses at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def start_thread_sweep(bench: Bench) -> None:
     """A target, which is what a complete proxy is, with several numbers of nbdkit threads."""
     bench.add(System(REFERENCE, bench.nbdkit("file", "file", bench.image("file"))))
@@ -185,6 +230,10 @@ def start_thread_sweep(bench: Bench) -> None:
 
 def start_all(bench: Bench) -> None:
     """Every system, in the order of the table."""
-    starts = (start_plain, start_relocating, start_complete, start_graduated, start_qemu, start_cow)
-    for start in starts:
-        start(bench)
+    start_plain(bench)
+    start_relocating(bench)
+    start_complete(bench)
+    start_graduated(bench)
+    start_qemu(bench)
+    start_cow(bench)
+    start_xnbd(bench)

@@ -1,6 +1,7 @@
 """Medians, ratios and tables: pure, from figures to text.
 
-A ratio is a median over the reference's median of the same run. The spread beside it is half the
+A ratio is the median of the rounds' ratios to the reference, each to the reference's figure of the
+same round: what drifts on a shared machine drifts for both. The spread beside it is half the
 distance between the smallest and the largest round, as a fraction of the median: what the machine's
 noise makes of the figure.
 """
@@ -8,7 +9,7 @@ noise makes of the figure.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from rich.table import Table
 
@@ -20,15 +21,9 @@ def summarise(values: Sequence[float]) -> dict[str, float]:
     return {"median": median, "spread": half_range / median if median else 0.0}
 
 
-def ratios(
-    medians: Mapping[str, Mapping[str, float]], reference: str
-) -> dict[str, dict[str, float]]:
-    """{system: {load: its median over the reference's}}."""
-    base = medians[reference]
-    return {
-        system: {load: value / base[load] for load, value in row.items()}
-        for system, row in medians.items()
-    }
+def ratio(rounds: Sequence[float], reference: Sequence[float]) -> float:
+    """The median over the rounds of a figure over the reference's of the same round."""
+    return statistics.median(one / base for one, base in zip(rounds, reference, strict=True))
 
 
 def quantile(values: Sequence[float], fraction: float) -> float | None:
