@@ -20,6 +20,7 @@ import select
 import signal
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from relocator.graduation import Graduated, graduate
 
 LOOK_EVERY_S = 0.25
 _PATIENCE_S = 10.0
+_GRACE_S = 0.2
 _ENDING = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 _SIGNALS = _ENDING | {signal.SIGCHLD}
 _CANT_EXEC = 127
@@ -157,10 +159,14 @@ class _Supervisor:
             return False
 
     def _end_proxy(self) -> ControlServer:
-        """Kill the proxy; whoever asks the control socket meanwhile waits for an answer."""
+        """Kill the proxy; whoever asks the control socket meanwhile waits for an answer.
+
+        Who has asked the proxy already is given the time to be answered.
+        """
         path = self._plan.control
         control = ControlServer(path.with_name(f"{path.name}.next"), _no_answer)
         control.move_to(path)
+        time.sleep(_GRACE_S)
         os.kill(self._pid, signal.SIGKILL)
         for pid in (self._pid, self._guard_pid):
             os.waitpid(pid, 0)
