@@ -104,11 +104,14 @@ def common_scales(runs: Runs) -> Scales:
 
 
 def relocation_figure(
-    runs: Runs, scales: Scales, decorate: Callable[[Axes, Axes, Run], None] | None = None
+    runs: Runs,
+    scales: Scales,
+    decorate: Callable[[Axes, Axes, Run], None] | None = None,
+    caption: str | None = None,
 ) -> bytes:
     """E2's figure: WAN throughput, I/O latency and blocks present; a column for each run.
 
-    `decorate` may add something to a column's throughput and latency.
+    `decorate` may add something to a column's throughput and latency; `caption` stands at the foot.
     """
     with _style():
         columns = len(runs)
@@ -135,6 +138,9 @@ def relocation_figure(
                 panel.tick_params(labelleft=False)
         _legend(grid[0, -1], _throughput_legend(runs))
         _legend(grid[1, -1], _latency_legend())
+        if caption is not None:
+            place = {"xycoords": "figure fraction", "va": "bottom", "ha": "right"}
+            grid[2, -1].annotate(caption, (0.995, 0.005), color=FAINT, fontsize=8, **place)
         return png(figure)
 
 

@@ -44,7 +44,7 @@ def ordering(evidence: Evidence) -> Drawn:
         left.set_ylim(0, 1.05)
         left.legend()
         _times(right, frame, names, colours)
-        content = draw.png(made)
+        content = draw.png(made, evidence.caption("ordering"))
     columns = ["miss_s", "miss_ratio", "recovered_s", "independent_s", "during_read_p99_s"]
     table = draw.summary_table(frame, ["name"], columns)
     return Drawn(ORDERING_TITLE, content, _order_words(frame, names), notes, table)
@@ -125,7 +125,7 @@ def pacing(evidence: Evidence) -> Drawn:
         draw.from_zero(axes)
         axes.set_xlabel("share of the link used during the copy (%)")
         axes.set_ylabel("guest's read p99 meanwhile (ms)")
-        content = draw.png(made)
+        content = draw.png(made, evidence.caption("pacing"))
     columns = ["copy_s", "link_use", "read_p50_s_background", "read_p99_s_background"]
     table = draw.summary_table(frame, ["name"], [*columns, "lost_work_s"])
     said = [
@@ -159,7 +159,7 @@ def outage(evidence: Evidence) -> Drawn:
             row[0].set_ylabel("each read's latency (s)")
         for axes in grid[-1]:
             axes.set_xlabel("time since the switch (s)")
-        content = draw.png(made)
+        content = draw.png(made, evidence.caption("outage"))
     notes.append("Drawn: the first seed of each.")
     columns = ["during_read_max_s", "during_read_p99_s", "independent_s", "recovered_s"]
     table = draw.summary_table(frame, ["axis_event", "name"], columns)

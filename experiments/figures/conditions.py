@@ -52,7 +52,7 @@ def congestion(evidence: Evidence) -> Drawn:
             axes.set_xlabel("loss each way")
             axes.set_ylabel(label)
         axes.legend()
-        content = draw.png(made)
+        content = draw.png(made, evidence.caption("congestion"))
     columns = ["copy_s", "link_use", "during_read_p50_s", "during_read_p99_s", "independent_s"]
     table = draw.summary_table(frame, ["axis_loss", "axis_congestion"], columns)
     said = []
@@ -100,7 +100,7 @@ def size(evidence: Evidence) -> Drawn:
             axes.set_ylabel(label)
             draw.from_zero(axes)
         made.axes[1].legend()
-        content = draw.png(made)
+        content = draw.png(made, evidence.caption("size"))
     table = draw.summary_table(frame, ["axis_size", "name"], list(panels))
     return Drawn(SIZE_TITLE, content, _size_words(frame), notes, table)
 
@@ -155,7 +155,7 @@ def profiles(evidence: Evidence) -> Drawn:
         for name in names:
             axes.plot([], [], "o", color=draw.COLOURS.get(name, "#444"), label=name)
         made.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=len(names))
-        content = draw.png(made)
+        content = draw.png(made, evidence.caption("profiles"))
     table = draw.summary_table(ends, ["axis_profile", "name"], list(panels))
     return Drawn(PROFILES_TITLE, content, _profile_words(ends, list(links)), notes, table)
 
@@ -203,7 +203,7 @@ def clocks(evidence: Evidence) -> Drawn:
         draw.log_x(axes, 4.0)
         axes.set_xlabel("real time over virtual time")
         axes.legend()
-        content = draw.png(made)
+        content = draw.png(made, evidence.caption("clocks"))
     columns = list(CLOCK_COLUMNS)
     table = draw.summary_table(frame, ["name", "axis_clock"], columns)
     return Drawn(CLOCKS_TITLE, content, _clock_words(ratios), notes, table)

@@ -120,7 +120,7 @@ def _ticks(axis: Any, low: float, high: float, span: float) -> tuple[float, floa
     if low > 0 and high / low < span:
         middle, half = math.sqrt(low * high), math.sqrt(span)
         low, high = middle / half, middle * half
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 150 else (1,)))
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 15 else (1,)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
     return low, high
@@ -157,7 +157,9 @@ def band(
     return pd.DataFrame({"t_s": times, "mean": mean, "low": low, "high": high})
 
 
-def png(made: Figure) -> bytes:
+def png(made: Figure, caption: str) -> bytes:
+    """The picture, with its clock and seeds at the top right."""
+    made.suptitle(caption, x=0.995, ha="right", fontsize=8, color=plots.FAINT)
     return plots.png(made)
 
 

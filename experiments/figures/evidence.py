@@ -78,15 +78,17 @@ class Evidence:
         rows = self.frame[(self.frame["scenario"] == name) & (self.frame["outcome"] == "ok")]
         return rows.reset_index(drop=True).join(_axes(rows["axes"]))
 
+    def caption(self, name: str) -> str:
+        """Clock and seeds of a figure in a line."""
+        rows = self.scenario(name)
+        seeds = rows.groupby(["axes", "name"])["seed"].nunique()
+        clocks = " and ".join(sorted(rows["clock"].unique()))
+        return f"Clock: {clocks}. {spread_note(int(seeds.min()), int(seeds.max()))}"
+
     def notes(self, name: str) -> list[str]:
         """Clock, seeds, and every run of the scenario that is not in its figure."""
         rows = self.frame[self.frame["scenario"] == name]
-        good = rows[rows["outcome"] == "ok"]
-        said = []
-        if len(good):
-            seeds = good.groupby(["axes", "name"])["seed"].nunique()
-            clocks = " and ".join(sorted(good["clock"].unique()))
-            said.append(f"Clock: {clocks}. {spread_note(int(seeds.min()), int(seeds.max()))}")
+        said = [self.caption(name)] if (rows["outcome"] == "ok").any() else []
         for _, row in rows[rows["outcome"] != "ok"].iterrows():
             reason = str(row["reason"]).splitlines()[0][:200]
             said.append(f"Not shown: {row['cell']} {row['outcome']}: {reason}")

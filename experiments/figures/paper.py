@@ -33,7 +33,7 @@ def e1(evidence: Evidence) -> Drawn:
         return Drawn(E1_TITLE, notes=notes)
     run = evidence.run(frame.iloc[0])
     with draw.style():
-        made = draw.figure(9.6, 8.4)
+        made = draw.figure(9.6, 7.6)
         panels = made.subplots(4, 1, sharex=True)
         edges = analysis.bins(0.0, run.end_s, run.switch_s)
         for axes, link in zip(panels, "ABC", strict=False):
@@ -41,11 +41,11 @@ def e1(evidence: Evidence) -> Drawn:
         panels[2].set_ylim(0, max(E1_C_KB_PER_S[1] * 1.1, panels[2].get_ylim()[1]))
         panels[2].axhspan(*E1_C_KB_PER_S, color=PAPER, alpha=0.1, linewidth=0)
         label = f"paper: bursts of 500 to 3,000 KB/s ({draw.READ_OFF})"
-        _said(panels[2], label)
+        _said(panels[2], label, 0.99)
         _presence(panels[3], run)
         panels[0].legend(loc="lower right", ncols=2, bbox_to_anchor=(1, 1))
         panels[3].set_xlabel("time since the switch (s)")
-        content = draw.png(made)
+        content = draw.png(made, evidence.caption("e1"))
     if len(frame) > 1:
         notes.append(f"Drawn: {frame.iloc[0]['cell']}.")
     return Drawn(E1_TITLE, content, _e1_words(run), notes, _rates(run))
@@ -65,10 +65,10 @@ def _link(axes: Axes, run: Run, link: str, edges: np.ndarray) -> None:
     axes.set_ylim(bottom=0)
 
 
-def _said(axes: Axes, text: str, y: float = 0.16) -> None:
+def _said(axes: Axes, text: str, x: float, y: float = 0.9) -> None:
     box = {"facecolor": plots.PAPER, "linewidth": 0, "alpha": 0.85, "pad": 1.5}
     place = {"transform": axes.transAxes, "va": "top", "fontsize": 8.5, "bbox": box}
-    axes.text(0.99, y, text, color=PAPER, ha="right", **place)
+    axes.text(x, y, text, color=PAPER, ha="right" if x > 0.5 else "left", **place)
 
 
 def _presence(axes: Axes, run: Run) -> None:
@@ -76,7 +76,7 @@ def _presence(axes: Axes, run: Run) -> None:
     axes.plot(t_s - run.switch_s, percent, color=plots.INK, linewidth=1.8)
     end_s = run.end_s - run.switch_s
     axes.plot([0, end_s], [0, E1_PERCENT * end_s / E1_AFTER_S], color=PAPER, linestyle="--")
-    _said(axes, f"paper: 0 to 6.5 % in 5 min, close to linear ({draw.READ_OFF})")
+    _said(axes, f"paper: 0 to 6.5 % in 5 min, close to linear ({draw.READ_OFF})", 0.01)
     axes.set_title("blocks present", loc="left", fontsize=10, fontweight="bold")
     axes.set_ylabel("%")
     axes.axvline(0, color=plots.INK, linewidth=1)
@@ -130,7 +130,9 @@ def e2(evidence: Evidence) -> Drawn:
     ]
     first = {name: frame[frame["name"] == name].iloc[0] for name in wanted}
     runs = {name: evidence.run(row) for name, row in first.items()}
-    content = plots.relocation_figure(runs, plots.common_scales(runs), _levels)
+    content = plots.relocation_figure(
+        runs, plots.common_scales(runs), _levels, evidence.caption("e2")
+    )
     if len(frame) > len(runs):
         notes.append(f"Drawn: {', '.join(str(row['cell']) for row in first.values())}.")
     columns = ["independent_s", "link_use", "during_read_p50_s", "during_read_p99_s"]
@@ -218,7 +220,7 @@ def e7(evidence: Evidence) -> Drawn:
         paper = [f"paper, {what}\n({draw.READ_OFF})" for what in ("none", "preseed")]
         _bars(right, [*names, *paper], "relative to no pre-seed")
         right.set_xlim(0, 1.25)
-        content = draw.png(made)
+        content = draw.png(made, evidence.caption("e7"))
     columns = ["independent_s", "relocation_from_move_s", "downtime_s", "wan_over_allocated"]
     table = draw.summary_table(frame, ["name"], columns)
     return Drawn(E7_TITLE, content, _e7_words(found), notes, table)
@@ -288,7 +290,7 @@ def e8(evidence: Evidence) -> Drawn:
         axes.set_ylabel("copy time, relative to about 124 KiB")
         draw.log_x(axes)
         axes.legend()
-        content = draw.png(made)
+        content = draw.png(made, evidence.caption("e8"))
     table = draw.summary_table(frame, ["axis_window"], ["copy_s", "link_use", "during_read_p99_s"])
     return Drawn(E8_TITLE, content, _e8_words(found), notes, table)
 

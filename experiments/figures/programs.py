@@ -47,7 +47,7 @@ def e4(evidence: Evidence) -> Drawn:
         right.set_yticks(range(len(moved)), moved)
         right.set_ylim(len(moved) - 0.5, -0.5)
         right.set_xlabel("read p50 (above) and p99 (below) meanwhile (s)")
-        content = draw.png(made)
+        content = draw.png(made, evidence.caption("e4"))
     columns = ["lost_work_s", "during_read_p50_s", "during_read_p99_s", "independent_s"]
     table = draw.summary_table(frame, ["name"], columns)
     return Drawn(E4_TITLE, content, _e4_words(frame, names), notes, table)
@@ -116,7 +116,7 @@ def real(evidence: Evidence) -> Drawn:
             grid[1, column].set_xlabel("work lost (s)")
         grid[0, 0].set_ylabel("units of work done")
         grid[0, 0].legend()
-        content = draw.png(made)
+        content = draw.png(made, evidence.caption("real"))
     notes.append("Above: the first seed of each; below: all seeds.")
     columns = ["lost_work_s", "during_read_p99_s", "downtime_s", "independent_s"]
     table = draw.summary_table(frame, ["axis_program", "name"], columns)

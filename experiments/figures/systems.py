@@ -20,22 +20,24 @@ TITLE = "All systems, over round-trip time and rate"
 class Measure:
     column: str
     label: str
-    better: str  # what it is to have less of it
+    better: str  # what a system does that has less of it
     never: str = "never"
     log: bool = True
 
 
 MEASURES = (
-    Measure("downtime_s", "downtime (s)", "a shorter downtime"),
-    Measure("independent_s", "switch until\nthe source may go (s)", "independence sooner"),
+    Measure("downtime_s", "downtime\n(s)", "is down for less time"),
+    Measure("independent_s", "switch until\nthe source may go (s)", "frees the source sooner"),
     Measure(
-        "relocation_from_move_s", "move's start until\nthe source may go (s)", "a shorter move"
+        "relocation_from_move_s", "move's start until\nthe source may go (s)", "moves in less time"
     ),
-    Measure("during_read_p99_s", "guest read p99\nmeanwhile (s)", "faster reads meanwhile"),
+    Measure("during_read_p99_s", "guest read p99\nmeanwhile (s)", "reads faster meanwhile"),
     Measure(
-        "recovered_s", "switch until the read p99\nis within 2x local (s)", "local speed sooner"
+        "recovered_s",
+        "switch until the read p99\nis within 2x local (s)",
+        "is at local speed sooner",
     ),
-    Measure("lost_work_s", "work lost (s)", "less work lost", "", False),
+    Measure("lost_work_s", "work lost\n(s)", "loses less work", "", False),
 )
 ALIKE = 1.1
 KEYS = ["axis_rtt", "axis_rate"]
@@ -52,7 +54,7 @@ def compare(evidence: Evidence) -> Drawn:
     names = [name for name in draw.ordered(frame["name"]) if name != "stay"]
     with draw.style():
         height = 0.85 + len(settings) * (0.5 + 0.26 * len(names))
-        made = draw.figure(3.0 * len(shown) + 1.6, height)
+        made = draw.figure(2.05 * len(shown) + 1.3, height)
         grid = made.subplots(len(settings), len(shown), sharex="col", sharey=True, squeeze=False)
         for row, (rtt, rate) in zip(grid, settings, strict=True):
             here = frame[(frame["axis_rtt"] == rtt) & (frame["axis_rate"] == rate)]
@@ -63,7 +65,7 @@ def compare(evidence: Evidence) -> Drawn:
             if measure.log:
                 draw.log_x(axes)
             axes.set_xlabel(measure.label)
-        content = draw.png(made)
+        content = draw.png(made, evidence.caption("compare"))
     table = draw.summary_table(frame, [*KEYS, "name"], [m.column for m in MEASURES])
     return Drawn(TITLE, content, verdicts(frame), notes, table)
 
@@ -151,9 +153,9 @@ def _verdict(frame: pd.DataFrame, peer: str) -> str:
     mixed = _lost_work(frame, peer)
     said = []
     if wins:
-        said.append(f"relocator has {draw.joined(wins)}")
+        said.append(f"relocator {draw.joined(wins)}")
     if losses:
-        said.append(f"{peer} has {draw.joined(losses)}{_why(frame, peer)}")
+        said.append(f"{peer} {draw.joined(losses)}{_why(frame, peer)}")
     if mixed:
         said.append(mixed)
     return f"Against {peer}: {'; '.join(said)}." if said else ""
@@ -196,11 +198,11 @@ def _lost_work(frame: pd.DataFrame, peer: str) -> str:
         return ""
     low, high = draw.s(float(gap.min())), draw.s(float(gap.max()))
     if gap.min() >= 0:
-        return f"there {low if low == high else f'{low} to {high}'} more of work are lost"
+        return f"{peer} loses {low if low == high else f'{low} to {high}'} more of work"
     if gap.max() <= 0:
         low, high = draw.s(float(-gap.max())), draw.s(float(-gap.min()))
-        return f"here {low if low == high else f'{low} to {high}'} more of work are lost"
-    return f"of work, between {low} and {high} more are lost there"
+        return f"relocator loses {low if low == high else f'{low} to {high}'} more of work"
+    return f"{peer} loses between {low} and {high} more of work"
 
 
 def _why(frame: pd.DataFrame, peer: str) -> str:

@@ -1,0 +1,143 @@
+"""The evaluation of a small synthetic matrix, and what is said of tables made by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from experiments import evaluation, metrics
+from experiments.figures import ALL, ablations, evidence, paper, systems
+from experiments.figures.evidence import Estimate, Evidence, estimate
+from tests.support import synthetic_matrix
+from tests.support.synthetic_run import Synthetic, write_run
+
+FAILED = "compare/rtt=20ms,rate=100mbit/nbdkit-cow/s1"
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One seed of everything, evaluated; a cell of the matrix has not been run."""
+    root: Path = tmp_path_factory.mktemp("evaluation")
+    synthetic_matrix.write(root / "runs")
+    metrics.write(root / "metrics.csv", metrics.table(root / "runs"))
+    lacking = {"scenario": "e7", "id": "e7/offline/s1"}
+    (root / "matrix.json").write_text(json.dumps({"cells": [lacking]}))
+    assert evaluation.main([str(root)]) == 0
+    return root
+
+
+def test_every_figure_is_drawn_and_has_a_table(out: Path) -> None:
+    assert {path.stem for path in (out / "figures").iterdir()} == set(ALL)
+    for name in ALL:
+        assert (out / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (out / "tables" / f"{name}.csv").is_file()
+        assert (out / "tables" / f"{name}.md").read_text().startswith("| ")
+
+
+def test_the_page_needs_no_other_file(out: Path) -> None:
+    page = (out / "index.html").read_text()
+    links = re.findall(r"""(?:src|href)=["']([^"']*)""", page)
+    assert all(link.startswith(("data:image/png;base64,", "#")) for link in links)
+    assert "url(" not in page and str(out) not in page
+    anchors = {link[1:] for link in links if link.startswith("#")}
+    assert anchors <= set(re.findall(r'id="([^"]*)"', page))
+
+
+def test_a_failed_run_is_named_and_in_the_table(out: Path) -> None:
+    page = (out / "index.html").read_text()
+    assert f"Not shown: {FAILED} failed: checksums: 3 files differ" in page
+    assert page.count("<tr") - 1 == len(evidence.read_metrics(out / "metrics.csv"))
+
+
+def test_a_run_that_was_not_made_is_named(out: Path) -> None:
+    assert "Not run yet: e7/offline/s1." in Evidence(out).notes("e7")
+
+
+def test_one_seed_is_said_to_be_one(out: Path) -> None:
+    assert (
+        Evidence(out).caption("compare") == "Clock: virtual. One seed: points without an interval."
+    )
+    assert Evidence(out).caption("clocks").startswith("Clock: real and virtual.")
+
+
+def test_the_same_runs_give_the_same_picture(out: Path) -> None:
+    first, second = (paper.e7(Evidence(out)) for _ in range(2))
+    assert first.png == second.png == (out / "figures" / "e7.png").read_bytes()
+
+
+def test_sentences_follow_the_data(out: Path) -> None:
+    said = " ".join(paper.e7(Evidence(out)).sentences)
+    assert "75 times sooner" in said
+    orders = " ".join(ablations.ordering(Evidence(out)).sentences)
+    assert "The best order that doesn't know the future is in-use+hot" in orders
+
+
+def test_what_was_not_run_is_said_to_be_lacking(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "e1" / "a" / "s1", Synthetic(outcome="failed"))
+    metrics.write(tmp_path / "metrics.csv", metrics.table(tmp_path / "runs"))
+    drawn = evaluation.evaluate(tmp_path)
+    assert all(one.png is None for one in drawn.values())
+    page = (tmp_path / "index.html").read_text()
+    assert "no run of it went well" in page and "it has not been run" in page
+    assert "nothing can be said" in page
+
+
+def test_without_metrics_there_is_no_evaluation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluation.main([str(tmp_path)]) == 1
+    assert "metrics.csv" in capsys.readouterr().err
+
+
+def test_an_interval_is_students(tmp_path: Path) -> None:
+    found = estimate([1.0, 2.0, 3.0, math.nan])
+    assert found is not None
+    assert (found.mean, found.count) == (2.0, 3)
+    assert found.high - found.mean == pytest.approx(4.303 / math.sqrt(3), rel=1e-3)
+    assert estimate([5.0]) == Estimate(5.0, 5.0, 5.0, 1)
+    assert estimate([math.nan]) is None
+
+
+def compared(**peer: float) -> pd.DataFrame:
+    """relocator, 1 everywhere, and a mirror with these figures."""
+    base: dict[str, Any] = {measure.column: 1.0 for measure in systems.MEASURES}
+    rows = [{**base, "name": "relocator"}, {**base, **peer, "name": "mirror"}]
+    return pd.DataFrame(rows).assign(axis_rtt="20ms", axis_rate="100mbit", seed=1)
+
+
+def test_a_verdict_says_where_each_is_ahead() -> None:
+    (said,) = systems.verdicts(compared(downtime_s=3.0, during_read_p99_s=0.5, lost_work_s=4.0))
+    assert "Against mirror: relocator is down for less time (3 times)" in said
+    assert "mirror reads faster meanwhile (2 times)" in said
+    assert "mirror loses 3 s more of work" in said
+
+
+def test_what_differs_by_less_than_a_tenth_is_no_victory() -> None:
+    assert systems.verdicts(compared(downtime_s=1.05, independent_s=0.95)) == []
+
+
+def test_never_is_worse_than_any_time() -> None:
+    (said,) = systems.verdicts(compared(recovered_s=math.nan))
+    assert "relocator is at local speed sooner (there: never)" in said
+    nobody = compared().assign(recovered_s=math.nan)
+    assert systems.verdicts(nobody) == []
+
+
+def test_a_cut_lasts_until_the_link_is_back(out: Path) -> None:
+    found = Evidence(out)
+    rows = found.scenario("outage").set_index("axis_event")
+    ((start_s, end_s),) = ablations.cuts(found.run(rows.loc["cut-2s"]))
+    assert (start_s, end_s) == (4.0, 6.0)
+    assert ablations.cuts(found.run(rows.loc["none"])) == []
+
+
+def test_labels_of_axes_have_an_order() -> None:
+    assert evidence.seconds("100ms") == pytest.approx(0.1)
+    assert [evidence.size_bytes(text) for text in ("64K", "1M", "auto")] == [65536, 2**20, math.inf]
+    assert evidence.fraction("1%") == pytest.approx(0.01)
