@@ -17,6 +17,7 @@ from relocator.errors import ConfigError
 
 ORDERS = ("in-use", "hot", "sequential", "random")
 MODES = ("active", "standby")
+LAYOUTS = ("own", "shared")
 MOST_CONNECTIONS = 16
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 DEFAULT_BLOCK_BYTES = 4096
@@ -45,6 +46,7 @@ class Config:
     readahead_bytes: int | None = None
     retry_timeout_s: float = 60.0
     connections: int = 2
+    shared: bool = False
     tls: str | None = None
     tls_certificates: Path | None = None
     tls_psk: Path | None = None
@@ -216,6 +218,7 @@ _KEYS: dict[str, tuple[bool, str, Callable[[str, str], object]]] = {
     "readahead": (True, "readahead_bytes", parse_readahead),
     "retry-timeout": (True, "retry_timeout_s", parse_seconds),
     "connections": (True, "connections", parse_connections),
+    "demand": (True, "shared", lambda key, text: parse_choice(key, text, LAYOUTS) == "shared"),
     "tls": (True, "tls", lambda key, text: parse_choice(key, text, endpoint.TLS)),
     "tls-certificates": (True, "tls_certificates", parse_certificates),
     "tls-psk": (True, "tls_psk", parse_psk),

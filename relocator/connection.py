@@ -98,21 +98,24 @@ class Connection:
         self.has_allocation = False
         self.multi_conn: bool | None = None
         self.received_bytes = 0
+        self._asked_bytes = 0  # under `_lock`
+        self._answered_bytes = 0  # by the connection's own thread
 
     def start(self) -> None:
         """Start the thread and begin to connect."""
         self._thread.start()
 
     @property
-    def owed(self) -> int:
-        """How many requests have no reply yet."""
-        return len(self._queue) + len(self._in_flight)
+    def owed_bytes(self) -> int:
+        """How much was asked for and has no reply yet."""
+        return self._asked_bytes - self._answered_bytes
 
     def submit(self, request: Request) -> None:
         """Queue a request; safe from any thread, never waits."""
         with self._lock:
             if not self._closing:
                 self._queue.append(request)
+                self._asked_bytes += request.length
                 os.eventfd_write(self._wake_fd, 1)
                 return
         request.error = UpstreamError("the connection to the source was closed", errno.ESHUTDOWN)
@@ -252,6 +255,7 @@ class Connection:
         """Hand finished requests to their owners, outside libnbd's callbacks."""
         finished, self._finished = self._finished, []
         for request in finished:
+            self._answered_bytes += request.length
             request.done(request)
 
     def _put_back(self) -> None:
@@ -275,6 +279,7 @@ class Connection:
         for request in late:
             what = f"the source {self._endpoint.uri} can't be reached: {self._why}"
             request.error = UpstreamError(what, errno.EIO)
+            self._answered_bytes += request.length
             request.done(request)
 
     def _pause(self, delay_s: float) -> None:

@@ -115,6 +115,16 @@ class Copier:
         while (claim := self._hydration.claim_background(first, end, PREFETCH_BLOCKS)) is not None:
             self._fetch(claim)
 
+    def demand(self, claim: Claim) -> Callable[[Claim], None]:
+        """A guest waits for this fetch: the copy leaves it room on the link.
+
+        What is returned is to be called at the fetch's end; both from any thread.
+        """
+        length = self._store.geometry.extent(claim.first, claim.end).length
+        with self._turn:
+            sent = self._window.send(length, time.monotonic(), demand=True)
+        return lambda claim: self._released(claim, sent)
+
     def all_present(self) -> None:
         """Tell the copier that the last block has arrived; safe from any thread."""
         with self._turn:
@@ -215,8 +225,9 @@ class Copier:
                 self.last_error = None
             else:
                 self._window.lost(sent)
-                self.last_error = str(claim.error)
-                self._hold_until_s = time.monotonic() + HOLD_S
+                if not sent.demand:
+                    self.last_error = str(claim.error)
+                    self._hold_until_s = time.monotonic() + HOLD_S
             self._turn.notify_all()
 
     def _wait_turn(self) -> int:

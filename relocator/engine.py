@@ -80,7 +80,9 @@ class Engine:
                 f"source is missing: the store {settings.store} is not complete; "
                 f"it was made from {self.store.meta.source}"
             )
-        self.upstream = Upstream(endpoint, settings.retry_timeout_s, settings.connections)
+        self.upstream = Upstream(
+            endpoint, settings.retry_timeout_s, settings.connections, shared=settings.shared
+        )
         self.hydration = Hydration(self.store, self.upstream, self._all_present)
         self.copier = Copier(
             self.store,
@@ -91,6 +93,7 @@ class Engine:
             plan=self._plan,
             finish=self._finish,
         )
+        self.hydration.on_demand = self.copier.demand
 
     def _prepare_disk(self) -> None:
         if self.state is State.STANDBY:

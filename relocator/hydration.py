@@ -75,6 +75,8 @@ class Hydration:
         self._store = store
         self._upstream = upstream
         self._on_complete = on_complete
+        #: told of every fetch that the guest waits for; what it returns is called at its end
+        self.on_demand: Callable[[Claim], Callable[[Claim], None] | None] = _ignore
         self._claims: list[Claim] = []
         self.on_demand_bytes = 0
         self.background_bytes = 0
@@ -97,7 +99,7 @@ class Hydration:
                 foreign = [claim for claim in self._claims if claim.overlaps(first, end)]
                 mine = self._claim_absent(first, end)
             for claim in mine:
-                self.send(claim)
+                self.send(claim, self.on_demand(claim))
             if meanwhile is not None:
                 meanwhile()
                 meanwhile = None
@@ -275,6 +277,10 @@ class Hydration:
             claim.done.set()
         if complete:
             self._on_complete()
+
+
+def _ignore(_claim: Claim) -> None:
+    """Nobody wants to know."""
 
 
 __all__ = ["Claim", "Hydration", "UpstreamError"]

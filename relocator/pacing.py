@@ -1,33 +1,54 @@
-"""How much the background copy may have on the link, and how fast. Pure: time is passed in.
+"""How much may be on the link, and how fast. Pure: time is passed in.
 
-`TokenBucket` is the operator's cap (`rate=`). `Window` bounds the bytes asked for and not yet
-received. Fixed, it is the operator's number (`window=`); otherwise it follows the link:
+`TokenBucket` is the operator's cap on the background copy (`rate=`). `Window` bounds the bytes
+asked for and not yet received. Fixed, it is the operator's number (`window=`); otherwise it follows
+the link:
 
     window = delivery rate x (gain x base latency + TARGET_QUEUE_S)
 
 that is, as many bytes as fill the link and a few milliseconds more, so that a demand read finds a
-short queue. Delivery rate is the largest of the last rounds and base latency the smallest seen; the
-gain is 2 until the rate stops growing, then 1 with a probe of 1.25 every eighth round (all as in
-BBR: Cardwell et al., 2016). The small fixed queueing delay is LEDBAT's aim (RFC 6817). A base
-latency is believed for `BASE_S` seconds; then the window shuts for one round trip and it is
+short queue. What demand has on its way counts: background has only what is left of the window, and
+yields by as much, at once. A part of the window, `KEPT`, it keeps, or a guest that reads all the
+time would stop it; and all of it at the start, when the window isn't known yet.
+
+Delivery rate is the largest of the last rounds (of a round, the mean: one reply that was taken late
+makes the next look fast) and base latency the smallest seen (as in BBR: Cardwell et al., 2016). The
+small fixed queueing delay is LEDBAT's aim (RFC 6817).
+
+While the rate still grows it is doubled a round, but the window must not come to hold far more than
+the link does, and what that is shows before it is full: replies come in trains at the link's rate,
+with gaps between them (packet dispersion: Dovrolis et al., 2001). The fastest *long* train, a fifth
+of a round trip, is taken for the link's rate; the fastest *short* one of a few replies, which a
+reply taken late can make look twice as fast as it was, is halved. Above both, the rate grows by
+`CAUTIOUS_GAIN`.
+
+A base latency is believed for `BASE_S` seconds; then the window shuts for one round trip and it is
 measured anew: a changed route is noticed, and our own queue is not mistaken for the link's length.
 """
 
 from collections import deque
 from typing import NamedTuple
 
-TARGET_QUEUE_S = 0.004
+TARGET_QUEUE_S = 0.003
 BASE_S = 20.0
 RATE_ROUNDS = 10
-START_BYTES = 256 << 10
-LEAST_BYTES = 64 << 10
+START_BYTES = 64 << 10
+LEAST_BYTES = 32 << 10
 MOST_BYTES = 64 << 20
-LEAST_REQUEST_BYTES = 16 << 10
+LEAST_REQUEST_BYTES = 8 << 10
 MOST_REQUEST_BYTES = 128 << 10
+REQUEST_S = 0.003
 STARTUP_GAIN = 2.0
-PROBE_GAIN = 1.25
+CAUTIOUS_GAIN = 1.15
+PROBE_GAIN = 1.125
 PROBE_ROUNDS = 8
 FULL_ROUNDS = 3
+KEPT = 0.25
+GROWTH = 1.125
+SHORT_TRAIN = 8  # replies
+LEAST_TRAIN_S = 0.0005
+LONG_TRAIN = 0.2  # of a round trip
+LONG_TRAIN_S = 0.008  # at least
 
 
 class TokenBucket:
@@ -51,6 +72,39 @@ class TokenBucket:
             self._free_at_s = start_s + length * 8 / self.rate_bits_per_s
 
 
+class Train:
+    """How fast bytes arrive at their fastest, in bytes a second, in this round and the last."""
+
+    def __init__(self, replies: int) -> None:
+        self._replies = replies
+        self._arrivals: deque[tuple[float, int]] = deque()
+        self._bytes = 0
+        self._rates: deque[float] = deque([0.0], maxlen=2)
+
+    @property
+    def rate(self) -> float:
+        """Of the fastest train."""
+        return max(self._rates)
+
+    def arrived(self, length: int, now_s: float, span_s: float) -> None:
+        """Note a reply; a train has some replies and takes at least `span_s`.
+
+        Its first reply says when it began, and isn't counted.
+        """
+        self._arrivals.append((now_s, length))
+        self._bytes += length
+        while len(self._arrivals) > self._replies and now_s - self._arrivals[1][0] >= span_s:
+            self._bytes -= self._arrivals.popleft()[1]
+        began_s, first = self._arrivals[0]
+        if len(self._arrivals) >= self._replies and now_s - began_s >= span_s:
+            rate = (self._bytes - first) / (now_s - began_s)
+            self._rates[-1] = max(self._rates[-1], rate)
+
+    def end_round(self) -> None:
+        """Forget the last round but one."""
+        self._rates.append(0.0)
+
+
 class Sent(NamedTuple):
     """A request on its way: what `Window.received` needs to know of it."""
 
@@ -58,6 +112,8 @@ class Sent(NamedTuple):
     at_s: float
     delivered_bytes: int
     alone: bool
+    yielding: bool
+    demand: bool
 
 
 class Window:
@@ -66,6 +122,7 @@ class Window:
     def __init__(self, fixed_bytes: int | None = None) -> None:
         self.fixed_bytes = fixed_bytes
         self.in_flight_bytes = 0
+        self.demand_bytes = 0
         self._limit_bytes = START_BYTES
         self._base_s = float("inf")
         self._base_at_s = 0.0
@@ -73,9 +130,12 @@ class Window:
         self._delivered_bytes = 0
         self._round_ends_bytes = 0
         self._round = 0
-        self._round_rates: deque[float] = deque([0.0], maxlen=RATE_ROUNDS)
+        self._samples: list[float] = []
+        self._round_rates: deque[float] = deque(maxlen=RATE_ROUNDS)
         self._full_rate = 0.0
         self._rounds_without_growth = 0
+        self._short = Train(SHORT_TRAIN)
+        self._long = Train(2)
 
     @property
     def limit_bytes(self) -> int:
@@ -87,45 +147,67 @@ class Window:
     @property
     def request_bytes(self) -> int:
         """A request's size: several fit into the window, and none delays a demand read for long."""
-        size = max(LEAST_REQUEST_BYTES, min(MOST_REQUEST_BYTES, self.limit_bytes // 8))
+        few_ms = int(self._rate * REQUEST_S)
+        size = max(LEAST_REQUEST_BYTES, min(MOST_REQUEST_BYTES, self.limit_bytes // 4, few_ms))
         return min(1 << (size.bit_length() - 1), self.limit_bytes)
 
     @property
     def open(self) -> bool:
-        """Whether another request may be sent.
+        """Whether another background request may be sent.
 
         The last one may stick out: were it held back until it fits, the window would on average
         be used short of half a request, and the rate measured with it would shrink it further.
+        A fixed window is background's alone.
         """
-        return self.in_flight_bytes < self.limit_bytes
+        return self.in_flight_bytes + self._yielded_bytes < self.limit_bytes
 
-    def send(self, length: int, now_s: float) -> Sent:
+    @property
+    def _yielded_bytes(self) -> int:
+        """How much of the window demand has."""
+        if self.fixed_bytes is not None or self._starting:
+            return 0
+        return min(self.demand_bytes, int(self.limit_bytes * (1 - KEPT)))
+
+    def send(self, length: int, now_s: float, *, demand: bool = False) -> Sent:
         """Note a request of `length` bytes."""
-        sent = Sent(length, now_s, self._delivered_bytes, self.in_flight_bytes == 0)
-        self.in_flight_bytes += length
-        return sent
+        alone = self.in_flight_bytes == 0
+        yielding = self._yielded_bytes > self.limit_bytes * KEPT
+        if demand:
+            self.demand_bytes += length
+        else:
+            self.in_flight_bytes += length
+        return Sent(length, now_s, self._delivered_bytes, alone, yielding, demand)
 
     def lost(self, sent: Sent) -> None:
         """A request ended without its data."""
-        self.in_flight_bytes -= sent.length
+        if sent.demand:
+            self.demand_bytes -= sent.length
+        else:
+            self.in_flight_bytes -= sent.length
 
     def received(self, sent: Sent, now_s: float) -> None:
         """Note a request's reply, and adapt."""
-        self.in_flight_bytes -= sent.length
+        self.lost(sent)
         self._delivered_bytes += sent.length
+        if sent.demand:  # its pace is the guest's, not the link's
+            return
         latency_s = max(now_s - sent.at_s, 1e-6)
         self._measure_base(sent, latency_s, now_s)
+        self._short.arrived(sent.length, now_s, LEAST_TRAIN_S)
+        self._long.arrived(sent.length, now_s, max(LONG_TRAIN_S, self._base_s * LONG_TRAIN))
         rate = (self._delivered_bytes - sent.delivered_bytes) / latency_s
-        self._round_rates[-1] = max(self._round_rates[-1], rate)
+        if sent.yielding and rate < self._rate:  # the link may have been idle meanwhile
+            return
+        self._samples.append(rate)
         if sent.delivered_bytes >= self._round_ends_bytes:
             self._end_round()
-        best = max(self._round_rates)
-        limit = best * (self._gain * self._base_s + TARGET_QUEUE_S)
-        self._limit_bytes = int(min(MOST_BYTES, max(LEAST_BYTES, limit)))
+        limit = self._aim * self._base_s + self._rate * TARGET_QUEUE_S
+        least = START_BYTES if self._starting else LEAST_BYTES
+        self._limit_bytes = int(min(MOST_BYTES, max(least, limit)))
 
     def _measure_base(self, sent: Sent, latency_s: float, now_s: float) -> None:
         if latency_s < self._base_s or (self._probing_base and sent.alone):
-            if latency_s > self._base_s * PROBE_GAIN:  # a longer route: find its window anew
+            if latency_s > self._base_s * 1.25:  # a longer route: find its window anew
                 self._full_rate, self._rounds_without_growth = 0.0, 0
             self._base_s, self._base_at_s, self._probing_base = latency_s, now_s, False
         elif now_s - self._base_at_s > BASE_S:
@@ -134,14 +216,30 @@ class Window:
     def _end_round(self) -> None:
         self._round += 1
         self._round_ends_bytes = self._delivered_bytes
-        if self._round_rates[-1] > self._full_rate * PROBE_GAIN:
+        self._round_rates.append(sum(self._samples) / len(self._samples))
+        self._samples.clear()
+        if self._round_rates[-1] > self._full_rate * GROWTH:
             self._full_rate, self._rounds_without_growth = self._round_rates[-1], 0
         else:
             self._rounds_without_growth += 1
-        self._round_rates.append(0.0)
+        self._short.end_round()
+        self._long.end_round()
 
     @property
-    def _gain(self) -> float:
-        if self._rounds_without_growth < FULL_ROUNDS:
-            return STARTUP_GAIN
-        return PROBE_GAIN if self._round % PROBE_ROUNDS == 0 else 1.0
+    def _starting(self) -> bool:
+        """Whether the rate still grows."""
+        return self._rounds_without_growth < FULL_ROUNDS
+
+    @property
+    def _rate(self) -> float:
+        """What is reached, in bytes a second."""
+        return max(self._round_rates, default=0.0)
+
+    @property
+    def _aim(self) -> float:
+        """The rate to send at."""
+        if self._starting:
+            fastest = max(self._rate, max(self._samples, default=0.0))
+            carried = max(CAUTIOUS_GAIN * self._rate, self._long.rate, self._short.rate / 2)
+            return min(STARTUP_GAIN * fastest, carried)
+        return self._rate * (PROBE_GAIN if self._round % PROBE_ROUNDS == 0 else 1.0)

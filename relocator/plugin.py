@@ -27,6 +27,9 @@ from relocator.exports import NAMES
 from relocator.threadstate import Threads
 
 API_VERSION = 2
+#: How long a thread may keep the interpreter from another. Python's 5 ms, and not the store, would
+#: be what a guest's slowest writes take while the copy's threads have replies to handle.
+SWITCH_S = 0.0005
 
 _threads = Threads()
 _pairs: dict[str, str] = {}
@@ -83,6 +86,7 @@ def get_ready() -> None:
 
 
 def after_fork() -> None:
+    sys.setswitchinterval(SWITCH_S)
     _engine.start()
     if _control is not None:
         _control.start()

@@ -36,11 +36,16 @@ class Upstream:
     Of `connections`, one is for demand. The others share the background's requests, the one that
     owes least taking the next; the second of them is only opened once the source has said that it
     bears several (`can_multi_conn`). `_lock` guards that they are opened once; it is not held
-    across I/O.
+    across I/O. With `shared`, none is set apart: both kinds take the one that owes least.
     """
 
     def __init__(
-        self, endpoint: Endpoint, retry_timeout_s: float, connections: int = FEWEST
+        self,
+        endpoint: Endpoint,
+        retry_timeout_s: float,
+        connections: int = FEWEST,
+        *,
+        shared: bool = False,
     ) -> None:
         self.uri = endpoint.uri
         self.retry_timeout_s = retry_timeout_s
@@ -49,6 +54,7 @@ class Upstream:
             Connection(endpoint, f"upstream-background-{number}")
             for number in range(1, connections)
         ]
+        self._shared = shared
         self._lock = threading.Lock()
         self._opened = 1
 
@@ -75,15 +81,15 @@ class Upstream:
     def _least_busy(self) -> Connection:
         """The background connection for the next request."""
         first = self._background[0]
-        if len(self._background) == 1 or not first.multi_conn:
-            return first
-        with self._lock:
-            unopened, self._opened = self._background[self._opened :], len(self._background)
-        for one in unopened:
-            one.start()
+        if len(self._background) > 1 and first.multi_conn:
+            with self._lock:
+                unopened, self._opened = self._background[self._opened :], len(self._background)
+            for one in unopened:
+                one.start()
+        candidates = [self._demand, *self._background] if self._shared else self._background
         return min(
-            (one for one in self._background if one.connected),
-            key=lambda one: one.owed,
+            (one for one in candidates if one.connected),
+            key=lambda one: one.owed_bytes,
             default=first,
         )
 
@@ -97,7 +103,8 @@ class Upstream:
             self._least_busy().submit(Request("read", offset, length, done))
         else:
             deadline_s = time.monotonic() + self.retry_timeout_s
-            self._demand.submit(Request("read", offset, length, done, deadline_s))
+            connection = self._least_busy() if self._shared else self._demand
+            connection.submit(Request("read", offset, length, done, deadline_s))
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Read through, keeping nothing.

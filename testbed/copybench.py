@@ -34,11 +34,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from testbed import calibrate, peers, services, topology, wan
+from testbed import calibrate, copyclient, peers, services, topology, wan
 from testbed.supervise import Process, Supervisor
 
 EXIT_REFUSED = 3
 CLIENT_START_S = 2.0  # until both clients have started and wait
+READ_SIZES = tuple(1 << power for power in range(12, 21))
 _PIECE_BYTES = 4 * 2**20
 
 
@@ -52,6 +53,8 @@ class Parameters:
     reads_per_s: float
     writes_per_s: float
     seed: int
+    read_bytes: int = 4096
+    proxy_options: tuple[str, ...] = ()
 
 
 def make_image(path: Path, data_bytes: int, seed: int) -> int:
@@ -91,7 +94,8 @@ class Copy:
         for kind, rate in (("read", parameters.reads_per_s), ("write", parameters.writes_per_s)):
             argv = [sys.executable, "-m", "testbed.copyclient", uri, kind, str(rate)]
             argv += [str(start_s), str(self.work / f"{kind}.log"), str(parameters.seed)]
-            argv += [str(parameters.data_bytes)]
+            length = parameters.read_bytes if kind == "read" else copyclient.BLOCK_BYTES
+            argv += [str(parameters.data_bytes), str(length)]
             self.clients.append(self.supervisor.start(f"client-{kind}", argv))
         return start_s
 
@@ -119,7 +123,8 @@ def measure(parameters: Parameters, sites: topology.Sites, name: str, work: Path
     allocated_bytes = image.stat().st_blocks * 512
     (work / "logs").mkdir()
     with Supervisor(work / "logs") as supervisor:
-        place = peers.Place(supervisor, sites, work, image, size_bytes)
+        options = parameters.proxy_options
+        place = peers.Place(supervisor, sites, work, image, size_bytes, options)
         system = peers.SYSTEMS[name](place)
         copy = Copy(parameters, sites, work, supervisor)
         start_s = time.monotonic()
@@ -170,6 +175,8 @@ def run(parameters: Parameters) -> tuple[int, dict[str, Any]]:
         "rate_bits_per_s": profile.rate_bits_per_s,
         "data_bytes": parameters.data_bytes,
         "seed": parameters.seed,
+        "read_bytes": parameters.read_bytes,
+        "proxy_options": list(parameters.proxy_options),
         "systems": {},
     }
     with topology.sites(profile) as sites:
@@ -204,7 +211,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", default="64M", help="random data in the image (64M)")
     parser.add_argument("--reads", type=float, default=25.0, help="a second (25)")
     parser.add_argument("--writes", type=float, default=10.0, help="a second (10)")
+    parser.add_argument("--read-size", default="4K", help="of a read, a power of two (4K)")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--proxy",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="for our own proxy, such as window=16M or demand=shared; may be repeated",
+    )
     return parser
 
 
@@ -222,7 +237,19 @@ def parse(argv: Sequence[str] | None) -> Parameters:
     profile = wan.LinkProfile(
         wan.parse_time_s("rtt", options.rtt), wan.parse_rate_bits_per_s("rate", options.rate)
     )
-    return Parameters(profile, systems, data_bytes, options.reads, options.writes, options.seed)
+    read_bytes = wan.parse_size_bytes("read-size", options.read_size)
+    if read_bytes not in READ_SIZES:
+        raise wan.ProfileError("read-size", options.read_size, "must be a power of two, 4K to 1M")
+    return Parameters(
+        profile,
+        systems,
+        data_bytes,
+        options.reads,
+        options.writes,
+        options.seed,
+        read_bytes,
+        tuple(options.proxy),
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

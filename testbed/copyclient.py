@@ -1,6 +1,6 @@
-"""A client with a timetable: `python3 -m testbed.copyclient URI KIND RATE START LOG SEED DATA`.
+"""A client with a timetable: `testbed.copyclient URI KIND RATE START LOG SEED DATA SIZE`.
 
-Asks for a block of 4 KiB at random, RATE times a second from START (CLOCK_MONOTONIC) until SIGTERM,
+Asks for SIZE bytes at random, RATE times a second from START (CLOCK_MONOTONIC) until SIGTERM,
 whatever is still unanswered: latency counts from the timetable, so waiting in a queue counts too.
 Blocks are drawn from the image's data (DATA bytes with a hole of a quarter of that in the middle).
 Lines of the log: seconds of CLOCK_MONOTONIC at the start, latency in seconds.
@@ -17,16 +17,18 @@ from pathlib import Path
 BLOCK_BYTES = 4096
 
 
-def offset_of(block: int, data_bytes: int) -> int:
+def offset_of(block: int, data_bytes: int, block_bytes: int = BLOCK_BYTES) -> int:
     """Where the `block`th block of data lies in the image."""
-    offset = block * BLOCK_BYTES
+    offset = block * block_bytes
     return offset + data_bytes // 4 if offset >= data_bytes // 2 else offset
 
 
 class Client:
     """One connection; requests in flight are libnbd's."""
 
-    def __init__(self, uri: str, kind: str, seed: int, data_bytes: int) -> None:
+    def __init__(
+        self, uri: str, kind: str, seed: int, data_bytes: int, block_bytes: int = BLOCK_BYTES
+    ) -> None:
         import nbd
 
         self._nbd = nbd
@@ -35,7 +37,8 @@ class Client:
         self._kind = kind
         self._random = random.Random(f"{kind} {seed}")
         self._data_bytes = data_bytes
-        self._payload = self._random.randbytes(BLOCK_BYTES)
+        self._block_bytes = block_bytes
+        self._payload = self._random.randbytes(block_bytes)
         self.answers: list[tuple[float, float]] = []
         self.ending = False
         self._warm_up()
@@ -44,14 +47,14 @@ class Client:
         """One request within the hole: the first of a connection pays for starting, not for I/O."""
         hole = self._data_bytes // 2
         if self._kind == "read":
-            self._handle.pread(BLOCK_BYTES, hole)
+            self._handle.pread(self._block_bytes, hole)
         else:
             self._handle.pwrite(self._payload, hole)
 
     def _ask(self, due_s: float) -> None:
-        block = self._random.randrange(self._data_bytes // BLOCK_BYTES)
-        offset = offset_of(block, self._data_bytes)
-        buffer = self._nbd.Buffer(BLOCK_BYTES)
+        block = self._random.randrange(self._data_bytes // self._block_bytes)
+        offset = offset_of(block, self._data_bytes, self._block_bytes)
+        buffer = self._nbd.Buffer(self._block_bytes)
 
         def answered(error: object) -> int:
             code = getattr(error, "value", error)
@@ -85,8 +88,8 @@ class Client:
 
 
 def main() -> int:
-    uri, kind, rate, start_s, log, seed, data_bytes = sys.argv[1:]
-    client = Client(uri, kind, int(seed), int(data_bytes))
+    uri, kind, rate, start_s, log, seed, data_bytes, size = sys.argv[1:]
+    client = Client(uri, kind, int(seed), int(data_bytes), int(size))
 
     def end(_number: int, _frame: object) -> None:
         client.ending = True

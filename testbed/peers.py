@@ -47,6 +47,7 @@ class Place:
     work: Path
     image: Path
     size_bytes: int
+    proxy_options: tuple[str, ...] = ()  # KEY=VALUE, for our own proxy
 
     @property
     def source_uri(self) -> str:
@@ -112,6 +113,7 @@ def _proxy(place: Place) -> System:
     argv = [sys.executable, "-m", "relocator.cli.main", "proxy", str(place.work / "store")]
     argv += [place.source_uri, "--background", "off"]
     argv += ["--socket", str(place.socket), "--control", str(control)]
+    argv += [f"--{option}" for option in place.proxy_options]
     place.serve("proxy", argv)
     client = Client(control)
     client.call("status")

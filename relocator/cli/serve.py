@@ -42,6 +42,7 @@ _PROXY_KEYS = (
     ("block", "SIZE", "unit of the maps (4K)"),
     ("retry-timeout", "S", "how long an absent read waits for a lost source (60)"),
     ("connections", "N", "connections to the source, one of them for demand (2)"),
+    ("demand", "own|shared", "a connection of its own for what the guest waits for, or none (own)"),
     ("tls", "off|on|require", "encrypt: on, if the source can; require, or refuse (off)"),
     ("tls-certificates", "DIR", "ca-cert.pem, and client-cert.pem and client-key.pem if needed"),
     ("tls-psk", "FILE", "pre-shared keys instead of certificates"),

@@ -27,6 +27,7 @@ def simulate(
         window.received(sent, now_s)
     tail = queues[len(queues) // 2 :]
     return {
+        "longest_queue_s": max(queues),
         "use": delivered / (rate_bytes_per_s * for_s),
         "queue_s": sorted(tail)[len(tail) * 99 // 100],
         "window": window.limit_bytes,
@@ -51,6 +52,39 @@ def test_a_longer_route_is_noticed() -> None:
     # For up to BASE_S the old base is believed and the window too small; then it is found anew.
     seen = simulate(window, 12.5e6, 0.1, 120.0, from_s=5.0)
     assert seen["use"] > 0.80
+
+
+@pytest.mark.parametrize("rtt_ms", [20, 100, 200])
+def test_the_start_doesnt_fill_the_queue(rtt_ms: int) -> None:
+    rtt_s = rtt_ms / 1000
+    seen = simulate(Window(), 12.5e6, rtt_s, 40 * rtt_s)
+    assert seen["longest_queue_s"] < 0.010 + 0.4 * rtt_s
+
+
+def test_background_leaves_room_for_demand_at_once() -> None:
+    window = Window()
+    simulate(window, 12.5e6, 0.1, 5.0)
+    window.in_flight_bytes = 0
+    limit = window.limit_bytes
+    waited_for = window.send(limit, 5.0, demand=True)
+    window.in_flight_bytes = limit // 4
+    assert not window.open
+    window.received(waited_for, 5.1)
+    assert window.open
+    assert window.limit_bytes == limit
+
+
+def test_demand_that_never_ends_doesnt_stop_the_background_copy() -> None:
+    window = Window()
+    window.send(1 << 20, 0.0, demand=True)
+    seen = simulate(window, 12.5e6, 0.1, 10.0)
+    assert seen["use"] > 0.15
+
+
+def test_a_fixed_window_doesnt_yield() -> None:
+    window = Window(64 << 10)
+    window.send(1 << 20, 0.0, demand=True)
+    assert window.open
 
 
 def test_a_fixed_window_is_the_operators() -> None:
