@@ -26,7 +26,7 @@ from experiments.rundir import Run, RunError, load_run, read_document
 IDENTITY = ("cell", "scenario", "axes", "name", "system", "seed", "clock", "outcome", "reason")
 CONDITIONS = (
     *("rtt_s", "rate_bits_per_s", "loss", "jitter_s", "congestion", "events", "disk_bytes"),
-    *("fill_bytes", "workloads", "settings", "background"),
+    *("fill_bytes", "workloads", "settings", "background", "background_delay_s"),
 )
 PHASES = (*("source", "pre-copy", "memory-copy", "on-demand", "background", "complete", "remote"),)
 KINDS = ("read", "write")

@@ -13,7 +13,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from experiments import plots
 from experiments.figures.evidence import Estimate, estimate
@@ -124,6 +124,15 @@ def _ticks(axis: Any, low: float, high: float, span: float) -> tuple[float, floa
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
     return low, high
+
+
+def wide_x(axes: Axes, span: float = 2.0) -> None:
+    """Once all is drawn: the x axis at least `span` wide, with few ticks."""
+    low, high = axes.get_xlim()
+    if high - low < span:
+        low, high = (low + high - span) / 2, (low + high + span) / 2
+    axes.set_xlim(low, high)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
 
 
 def from_zero(axes: Axes) -> None:

@@ -36,6 +36,7 @@ MEASURES = (
         "recovered_s",
         "switch until the read p99\nis within 2x local (s)",
         "is at local speed sooner",
+        "not seen",
     ),
     Measure("lost_work_s", "work lost\n(s)", "loses less work", "", False),
 )
@@ -51,6 +52,8 @@ def compare(evidence: Evidence) -> Drawn:
         return Drawn(TITLE, notes=notes)
     settings = conditions(frame)
     shown = [m for m in MEASURES if frame[m.column].notna().any()]
+    unknown = [m.label.replace("\n", " ") for m in MEASURES if m not in shown]
+    notes += [f"Not known of any run: {', '.join(unknown)}."] if unknown else []
     names = [name for name in draw.ordered(frame["name"]) if name != "stay"]
     with draw.style():
         height = 0.85 + len(settings) * (0.5 + 0.26 * len(names))
@@ -62,8 +65,7 @@ def compare(evidence: Evidence) -> Drawn:
                 _panel(axes, here, names, measure)
             row[0].set_title(f"{rtt}, {rate}", loc="left", fontweight="bold", fontsize=10)
         for axes, measure in zip(grid[-1], shown, strict=True):
-            if measure.log:
-                draw.log_x(axes)
+            draw.log_x(axes) if measure.log else draw.wide_x(axes)
             axes.set_xlabel(measure.label)
         content = draw.png(made, evidence.caption("compare"))
     table = draw.summary_table(frame, [*KEYS, "name"], [m.column for m in MEASURES])
@@ -149,16 +151,17 @@ def _verdict(frame: pd.DataFrame, peer: str) -> str:
         if duel.ratios or duel.measure.column != "relocation_from_move_s"
     ]
     wins = [_won(duel) for duel in found if duel.wins]
-    losses = [_lost(duel) for duel in found if duel.loses]
+    behind = [duel for duel in found if duel.loses]
     mixed = _lost_work(frame, peer)
     said = []
     if wins:
         said.append(f"relocator {draw.joined(wins)}")
-    if losses:
-        said.append(f"{peer} {draw.joined(losses)}{_why(frame, peer)}")
+    if behind:
+        losses = draw.joined([_lost(duel) for duel in behind])
+        said.append(f"{peer} {losses}{_why(frame, peer, behind)}")
     if mixed:
         said.append(mixed)
-    return f"Against {peer}: {'; '.join(said)}." if said else ""
+    return f"Against {peer}: {'. '.join(said)}." if said else ""
 
 
 def _range(values: Sequence[float]) -> str:
@@ -168,17 +171,17 @@ def _range(values: Sequence[float]) -> str:
 
 def _won(duel: Duel) -> str:
     if not duel.won:
-        return f"{duel.measure.better} (there: never)"
+        return f"{duel.measure.better} (there: {duel.measure.never})"
     total = len(duel.ratios) + duel.theirs_never
     where = "" if len(duel.won) == total else f" in {len(duel.won)} of {total} conditions"
-    never = f", in {duel.theirs_never} there never" if duel.theirs_never else ""
+    never = f", in {duel.theirs_never} there {duel.measure.never}" if duel.theirs_never else ""
     return f"{duel.measure.better} ({_range(duel.won)}{where}{never})"
 
 
 def _lost(duel: Duel) -> str:
     worse = [1 / ratio for ratio in duel.ratios if ratio <= 1 / ALIKE]
     if not worse:
-        return f"{duel.measure.better} (relocator never within the observation)"
+        return f"{duel.measure.better} (relocator: {duel.measure.never})"
     where = (
         ""
         if len(worse) == len(duel.ratios)
@@ -205,18 +208,30 @@ def _lost_work(frame: pd.DataFrame, peer: str) -> str:
     return f"{peer} loses between {low} and {high} more of work"
 
 
-def _why(frame: pd.DataFrame, peer: str) -> str:
-    """What the same runs show to be the reason why a peer is ahead somewhere."""
-    mean = frame.groupby("name")[["downtime_s", "independent_s", "relocation_from_move_s"]].mean()
+def _why(frame: pd.DataFrame, peer: str, losses: Sequence[Duel]) -> str:
+    """What the same runs show to be the reason why a peer is ahead in these measures."""
+    columns = ["downtime_s", "independent_s", "relocation_from_move_s", "handover_s"]
+    mean = frame.groupby("name")[[*columns, "background_delay_s"]].mean()
     theirs, ours = mean.loc[peer], mean.loc["relocator"]
+    lost = {duel.measure.column for duel in losses}
+    said = []
+    if "downtime_s" in lost and ours["handover_s"] > theirs["handover_s"]:
+        took = draw.s(float(ours["handover_s"]))
+        said.append(f"of relocator's downtime {took} on average are the handover of the disk")
     if math.isnan(theirs["independent_s"]):
-        return ": its disk stays, so that nothing is copied beside the guest's own I/O"
-    before_s = theirs["relocation_from_move_s"] - theirs["independent_s"]
-    if np.isclose(theirs["independent_s"], theirs["downtime_s"], rtol=0.2, atol=0.1):
-        if theirs["downtime_s"] > 5 * ours["downtime_s"]:
-            stood = draw.s(float(theirs["downtime_s"]))
-            return f": the disk is copied while its guest stands still, on average {stood}"
-        gone = draw.s(float(before_s))
-        return f": its guest moves when the disk is there, {gone} after the move began on average"
-    sooner = theirs["independent_s"] < ours["independent_s"]
-    return ": its copy takes more of the link from the guest" if sooner else ""
+        if "during_read_p99_s" in lost:
+            said.append("its disk stays, so that nothing is copied beside the guest's own I/O")
+    elif np.isclose(theirs["independent_s"], theirs["downtime_s"], rtol=0.2, atol=0.1):
+        said.append(_copied_before(theirs, ours))
+    if lost & {"independent_s", "relocation_from_move_s"} and ours["background_delay_s"] > 0:
+        delay = draw.s(float(ours["background_delay_s"]))
+        said.append(f"relocator's background copy was told to start {delay} after the switch")
+    return f": {'; '.join(said)}" if said else ""
+
+
+def _copied_before(theirs: pd.Series, ours: pd.Series) -> str:
+    if theirs["downtime_s"] > 5 * ours["downtime_s"]:
+        stood = draw.s(float(theirs["downtime_s"]))
+        return f"its disk is copied while its guest stands still, on average {stood}"
+    gone = draw.s(float(theirs["relocation_from_move_s"] - theirs["independent_s"]))
+    return f"its guest moves when the disk is there, on average {gone} after the move began"

@@ -107,6 +107,7 @@ def test_an_interval_is_students(tmp_path: Path) -> None:
 def compared(**peer: float) -> pd.DataFrame:
     """relocator, 1 everywhere, and a mirror with these figures."""
     base: dict[str, Any] = {measure.column: 1.0 for measure in systems.MEASURES}
+    base |= {"handover_s": 0.03, "background_delay_s": 0.0}
     rows = [{**base, "name": "relocator"}, {**base, **peer, "name": "mirror"}]
     return pd.DataFrame(rows).assign(axis_rtt="20ms", axis_rate="100mbit", seed=1)
 
@@ -118,13 +119,20 @@ def test_a_verdict_says_where_each_is_ahead() -> None:
     assert "mirror loses 3 s more of work" in said
 
 
+def test_a_verdict_says_what_the_runs_show_to_be_the_reason() -> None:
+    (said,) = systems.verdicts(compared(downtime_s=0.5, handover_s=0.001, independent_s=math.nan))
+    assert "of relocator's downtime 30 ms on average are the handover of the disk" in said
+    (said,) = systems.verdicts(compared(independent_s=0.3).assign(background_delay_s=8.0))
+    assert "was told to start 8 s after the switch" in said
+
+
 def test_what_differs_by_less_than_a_tenth_is_no_victory() -> None:
     assert systems.verdicts(compared(downtime_s=1.05, independent_s=0.95)) == []
 
 
 def test_never_is_worse_than_any_time() -> None:
     (said,) = systems.verdicts(compared(recovered_s=math.nan))
-    assert "relocator is at local speed sooner (there: never)" in said
+    assert "relocator is at local speed sooner (there: not seen)" in said
     nobody = compared().assign(recovered_s=math.nan)
     assert systems.verdicts(nobody) == []
 
