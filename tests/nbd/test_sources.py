@@ -145,6 +145,22 @@ def test_several_connections_share_the_background_copy(tmp_path: Path) -> None:
         connections_at(source, tmp_path, wanted=5, seen=5)
 
 
+@pytest.mark.parametrize("connections", [2, 4])
+def test_demand_may_share_the_background_s_connections(tmp_path: Path, connections: int) -> None:
+    keys = ("demand=shared", f"connections={connections}", "rate=4M", "readahead=0")
+    data = source_bytes(SIZE_BYTES)
+    with (
+        daemon(tmp_path, "source", lambda port: nbdkit_file(tmp_path, port)) as source,
+        proxy(tmp_path, source.port, *keys) as server,
+    ):
+        guest = server.connect()
+        for offset in range(SIZE_BYTES - (1 << 20), SIZE_BYTES, 1 << 17):
+            assert bytes(guest.pread(1 << 16, offset)) == data[offset : offset + (1 << 16)]
+        server.control.call("set", rate="none")
+        server.control.call("wait", timeout_s=60)
+    assert (tmp_path / "store" / "disk.img").read_bytes() == data
+
+
 def test_a_source_that_bears_only_one_client_gets_two_connections(tmp_path: Path) -> None:
     def argv(port: int) -> list[str]:
         flags = ["--filter=multi-conn", "file", str(image(tmp_path)), "multi-conn-mode=disable"]
