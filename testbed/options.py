@@ -164,8 +164,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--set", action="append", default=[], dest="settings", help=text)
     text = "whether the rest is copied after the switch, or only to prove the copy at the end"
     parser.add_argument("--background", choices=("on", "off"), default="on", help=text)
-    text = "whether nbdcopy's speed is measured before (default on)"
-    parser.add_argument("--ceiling", choices=("on", "off"), default="on", help=text)
+    text = "whether nbdcopy's speed is measured before (default off)"
+    parser.add_argument("--ceiling", choices=("on", "off"), default="off", help=text)
     return parser
 
 
