@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import pairwise
 from typing import Any
 
 import nbd
@@ -116,7 +117,7 @@ class Client:
         """Read everything that was written by this client."""
         sectors = sorted(self._holds)
         starts = [at for at, one in enumerate(sectors) if at == 0 or sectors[at - 1] != one - 1]
-        for at, after in zip(starts, [*starts[1:], len(sectors)], strict=True):
+        for at, after in pairwise([*starts, len(sectors)]):
             for first in range(sectors[at], sectors[at] + after - at, 512):
                 self.check(first, min(512, sectors[at] + after - at - first))
 
