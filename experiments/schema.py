@@ -165,6 +165,7 @@ TABLES: Mapping[str, Mapping[str, Check]] = {
     "disk": {
         "size": _SIZE,
         "fill": _SIZE,
+        "deleted": _SIZE,
         "file-system": _choice("ext2", "ext3", "ext4", "xfs", "btrfs"),
         "partition": _choice("none", "mbr", "gpt"),
     },

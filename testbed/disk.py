@@ -4,6 +4,7 @@ What is on it, all of it made from the seed:
 
     data/large          the large file: random reads go here
     data/NNN            files of 1 MiB, the rest of the fill
+    (deleted)           noise that once was a file: free to the file system, not to the image
     and what the workloads of the run make there
 
 `data` never changes, nor do the files that a workload says so of: their digests are the manifest.
@@ -14,7 +15,8 @@ A partition begins at 1 MiB. The tables' identifiers are fixed: equal seeds give
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +54,7 @@ class Wanted:
     fill_bytes: int
     file_system: str = "ext3"
     partition: str = "none"
+    deleted_bytes: int = 0
 
     def __post_init__(self) -> None:
         for name, known in (("file_system", FILE_SYSTEMS), ("partition", PARTITIONS)):
@@ -73,12 +76,13 @@ class Wanted:
 
     def check(self, room: suite.Room) -> None:
         """Raises if the fill and the workloads' files don't go on it."""
-        largest_bytes = self.file_system_bytes - room.size_bytes - _SPARE_BYTES
+        taken_bytes = room.size_bytes + self.deleted_bytes
+        largest_bytes = self.file_system_bytes - taken_bytes - _SPARE_BYTES
         if not _SMALLEST_FILL_BYTES <= self.fill_bytes <= largest_bytes:
             raise DiskError(
                 f"fill={self.fill_bytes}: a disk of {self.size_bytes} bytes takes, beside "
-                f"{room.size_bytes} bytes of the workloads', a fill of {_SMALLEST_FILL_BYTES} to "
-                f"{largest_bytes} bytes"
+                f"{taken_bytes} bytes of the workloads' and of deleted files, a fill of "
+                f"{_SMALLEST_FILL_BYTES} to {largest_bytes} bytes"
             )
 
 
@@ -137,6 +141,19 @@ def _fill(point: Path, wanted: Wanted, seed: int) -> dict[str, str]:
     return manifest
 
 
+@contextmanager
+def _aged(point: Path, wanted: Wanted, seed: int) -> Iterator[None]:
+    """Around the making of all files: leaves noise among them, of files that are there no more."""
+    noise = files.incompressible(seed ^ 0xA6ED, wanted.deleted_bytes)
+    old = [point / f"deleted.{number:03d}" for number in range(wanted.deleted_bytes // MIB)]
+    for path, piece in zip(old, noise, strict=False):
+        files.write(path, [piece])
+    run(["sync", "-f", str(point)])
+    yield
+    for path in old:
+        path.unlink()
+
+
 def make(
     image: Path, point: Path, wanted: Wanted, workloads: Sequence[suite.Workload], seed: int
 ) -> Contents:
@@ -146,9 +163,10 @@ def make(
     _make_file_system(image, wanted, room.files)
     options = f"loop,offset={wanted.offset_bytes}"
     with mounted(image, point, options, wanted.file_system):
-        manifest = _fill(point, wanted, seed)
-        for workload in workloads:
-            manifest |= workload.prepare(point, seed)
+        with _aged(point, wanted, seed):
+            manifest = _fill(point, wanted, seed)
+            for workload in workloads:
+                manifest |= workload.prepare(point, seed)
         large_bytes = (point / "data/large").stat().st_size
     return Contents(manifest, large_bytes, wanted.offset_bytes)
 

@@ -134,6 +134,7 @@ class Migration:
             disk.Wanted(
                 size_bytes=parameters.disk_bytes,
                 fill_bytes=parameters.fill_bytes,
+                deleted_bytes=parameters.deleted_bytes,
                 file_system=parameters.file_system,
                 partition=parameters.partition,
             ),

@@ -33,6 +33,7 @@ class Parameters:
     events: tuple[link_events.LinkEvent, ...]
     disk_bytes: int
     fill_bytes: int
+    deleted_bytes: int
     file_system: str
     partition: str
     workloads: str
@@ -118,6 +119,7 @@ _QUANTITIES: dict[str, tuple[_Parse, str, str]] = {
     ),
     "disk": (parse_size_bytes, "128M", "size of the guest's disk"),
     "fill": (parse_size_bytes, "96M", "bytes of files on it"),
+    "deleted": (parse_size_bytes, "0", "bytes of files that were on it: free, but not holes"),
     "memory": (parse_size_bytes, "32M", "memory copied over the WAN before the switch (0: none)"),
     "background-delay": (parse_time_s, "8s", "from the switch to the background copy's start"),
     "switch-at": (parse_time_s, "10s", "when the guest moves (the memory copy ends about then)"),
