@@ -16,6 +16,7 @@ import argparse
 import base64
 import math
 import sys
+import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -132,8 +133,8 @@ def page(evidence: Evidence, drawn: Mapping[str, Drawn]) -> str:
 
 def _about(name: str) -> str:
     """The question that a scenario answers, from its file."""
-    loaded = scenario.load(QUESTIONS[name]) if name in QUESTIONS else None
-    return "" if loaded is None else loaded.about
+    text = QUESTIONS[name].read_text(encoding="utf-8") if name in QUESTIONS else ""
+    return str(tomllib.loads(text).get("about", ""))
 
 
 def tiles(frame: pd.DataFrame) -> list[tuple[str, str]]:

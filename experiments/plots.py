@@ -139,8 +139,7 @@ def relocation_figure(
         _legend(grid[0, -1], _throughput_legend(runs))
         _legend(grid[1, -1], _latency_legend())
         if caption is not None:
-            place = {"xycoords": "figure fraction", "va": "bottom", "ha": "right"}
-            grid[2, -1].annotate(caption, (0.995, 0.005), color=FAINT, fontsize=8, **place)
+            figure.text(0.995, 0.008, caption, color=FAINT, fontsize=8, ha="right")
         return png(figure)
 
 

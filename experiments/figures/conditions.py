@@ -154,7 +154,7 @@ def profiles(evidence: Evidence) -> Drawn:
             axes.set_ylim(len(links) - 0.5, -0.5)
         for name in names:
             axes.plot([], [], "o", color=draw.COLOURS.get(name, "#444"), label=name)
-        made.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=len(names))
+        made.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=len(names))
         content = draw.png(made, evidence.caption("profiles"))
     table = draw.summary_table(ends, ["axis_profile", "name"], list(panels))
     return Drawn(PROFILES_TITLE, content, _profile_words(ends, list(links)), notes, table)

@@ -79,20 +79,30 @@ class Evidence:
         return rows.reset_index(drop=True).join(_axes(rows["axes"]))
 
     def caption(self, name: str) -> str:
-        """Clock and seeds of a figure in a line."""
+        """Clock and seeds of a figure in a line, and how many runs it lacks."""
         rows = self.scenario(name)
         seeds = rows.groupby(["axes", "name"])["seed"].nunique()
         clocks = " and ".join(sorted(rows["clock"].unique()))
-        return f"Clock: {clocks}. {spread_note(int(seeds.min()), int(seeds.max()))}"
+        said = f"Clock: {clocks}. {spread_note(int(seeds.min()), int(seeds.max()))}"
+        count = len(self._bad(name)) + len(self._lacking(name))
+        return said + (f" Lacks {count} run{'s' if count > 1 else ''}." if count else "")
+
+    def _bad(self, name: str) -> pd.DataFrame:
+        rows = self.frame[self.frame["scenario"] == name]
+        return rows[rows["outcome"] != "ok"]
+
+    def _lacking(self, name: str) -> list[str]:
+        rows = self.frame[self.frame["scenario"] == name]
+        return sorted(self.expected.get(name, set()) - set(rows["cell"]))
 
     def notes(self, name: str) -> list[str]:
         """Clock, seeds, and every run of the scenario that is not in its figure."""
         rows = self.frame[self.frame["scenario"] == name]
         said = [self.caption(name)] if (rows["outcome"] == "ok").any() else []
-        for _, row in rows[rows["outcome"] != "ok"].iterrows():
+        for _, row in self._bad(name).iterrows():
             reason = str(row["reason"]).splitlines()[0][:200]
             said.append(f"Not shown: {row['cell']} {row['outcome']}: {reason}")
-        lacking = sorted(self.expected.get(name, set()) - set(rows["cell"]))
+        lacking = self._lacking(name)
         if lacking:
             more = f" and {len(lacking) - 6} more" if len(lacking) > 6 else ""
             said.append(f"Not run yet: {', '.join(lacking[:6])}{more}.")

@@ -130,11 +130,11 @@ def e2(evidence: Evidence) -> Drawn:
     ]
     first = {name: frame[frame["name"] == name].iloc[0] for name in wanted}
     runs = {name: evidence.run(row) for name, row in first.items()}
-    content = plots.relocation_figure(
-        runs, plots.common_scales(runs), _levels, evidence.caption("e2")
-    )
-    if len(frame) > len(runs):
-        notes.append(f"Drawn: {', '.join(str(row['cell']) for row in first.values())}.")
+    shown = {name: run for name, run in runs.items() if name != "on-demand"} or runs
+    scales = plots.common_scales(shown)
+    content = plots.relocation_figure(shown, scales, _levels, evidence.caption("e2"))
+    if len(frame) > len(shown):
+        notes.append(f"Drawn: {', '.join(str(first[name]['cell']) for name in shown)}.")
     columns = ["independent_s", "link_use", "during_read_p50_s", "during_read_p99_s"]
     table = draw.summary_table(frame, ["name"], columns)
     return Drawn(E2_TITLE, content, _e2_words(runs), notes, table)

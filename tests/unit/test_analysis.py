@@ -144,3 +144,9 @@ def test_the_background_copys_speed_is_compared_within_one_run(runs: Runs) -> No
         speed["background_bits_per_s"] / speed["nbdcopy_bits_per_s"]
     )
     assert analysis.background_speed({"remote": runs["remote"]}) is None
+
+
+def test_what_a_mirror_sends_before_the_guest_is_background_copy(tmp_path: Path) -> None:
+    run = load_run(write_run(tmp_path / "mirror", Synthetic(system="mirror")))
+    parts = analysis.wan_throughput(run, analysis.bins(0.0, run.end_s, run.switch_s))
+    assert parts["on-demand copy"].sum() == 0

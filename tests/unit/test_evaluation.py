@@ -60,9 +60,9 @@ def test_a_run_that_was_not_made_is_named(out: Path) -> None:
 
 
 def test_one_seed_is_said_to_be_one(out: Path) -> None:
-    assert (
-        Evidence(out).caption("compare") == "Clock: virtual. One seed: points without an interval."
-    )
+    said = "Clock: virtual. One seed: points without an interval."
+    assert Evidence(out).caption("pacing") == said
+    assert Evidence(out).caption("compare") == f"{said} Lacks 1 run."
     assert Evidence(out).caption("clocks").startswith("Clock: real and virtual.")
 
 

@@ -21,6 +21,26 @@ def test_a_finished_run_is_read_whole(tmp_path: Path) -> None:
     assert set(run.links["link"]) == {"A", "B", "C", "memory", "wan"}
 
 
+@pytest.mark.parametrize(
+    ("system", "moves", "relocates"),
+    [("mirror", True, True), ("remote", True, False), ("stay", False, False)],
+)
+def test_whether_vm_and_disk_move_is_the_systems(
+    tmp_path: Path, system: str, moves: bool, relocates: bool
+) -> None:
+    run = load_run(write_run(tmp_path / "run", Synthetic(system=system)))
+    assert (run.moves, run.relocates) == (moves, relocates)
+
+
+def test_the_disk_of_a_mirror_is_free_of_the_source_whatever_background_says(
+    tmp_path: Path,
+) -> None:
+    made = Synthetic(system="mirror", background=False)
+    run = load_run(write_run(tmp_path / "run", made))
+    assert run.independent_s == pytest.approx(0.055)
+    assert run.end_s == 70.0
+
+
 def test_a_missing_directory_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"nowhere: there is no such run directory"):
         load_run(tmp_path / "nowhere")
