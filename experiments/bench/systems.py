@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -74,9 +75,13 @@ class Bench:
         client.call("status")
         return uri, client
 
-    def serve_tcp(self, name: str, argv: list[str], port: int) -> str:
+    def serve_tcp(
+        self, name: str, argv: list[str], port: int, stop: signal.Signals = signal.SIGTERM
+    ) -> str:
         """The same on a port of the loopback."""
-        process = self.supervisor.start(name, argv)
+        process = self.supervisor.start(
+            name, argv, stop_signal=stop, good_statuses=(0, -signal.SIGTERM, -stop)
+        )
         process.wait_until(lambda: is_listening(os.getpid(), port), f"{name}'s port")
         return f"nbd://127.0.0.1:{port}"
 
@@ -195,16 +200,20 @@ def start_cow(bench: Bench) -> None:
 
 
 def start_xnbd(bench: Bench) -> None:
-    """xNBD's proxy, where it is installed, and ours over TCP as well."""
-    if shutil.which("xnbd-server") is None:
+    """xNBD's proxy, where it is installed, and ours over TCP as well.
+
+    It may wait for ever for a session to end, so it gets processes of its own to be killed with.
+    """
+    if shutil.which("xnbd-server") is None or os.geteuid() != 0:
         return
+    server = ["unshare", "--pid", "--fork", "--kill-child", "xnbd-server"]
     source, port, our_port = (free_port() for _ in range(3))
     image, cache = bench.image("xnbd-source"), bench.work / "xnbd"
-    target = ["xnbd-server", "--target", "--lport", str(source), str(image)]
-    bench.serve_tcp("xnbd-target", target, source)
+    target = [*server, "--target", "--lport", str(source), str(image)]
+    bench.serve_tcp("xnbd-target", target, source, signal.SIGKILL)
     files = [f"{cache}.{kind}" for kind in ("cache", "bitmap", "control")]
-    proxy = ["xnbd-server", "--proxy", "--lport", str(port), "127.0.0.1", str(source), *files]
-    uri = bench.serve_tcp("xnbd-proxy", proxy, port)
+    proxy = [*server, "--proxy", "--lport", str(port), "127.0.0.1", str(source), *files]
+    uri = bench.serve_tcp("xnbd-proxy", proxy, port, signal.SIGKILL)
     fill(uri)
     bench.add(System("xNBD proxy (TCP)", uri))
     uri, _ = _relocating(bench, "proxy-tcp", our_port)
