@@ -105,7 +105,8 @@ def wan_throughput(run: Run, edges_s: Array) -> dict[str, Array]:
     """Bytes/s towards the destination by what for, in the order in which they are stacked.
 
     Link C is one counter; it is divided between on-demand and background copy in the proportion in
-    which the proxy says that their bytes arrived in the same bin.
+    which the proxy says that their bytes arrived in the same bin. Before the background copy starts
+    all of it is on-demand copy: the blocks that the guest waits for and what is read ahead of them.
     """
     memory = link_rate(run, "memory", "rx_bytes", edges_s)
     if not run.relocates:
@@ -117,8 +118,10 @@ def wan_throughput(run: Run, edges_s: Array) -> dict[str, Array]:
         rate_bytes_per_s(t_s, run.presence[column].to_numpy(float), edges_s)
         for column in ("on_demand_bytes", "background_bytes")
     )
-    share = (edges_s[1:] <= _background_from_s(run)).astype(float)
-    np.divide(demand, demand + background, out=share, where=(demand + background) > 0)
+    unasked = edges_s[1:] > _background_from_s(run)  # before, what comes is the guest's doing
+    share = 1.0 - unasked
+    known = unasked & (demand + background > 0)
+    np.divide(demand, demand + background, out=share, where=known)
     return {
         "memory copy": memory,
         "on-demand copy": disk * share,

@@ -302,6 +302,8 @@ def _e8_words(found: dict[str, Estimate | None]) -> list[str]:
         f"The copy takes {draw.s(times[slow])} with window={slow} and {draw.s(times[fast])} with "
         f"window={fast}; the paper's from 13:58 to 5:03."
     ]
+    if len(times) == 1:
+        return [f"The copy takes {draw.s(times[slow])} with window={slow}, the only one that ran."]
     if "auto" in times:
         said.append(f"window=auto takes {draw.s(times['auto'])}.")
     return said
