@@ -20,12 +20,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import nbd
 
 from relocator.endpoint import Endpoint
-from relocator.errors import UpstreamError
+from relocator.errors import OtherDiskError, UpstreamError
 from relocator.handles import (
     ALLOCATION,
     Limits,
@@ -40,6 +40,13 @@ STALL_S = 10.0
 _BROKEN = frozenset(
     {errno.ENOTCONN, errno.ESHUTDOWN, errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT}
 )
+
+
+class Guard(Protocol):
+    """Refuses a source that has become another disk (see identity.py), by an UpstreamError."""
+
+    def check(self, handle: Any, *, first: bool) -> None:
+        """Look at a handle that has just connected."""
 
 
 @dataclass(eq=False)
@@ -80,8 +87,9 @@ class _Flight:
 class Connection:
     """A self-healing connection to `endpoint`; call `start` after nbdkit has forked."""
 
-    def __init__(self, endpoint: Endpoint, name: str) -> None:
+    def __init__(self, endpoint: Endpoint, name: str, guard: Guard | None = None) -> None:
         self._endpoint = endpoint
+        self._guard = guard
         self._queue: deque[Request] = deque()
         self._in_flight: dict[int, _Flight] = {}
         self._lock = threading.Lock()
@@ -95,6 +103,8 @@ class Connection:
         self._lost = False
         self._why = "not connected yet"
         self.connected = False
+        #: why the source is not taken for the one it was
+        self.refusal: str | None = None
         self.has_allocation = False
         self.multi_conn: bool | None = None
         self.received_bytes = 0
@@ -140,7 +150,9 @@ class Connection:
                 delays = backoff()
                 self._serve(handle)
             except (nbd.Error, UpstreamError) as error:
-                self._why = str(error)  # what it owed is sent again by the next connection
+                self._why = str(error)
+                self.refusal = self._why if isinstance(error, OtherDiskError) else None
+                # What it owed is sent again by the next connection.
             self.connected = False
             self._put_back()
             del handle
@@ -160,14 +172,17 @@ class Connection:
         handle = open_handle(self._endpoint, idle=idle, wake_fd=self._wake_fd)
         size_bytes = handle.get_size()
         if self._size_bytes not in (None, size_bytes):
-            raise UpstreamError(
+            raise OtherDiskError(
                 f"the source has become another disk: {size_bytes} bytes, not {self._size_bytes}"
             )
+        if self._guard is not None:
+            self._guard.check(handle, first=self._size_bytes is None)
         self._size_bytes = size_bytes
         self.has_allocation = handle.can_meta_context(ALLOCATION)
         self.multi_conn = handle.can_multi_conn()
         self._limits = limits_of(handle)
         self._lost = False
+        self.refusal = None
         self.connected = True
         self._heard_s = time.monotonic()
         return handle

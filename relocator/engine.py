@@ -19,6 +19,7 @@ from relocator.gate import Gate
 from relocator.handover import Handover, copy_of, initial_state
 from relocator.heat import Heat
 from relocator.hydration import Hydration
+from relocator.identity import Guard
 from relocator.opening import open_target
 from relocator.pacing import TokenBucket, Window
 from relocator.readahead import Readahead
@@ -80,8 +81,9 @@ class Engine:
                 f"source is missing: the store {settings.store} is not complete; "
                 f"it was made from {self.store.meta.source}"
             )
+        guard = Guard(self.store, endpoint)
         self.upstream = Upstream(
-            endpoint, settings.retry_timeout_s, settings.connections, shared=settings.shared
+            endpoint, settings.retry_timeout_s, settings.connections, guard, shared=settings.shared
         )
         self.hydration = Hydration(self.store, self.upstream, self._all_present)
         self.copier = Copier(

@@ -39,6 +39,10 @@ class UpstreamError(RelocatorError):
         self.errno = number
 
 
+class OtherDiskError(UpstreamError):
+    """What answers at the source's address is not the disk that the copy was begun from."""
+
+
 class StateError(RelocatorError):
     """A verb that the current state does not allow: names both."""
 

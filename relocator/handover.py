@@ -24,6 +24,7 @@ from relocator import meta as metadata
 from relocator import states
 from relocator.config import DEFAULT_BLOCK_BYTES, Config
 from relocator.errors import ConfigError, RelocatorError, StateError, UpstreamError
+from relocator.identity import mismatch, samples_at
 from relocator.learning import learn
 from relocator.meta import Base, Meta, new_token
 from relocator.opening import check_same, open_store
@@ -149,11 +150,11 @@ class Handover:
         store, hydration = self._engine.store, self._engine.hydration
         if self._source is None or hydration is None or store.meta.base is None:
             store.update(standby=False)
-            return 0
+            return 0  # its samples are taken afterwards: now the guest waits
         answer = self._source.call("seal")
         hydration.disown_fetches()
         dropped = store.drop(_stale(store, answer))
-        store.update(standby=False, base=_base(answer))
+        store.update(standby=False, base=_base(answer), origin_id=answer.fields["id"])
         return dropped
 
     def verify(self) -> dict[str, Any]:
@@ -180,6 +181,8 @@ class Handover:
         try:
             if self.source_is_ours:
                 self._source.call("moved")
+            if self._engine.store.meta.origin_samples is None:
+                self._engine.store.update(origin_samples=samples_at(self._source.endpoint))
             learn(self._engine, self._source, ours=self.source_is_ours)
         except RelocatorError as error:
             self._engine.failure = f"nothing more is known of the source: {error}"
@@ -236,6 +239,7 @@ def _begin(settings: Config, source: Source, size_bytes: int) -> Store:
     base = None
     if source.identify() is not None:
         base = _base(source.call("epoch" if settings.standby else "seal"))
+    samples = None if settings.standby else samples_at(source.endpoint)  # it stands still by now
     fresh = Meta(
         id=new_token(),
         size_bytes=size_bytes,
@@ -245,6 +249,8 @@ def _begin(settings: Config, source: Source, size_bytes: int) -> Store:
         standby=settings.standby,
         base=base,
         disk=None if settings.disk is None else str(settings.disk),
+        origin_id=None if base is None else base.id,
+        origin_samples=samples,
     )
     return open_store(settings.store, fresh)
 
@@ -253,14 +259,18 @@ def _resume(settings: Config, source: Source, found: Meta) -> Store:
     """Go on with a copy, if the source is still what it was."""
     assert settings.store is not None
     answer = source.identify()
-    if found.base is not None:
-        if answer is None or answer.fields["id"] != found.base.id:
-            raise ConfigError(
-                f"source={settings.source}: is not the disk that the store {settings.store} was "
-                f"copied from ({found.source}); give that source, or another store"
-            )
-        if not found.standby:
-            _check_unchanged(settings, source, found)
+    why = None
+    if not found.standby:
+        why = mismatch(found, answer, lambda: samples_at(source.endpoint))
+    elif found.base is not None and (answer is None or answer.fields["id"] != found.base.id):
+        why = "it has another id"
+    if why is not None:
+        raise ConfigError(
+            f"source={settings.source}: is not the disk that the store {settings.store} was "
+            f"copied from ({found.source}): {why}; give that source, or another store"
+        )
+    if found.base is not None and not found.standby and answer is not None:
+        _check_unchanged(settings, source, found)
     return open_store(settings.store, found)
 
 
@@ -294,6 +304,8 @@ def _return(settings: Config, source: Source, found: Meta) -> Store:
         standby=settings.standby,
         source=settings.source,
         base=_base(answer),
+        origin_id=answer.fields["id"],
+        origin_samples=None if settings.standby else samples_at(source.endpoint),
         seal=None,
         moved=False,
         epoch=found.epoch + 1,

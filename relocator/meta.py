@@ -31,7 +31,8 @@ class Meta:
     """A disk's description of itself. `clean`: the last process that used it closed it.
 
     `creating`: the store was being made when that was written, and holds nothing yet. `graduated`:
-    the image was handed to a server that records no writes (see graduation.py).
+    the image was handed to a server that records no writes (see graduation.py). `origin_id` and
+    `origin_samples` are what the source is known by when it comes back (see identity.py).
     """
 
     id: str
@@ -48,6 +49,8 @@ class Meta:
     moved: bool = False
     base: Base | None = None
     disk: str | None = None
+    origin_id: str | None = None
+    origin_samples: str | None = None
     format: int = FORMAT
 
 

@@ -75,9 +75,16 @@ def status_of(engine: "Engine") -> dict[str, Any]:
         "window_bytes": 0 if copying is None else copying.window.limit_bytes,
         "in_flight_bytes": 0 if copying is None else copying.window.in_flight_bytes,
         "eta_s": 0.0 if missing == 0 else (missing * 8 / rate if rate > 0 else None),
-        "error": engine.failure or (None if copying is None else copying.last_error),
+        "error": _trouble(engine, copying),
         **engine.disk.status(),
     }
+
+
+def _trouble(engine: "Engine", copier: "Copier | None") -> str | None:
+    """What stands in the way of the copy, the worst first."""
+    if copier is None or engine.upstream is None:
+        return engine.failure
+    return engine.upstream.refusal or engine.failure or copier.last_error
 
 
 def map_of(engine: "Engine", cells: Any) -> dict[str, list[float]]:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from relocator.connection import Connection, Request
+from relocator.connection import Connection, Guard, Request
 from relocator.endpoint import Endpoint
 from relocator.errors import UpstreamError
 from relocator.handles import open_handle
@@ -44,14 +44,15 @@ class Upstream:
         endpoint: Endpoint,
         retry_timeout_s: float,
         connections: int = FEWEST,
+        guard: Guard | None = None,
         *,
         shared: bool = False,
     ) -> None:
         self.uri = endpoint.uri
         self.retry_timeout_s = retry_timeout_s
-        self._demand = Connection(endpoint, "upstream-demand")
+        self._demand = Connection(endpoint, "upstream-demand", guard)
         self._background = [
-            Connection(endpoint, f"upstream-background-{number}")
+            Connection(endpoint, f"upstream-background-{number}", guard)
             for number in range(1, connections)
         ]
         self._shared = shared
@@ -72,6 +73,11 @@ class Upstream:
     def connections(self) -> int:
         """How many connections are up."""
         return sum(one.connected for one in [self._demand, *self._background])
+
+    @property
+    def refusal(self) -> str | None:
+        """Why what answers is not taken for the source; None if it is, or nothing answers."""
+        return self._demand.refusal or self._background[0].refusal
 
     @property
     def received_bytes(self) -> int:

@@ -113,7 +113,7 @@ def test_the_return_trip_takes_back_only_what_diverged(sites: Any) -> None:
 def test_a_chain_of_sites_works_before_the_middle_is_complete(sites: Any) -> None:
     a, b, c = sites
     model = source_bytes(SIZE_BYTES)
-    with a.target() as target, b.proxy(target, "rate=4M") as middle:
+    with a.target() as target, b.proxy(target, "rate=1M") as middle:
         scribble(middle.connect(), model, 7)
         with c.proxy(middle) as last:
             assert middle.control.call("status")["state"] in ("relaying", "sealed")

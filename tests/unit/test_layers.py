@@ -13,7 +13,8 @@ LAYERS = (
     | {"runs", "readahead", "gate", "partitions", "extfs", "checksums", "ext_layout"}
     | {"ext_groups", "ext_inode", "ext_journal", "rounds", "inuse", "endpoint"},
     {"image", "maps", "meta", "opening", "store", "connection", "upstream", "control", "host"}
-    | {"exports", "source", "verify", "handles", "tunnel", "graduation", "threadstate"},
+    | {"exports", "source", "verify", "handles", "tunnel", "graduation", "threadstate"}
+    | {"identity"},
     {"hydration", "holes", "disk", "copier", "status", "learning", "handover", "engine"},
     {"plugin", "cli"},
 )

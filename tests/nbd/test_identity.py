@@ -1,0 +1,154 @@
+"""A source that comes back must be the disk it was: same size is not enough."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import nbd
+import pytest
+
+from tests.support.model import source_bytes
+from tests.support.servers import PLUGIN, Server, plugin, refused, status_or_none, wait_for
+from tests.support.sources import daemon
+
+SIZE_BYTES = 4 << 20
+PATIENCE_S = 120.0
+Argv = Callable[[Path, Path], list[str]]
+
+
+def foreign(image: Path, _maps: Path) -> list[str]:
+    return ["file", str(image)]
+
+
+def ours(image: Path, _maps: Path) -> list[str]:
+    return ["python", str(PLUGIN), f"disk={image}"]
+
+
+def ours_with_store(image: Path, maps: Path) -> list[str]:
+    return ["python", str(PLUGIN), f"disk={image}", f"store={maps}"]
+
+
+KINDS = pytest.mark.parametrize("kind", [foreign, ours, ours_with_store], ids=lambda k: k.__name__)
+
+
+class Site:
+    """A source whose image can be exchanged: what it serves is looked up at each start."""
+
+    def __init__(self, directory: Path, kind: Argv, port: int) -> None:
+        self.directory = directory
+        for seed in (1, 2):
+            (directory / f"{seed}.img").write_bytes(source_bytes(SIZE_BYTES, seed=seed))
+        self.show(1)
+        words = kind(directory / "shown.img", directory / "shown.maps")
+        self.argv = ["nbdkit", "-t", "1", "-f", "-p", str(port), *words]
+
+    def show(self, seed: int) -> None:
+        """From the next start on, serve the image made with `seed`, with its own maps."""
+        for suffix in ("img", "maps"):
+            link = self.directory / f"shown.{suffix}"
+            link.unlink(missing_ok=True)
+            link.symlink_to(self.directory / f"{seed}.{suffix}")
+        (self.directory / f"{seed}.maps").mkdir(exist_ok=True)
+
+
+@contextmanager
+def moving(tmp_path: Path, kind: Argv) -> Iterator[tuple[Any, Site]]:
+    """A source of a kind."""
+    found: list[Site] = []
+
+    def argv(port: int) -> list[str]:
+        found.append(Site(tmp_path, kind, port))
+        return found[0].argv
+
+    with daemon(tmp_path, "source", argv) as source:
+        yield source, found[0]
+
+
+def keys(tmp_path: Path, source: Any, *more: str) -> tuple[str, ...]:
+    return (f"store={tmp_path / 'store'}", f"source=nbd://127.0.0.1:{source.port}", *more)
+
+
+def trouble(server: Server) -> str:
+    status = status_or_none(server)
+    return str(status and status["error"])
+
+
+@KINDS
+def test_another_disk_of_the_same_size_is_noticed_when_it_answers_instead(
+    tmp_path: Path, kind: Argv
+) -> None:
+    model = source_bytes(SIZE_BYTES)
+    with moving(tmp_path, kind) as (source, site):
+        more = ("background=off", "readahead=0", "retry-timeout=3")
+        with plugin(tmp_path, "proxy", *keys(tmp_path, source, *more)) as server:
+            guest = server.connect()
+            assert guest.pread(4096, 0) == model[:4096]
+            source.kill()
+            site.show(2)
+            source.start()
+            wait_for(lambda: "another disk" in trouble(server), "it to be noticed", PATIENCE_S)
+            with pytest.raises(nbd.Error, match="Input/output error"):
+                guest.pread(4096, 1 << 20)
+            assert guest.pread(4096, 0) == model[:4096]
+            source.kill()
+            site.show(1)
+            source.start()
+            wait_for(
+                lambda: server.control.call("status")["source_connected"], "the right", PATIENCE_S
+            )
+            assert "another disk" not in trouble(server)
+            server.control.call("set", background="on")
+            server.control.call("wait", timeout_s=PATIENCE_S)
+    assert (tmp_path / "store" / "disk.img").read_bytes() == model
+
+
+@KINDS
+def test_a_proxy_that_comes_back_takes_the_same_disk_and_no_other(
+    tmp_path: Path, kind: Argv
+) -> None:
+    with moving(tmp_path, kind) as (source, site):
+        with plugin(tmp_path, "proxy", *keys(tmp_path, source, "background=off")) as server:
+            server.connect().pread(4096, 0)
+            server.process.send_signal(signal.SIGKILL)
+        source.kill()
+        site.show(2)
+        source.start()
+        assert "is not the disk that the store" in refused(*keys(tmp_path, source))
+        source.kill()
+        site.show(1)
+        source.start()
+        with plugin(tmp_path, "proxy", *keys(tmp_path, source)) as server:
+            server.control.call("wait", timeout_s=PATIENCE_S)
+    assert (tmp_path / "store" / "disk.img").read_bytes() == source_bytes(SIZE_BYTES)
+
+
+@KINDS
+def test_a_source_that_was_away_at_the_start_is_looked_at_when_it_comes(
+    tmp_path: Path, kind: Argv
+) -> None:
+    with moving(tmp_path, kind) as (source, site):
+        with plugin(tmp_path, "proxy", *keys(tmp_path, source, "background=off")) as server:
+            server.connect().pread(4096, 0)
+        source.kill()
+        with plugin(tmp_path, "proxy", *keys(tmp_path, source, "retry-timeout=3")) as server:
+            site.show(2)
+            source.start()
+            wait_for(lambda: "another disk" in trouble(server), "it to be noticed", PATIENCE_S)
+
+
+def test_a_target_that_forgot_its_seal_is_sealed_again(tmp_path: Path) -> None:
+    with moving(tmp_path, ours) as (source, _):
+        with plugin(tmp_path, "proxy", *keys(tmp_path, source, "background=off")) as server:
+            server.connect().pread(4096, 0)
+            source.kill()
+            source.start()
+            wait_for(
+                lambda: server.control.call("status")["source_connected"], "the source", PATIENCE_S
+            )
+            guest = nbd.NBD()
+            guest.connect_tcp("127.0.0.1", str(source.port))
+            with pytest.raises(nbd.Error, match="EPERM"):
+                guest.pwrite(b"x", 0)
+            guest.shutdown()
