@@ -151,7 +151,7 @@ def _prepare(cell: Cell, out: Path, place: Path) -> str | None:
     if (ended := outcome(out, cell.trace_of)) != "ok":
         return f"the run that its order is made of, {cell.trace_of}, ended as {ended}"
     try:
-        trace.write(directory(out, cell.trace_of) / "requests.csv", place / TRACE)
+        trace.write(directory(out, cell.trace_of), place / TRACE)
     except (OSError, ValueError) as error:
         return f"no order can be made of {cell.trace_of}: {error}"
     return None

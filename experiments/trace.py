@@ -1,13 +1,14 @@
 """The oracle's order: what the guest of one run asked for, as a trace for the copy of another.
 
-The guest's requests (requests.csv) become lines `OFFSET,LENGTH`, a block once, where it was first
-needed from the source: by a read, or by a write that covers only a part of it. A block that the
-guest's first write covers whole never has to come, so it is not in the trace.
+The guest's requests after its move (requests.csv) become lines `OFFSET,LENGTH`, a block once, where
+it was first needed from the source: by a read, or by a write that covers only a part of it. A block
+that the guest's first write covers whole never has to come, so it is not in the trace.
 """
 
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -30,8 +31,12 @@ def needed(requests: Iterable[tuple[str, int, int]]) -> Iterator[int]:
                 yield start
 
 
-def write(requests: Path, trace: Path) -> None:
-    """Makes `trace` of a run's requests.csv; ValueError if that is something else."""
+def write(run: Path, trace: Path) -> None:
+    """Makes `trace` of a run; ValueError if it never moved or has no such requests.csv."""
+    summary = json.loads((run / "run.json").read_text(encoding="utf-8")).get("summary") or {}
+    if summary.get("switch_s") is None:
+        raise ValueError(f"{run}: the guest of this run did not move")
+    requests = run / "requests.csv"
     with requests.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
@@ -40,6 +45,7 @@ def write(requests: Path, trace: Path) -> None:
         rows = [
             (row["kind"], int(row["offset_bytes"]), int(row["length_bytes"]))
             for row in sorted(reader, key=lambda row: float(row["t_s"]))
+            if float(row["t_s"]) >= summary["switch_s"]
         ]
     lines = [f"{offset},{BLOCK_BYTES}\n" for offset in needed(rows)]
     trace.write_text("".join(lines), encoding="utf-8")

@@ -45,7 +45,7 @@ def test_every_cell_of_every_scenario_is_a_command_the_test_bed_understands(quic
 
 def test_the_quick_matrix_is_small_and_has_repetitions() -> None:
     found = [cell for cell in cells.quick_or_full(True) if cell.same_as is None]
-    assert len(found) <= 32
+    assert len(found) <= 36
     assert any(cell.seed > 1 for cell in found)
     assert sum(cell.clock == "real" for cell in found) == 1
 
@@ -143,6 +143,7 @@ def test_cells_travel_as_a_file(tmp_path: Path) -> None:
 def test_a_trace_has_what_is_needed_from_the_source_in_order_of_need(tmp_path: Path) -> None:
     (tmp_path / "requests.csv").write_text(
         "t_s,kind,offset_bytes,length_bytes\n"
+        "0.5,read,40960,4096\n"  # at the source
         "9.0,read,0,4096\n"
         "1.0,read,8192,8192\n"  # blocks 2 and 3
         "2.0,write,16384,4096\n"  # whole: never needed
@@ -150,15 +151,23 @@ def test_a_trace_has_what_is_needed_from_the_source_in_order_of_need(tmp_path: P
         "4.0,write,20480,512\n"  # a part: needed
         "5.0,read,8192,4096\n"
     )
-    trace.write(tmp_path / "requests.csv", tmp_path / "trace")
+    (tmp_path / "run.json").write_text('{"summary": {"switch_s": 0.9}}')
+    trace.write(tmp_path, tmp_path / "trace")
     lines = (tmp_path / "trace").read_text().split()
     assert lines == ["8192,4096", "12288,4096", "20480,4096", "0,4096"]
 
 
 def test_a_trace_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "requests.csv").write_text("t_s,kind\n")
+    (tmp_path / "run.json").write_text('{"summary": {"switch_s": 0.9}}')
     with pytest.raises(ValueError, match="columns are missing: offset_bytes, length_bytes"):
-        trace.write(tmp_path / "requests.csv", tmp_path / "trace")
+        trace.write(tmp_path, tmp_path / "trace")
+
+
+def test_a_guest_that_never_moved_gives_no_trace(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"summary": {"switch_s": null}}')
+    with pytest.raises(ValueError, match="did not move"):
+        trace.write(tmp_path, tmp_path / "trace")
 
 
 def test_a_run_is_of_the_product_and_the_test_bed_not_of_the_figures(tmp_path: Path) -> None:

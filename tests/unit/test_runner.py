@@ -29,7 +29,8 @@ RUNS = """
 import json, pathlib, sys
 run = pathlib.Path(sys.argv[1])
 (run / "requests.csv").write_text(sys.argv[3])
-(run / "run.json").write_text(json.dumps({"outcome": sys.argv[2], "reason": "as asked"}))
+document = {"outcome": sys.argv[2], "reason": "as asked", "summary": {"switch_s": 0.5}}
+(run / "run.json").write_text(json.dumps(document))
 print("says something")
 """
 WAITS = """
