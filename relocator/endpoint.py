@@ -9,6 +9,7 @@ forget the encryption. Pure: nothing is opened here.
     ssh://[USER@]HOST[:PORT][/EXPORT][?port=N]  through ssh to port N of HOST's loopback
 """
 
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import parse_qs, quote, unquote, urlsplit
@@ -83,13 +84,18 @@ class Endpoint:
         """The ssh that carries one connection on its stdin and stdout."""
         parts = urlsplit(self.uri)
         query = _query(parts.query)
-        target = query.get("socket") or f"localhost:{query.get('port', NBD_PORT)}"
         compression = query.get("compression", "yes")
         options = [*_SSH_DEFAULTS, f"Compression={compression}"]
         argv = ["ssh", *self.ssh_options, *(f"-o{option}" for option in options)]
         argv += ["-p", str(parts.port)] if parts.port else []
         argv += ["-l", unquote(parts.username)] if parts.username else []
-        return [*argv, "-W", target, "--", parts.hostname or ""]
+        host = parts.hostname or ""
+        if "socket" in query:  # -W takes only a host and port, so a program there must pass it on
+            path = shlex.quote(query["socket"])
+            relays = f"nc -U {path} || exec socat - UNIX-CONNECT:{path}"
+            return [*argv, "-T", "--", host, f"command -v nc >/dev/null && exec {relays}"]
+        target = f"localhost:{query.get('port', NBD_PORT)}"
+        return [*argv, "-W", target, "--", host]
 
 
 def _query(text: str) -> dict[str, str]:

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from tests.support.model import source_bytes
-from tests.support.servers import plugin, refused, wait_for
+from tests.support.servers import nbdkit, plugin, refused, wait_for
 from tests.support.sources import daemon
 
 SIZE_BYTES = 4 << 20
@@ -63,4 +63,24 @@ def test_a_copy_through_ssh_survives_the_loss_of_its_connections(tmp_path: Path)
             control.call("set", rate="none")
             control.call("wait", timeout_s=60)
             assert not children(server.process.pid)
+    assert (tmp_path / "store" / "disk.img").read_bytes() == source_bytes(SIZE_BYTES)
+
+
+def test_the_far_end_of_ssh_may_be_a_unix_socket(tmp_path: Path) -> None:
+    (tmp_path / "disk.img").write_bytes(source_bytes(SIZE_BYTES))
+    options = keys(tmp_path)
+    Path("/run/sshd").mkdir(exist_ok=True)
+    sshd = ["/usr/sbin/sshd", "-D", "-e", "-f", str(tmp_path / "sshd.conf")]
+    listen = "ListenAddress=127.0.0.1"
+    with (
+        nbdkit(tmp_path, "source", ["-t", "1", "file", str(tmp_path / "disk.img")]) as source,
+        daemon(tmp_path, "sshd", lambda port: [*sshd, "-o", listen, "-p", str(port)]) as door,
+    ):
+        host = (tmp_path / "host.pub").read_text()
+        (tmp_path / "known").write_text(f"[127.0.0.1]:{door.port} {host}")
+        address = f"ssh://{getpass.getuser()}@127.0.0.1:{door.port}"
+        uri = f"source={address}/?socket={source.socket}"
+        store, flags = f"store={tmp_path / 'store'}", f"ssh-options={options}"
+        with plugin(tmp_path, "proxy", store, uri, flags) as server:
+            server.control.call("wait", timeout_s=120)
     assert (tmp_path / "store" / "disk.img").read_bytes() == source_bytes(SIZE_BYTES)
