@@ -21,9 +21,8 @@ import shutil
 import signal
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,7 @@ from testbed import (
     systems,
     topology,
 )
+from testbed.completion import Completion
 from testbed.memory import MemoryCopy
 from testbed.results import Results
 from testbed.supervise import Supervisor
@@ -59,24 +59,6 @@ class LinkRefused(RuntimeError):
 
 class CheckFailed(RuntimeError):
     """Something that must hold does not."""
-
-
-class Completion:
-    """Runs a copy in a thread, and notes when it was complete."""
-
-    def __init__(self, copy: Callable[[], None]) -> None:
-        self.at_s: float | None = None
-        self.failure: BaseException | None = None
-        self._copy = copy
-        self._thread = threading.Thread(target=self._run, name="copy", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._copy()
-            self.at_s = time.monotonic()
-        except BaseException as error:
-            self.failure = error
 
 
 class Migration:
