@@ -151,6 +151,7 @@ SETTINGS: Mapping[str, Check] = {
     "skip-free": _choice("yes", "no"),
     "window": _setting(config.parse_window),
     "connections": _setting(config.parse_connections),
+    "demand": _choice("own", "shared"),
     "rate": _setting(config.parse_rate),
     "block": _setting(config.parse_block),
     "source": _choice("file"),
@@ -166,7 +167,7 @@ TABLES: Mapping[str, Mapping[str, Check]] = {
         "size": _SIZE,
         "fill": _SIZE,
         "deleted": _SIZE,
-        "file-system": _choice("ext2", "ext3", "ext4", "xfs", "btrfs"),
+        "file-system": _choice("ext2", "ext3", "ext4"),
         "partition": _choice("none", "mbr", "gpt"),
     },
     "workload": {

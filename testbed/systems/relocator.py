@@ -18,7 +18,7 @@ from testbed import services
 from testbed.supervise import ProcessError, Supervisor
 from testbed.systems.base import COPY_LIMIT_S, EVERYWHERE, System
 
-PASSED_ON = ("order", "readahead", "skip-free", "window", "rate", "connections", "block")
+PASSED_ON = ("order", "readahead", "skip-free", "window", "rate", "connections", "demand", "block")
 
 
 class Relocator(System):
