@@ -72,7 +72,7 @@ class Disk:
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill `buffer` with the bytes at `offset`, fetching what is absent."""
         start_ns = time.perf_counter_ns()
-        self._heat.touch(offset)
+        self._heat.note_read(offset)
         first, end = self._geometry.touched(offset, len(buffer))
         if self.all_here or (not self.pass_through and self._store.present.all(first, end)):
             self._image.read_into(buffer, offset)
@@ -84,7 +84,7 @@ class Disk:
     def write(self, data: memoryview, offset: int, *, fua: bool) -> None:
         """Write `data` at `offset`; with `fua`, durably."""
         start_ns = time.perf_counter_ns()
-        self._heat.touch(offset)
+        self._heat.note_write(offset)
         self._modify(offset, len(data), lambda: self._image.write(data, offset))
         if fua:
             self.flush()

@@ -174,15 +174,18 @@ def examine(read: Read, volume_bytes: int) -> ExtFilesystem | Reason:
     return settle(survey(volume_bytes), read)
 
 
-def survey(volume_bytes: int) -> Rounds[ExtFilesystem | Reason]:
-    """`examine` as rounds of extents, for a caller that reads them at once."""
+def survey(volume_bytes: int, *, journal: bool = True) -> Rounds[ExtFilesystem | Reason]:
+    """`examine` as rounds of extents, for a caller that reads them at once.
+
+    Without the journal, which may be larger than all the rest, the verdict has a caveat.
+    """
     try:
-        return (yield from _survey(volume_bytes))
+        return (yield from _survey(volume_bytes, journal))
     except Doubt as doubt:
         return Reason(str(doubt))
 
 
-def _survey(volume_bytes: int) -> Rounds[ExtFilesystem]:
+def _survey(volume_bytes: int, journal: bool) -> Rounds[ExtFilesystem]:
     if volume_bytes < SUPERBLOCK_OFFSET + SUPERBLOCK_BYTES:
         raise Doubt("too small for a file system")
     head = yield from ask_one(0, min(_HEAD_BYTES, volume_bytes), volume_bytes)
@@ -190,7 +193,7 @@ def _survey(volume_bytes: int) -> Rounds[ExtFilesystem]:
     if layout.state & STATE_ERROR:
         raise Doubt("the file system is marked as having errors: fsck it first")
     table = yield from _descriptor_blocks(layout, head, volume_bytes)
-    replay, caveat = yield from _newest(layout, table, volume_bytes)
+    replay, caveat = yield from _newest(layout, table, volume_bytes, journal)
     newest = [replay.newest(block, raw) for block, raw in table.items()]
     groups = Groups(layout, _descriptors(layout, newest), replay.unfinished)
     bitmaps, used_bytes = yield from _bitmaps(layout, groups, replay, volume_bytes)
@@ -236,13 +239,15 @@ def _descriptors(layout: Layout, table: list[bytes]) -> list[bytes]:
 
 
 def _newest(
-    layout: Layout, table: dict[int, bytes], volume_bytes: int
+    layout: Layout, table: dict[int, bytes], volume_bytes: int, journal: bool
 ) -> Rounds[tuple[Replay, str]]:
     """Newer copies from the journal, and why there are none although there may be."""
     if not layout.incompat & INCOMPAT_RECOVER:
         if layout.state & STATE_VALID and not layout.state & STATE_ORPHANS:
             return Replay(), ""
         return Replay(), "in use without a journal when last written: its bitmaps may be old"
+    if not journal:
+        return Replay(), "its journal was not read: its bitmaps may be old"
     try:
         replay = yield from _replay(layout, table, volume_bytes)
         return replay, ""

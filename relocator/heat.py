@@ -1,5 +1,9 @@
 """Heat: how recently and how often each group of the disk was used, with exponential decay.
 
+Reads make most of it: they are what a guest waits for while its disk is elsewhere. A write of whole
+blocks never waits for the source, so it counts for little; it is not nothing, as what is written
+will be read.
+
 A group here is a power-of-two stretch of bytes, the stand-in for an ext block group that needs no
 knowledge of the file system; there are at most `MOST_GROUPS`. An access now weighs 1, one a half
 life ago 1/2. Instead of letting every counter decay, new accesses weigh more and more (forward
@@ -14,6 +18,7 @@ MOST_GROUPS = 1 << 16
 LEAST_GROUP_BYTES = 1 << 20
 HALF_LIFE_S = 300.0
 _REFRESH_S = 1.0
+_WRITE_SHARE = 1 / 16
 _LARGEST_WEIGHT = 2.0**60
 
 
@@ -35,9 +40,13 @@ class Heat:
         """Size of a group in bytes."""
         return 1 << self.shift
 
-    def touch(self, offset: int) -> None:
-        """Note an access at byte `offset`."""
+    def note_read(self, offset: int) -> None:
+        """Note a read at byte `offset`."""
         self._heat[offset >> self.shift] += self._weight
+
+    def note_write(self, offset: int) -> None:
+        """Note a write at byte `offset`."""
+        self._heat[offset >> self.shift] += self._weight * _WRITE_SHARE
 
     def tick(self) -> None:
         """Let time pass: called now and then, not for every access."""

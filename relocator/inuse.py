@@ -37,8 +37,11 @@ class InUse:
         return self.blocks.bits - self.blocks.count()
 
 
-def survey(geometry: Geometry) -> Rounds[InUse]:
-    """Find out: yields lists of extents to read, is sent their bytes, returns the verdict."""
+def survey(geometry: Geometry, *, journal: bool = True) -> Rounds[InUse]:
+    """Find out: yields lists of extents to read, is sent their bytes, returns the verdict.
+
+    Without the journals it costs little and may be minutes old: good enough for an order.
+    """
     disk = yield from partitions.survey(geometry.size_bytes)
     blocks = Bitmap(geometry.total_blocks)
     blocks.set(0, geometry.total_blocks)
@@ -47,7 +50,7 @@ def survey(geometry: Geometry) -> Rounds[InUse]:
         if volume.kind != "ext":
             notes.append(f"{volume.name or 'whole disk'}: {volume.kind}, all of it is in use")
             continue
-        found = yield from _shifted(extfs.survey(volume.length), volume.offset)
+        found = yield from _shifted(extfs.survey(volume.length, journal=journal), volume.offset)
         if not isinstance(found, ExtFilesystem):
             notes.append(f"{volume.name or 'whole disk'}: ext, not believed: {found}")
             continue

@@ -30,11 +30,12 @@ def learn(engine: "Engine", source: Source, *, ours: bool) -> None:
     if ours and "hot" in engine.order:
         _learn_heat(engine, source)
     if "in-use" in engine.order or engine.settings.skip_free:
-        found = source.serve(inuse.survey(engine.store.geometry))
+        skip_free = engine.settings.skip_free
+        found = source.serve(inuse.survey(engine.store.geometry, journal=skip_free))
         engine.notes = found.notes
         if found.free_blocks:  # else there is nothing to tell apart, and the map would be a burden
             engine.replan(in_use=found.blocks)
-        if engine.settings.skip_free:
+        if skip_free:
             _skip_free(engine, source, found, ours=ours)
 
 
