@@ -148,6 +148,7 @@ PROFILE: Mapping[str, Check] = {"about": _text, **LINK}
 SETTINGS: Mapping[str, Check] = {
     "order": _setting(config.parse_order),
     "readahead": _setting(config.parse_readahead),
+    "pull-forward": _choice("yes", "no"),
     "skip-free": _choice("yes", "no"),
     "window": _setting(config.parse_window),
     "connections": _setting(config.parse_connections),
@@ -159,7 +160,7 @@ SETTINGS: Mapping[str, Check] = {
     "return": _choice("yes", "no"),
 }
 #: What relocator does by itself: it isn't said, so that equal runs have equal command lines.
-USUAL = {"window": "auto"}
+USUAL = {"window": "auto", "pull-forward": "yes"}
 #: The tables whose keys are options of the command line, under the same names unless OPTION says.
 TABLES: Mapping[str, Mapping[str, Check]] = {
     "network": {"profile": name, **LINK},

@@ -39,6 +39,7 @@ class Config:
     activate_on_write: bool = False
     background: bool = True
     order: tuple[str, ...] = ("in-use", "hot", "sequential")
+    pull_forward: bool = True
     skip_free: bool = False
     rate_bits_per_s: float | None = None
     window_bytes: int | None = None
@@ -212,6 +213,7 @@ _KEYS: dict[str, tuple[bool, str, Callable[[str, str], object]]] = {
     "activate-on-write": (True, "activate_on_write", parse_yes),
     "background": (True, "background", parse_switch),
     "order": (True, "order", parse_order),
+    "pull-forward": (True, "pull_forward", parse_yes),
     "skip-free": (True, "skip_free", parse_yes),
     "rate": (True, "rate_bits_per_s", parse_rate),
     "window": (True, "window_bytes", parse_window),

@@ -224,9 +224,10 @@ class Engine:
         """A guest read waits for the source: pull its group forward, and read ahead."""
         if self.copier is None:
             return
-        unit = ordering.unit_blocks(self.knowledge)
-        start = first // unit * unit
-        self.copier.pull(start, min(start + unit, self.store.geometry.total_blocks))
+        if self.settings.pull_forward:
+            unit = ordering.unit_blocks(self.knowledge)
+            start = first // unit * unit
+            self.copier.pull(start, min(start + unit, self.store.geometry.total_blocks))
         idle = self.copier.window.in_flight_bytes == 0
         ahead = self._readahead.missed(first, end, link_idle=idle)
         if ahead is not None:

@@ -15,7 +15,7 @@ from array import array
 from collections.abc import Callable
 
 MOST_GROUPS = 1 << 16
-LEAST_GROUP_BYTES = 1 << 20
+LEAST_GROUP_BYTES = 1 << 18
 HALF_LIFE_S = 300.0
 _REFRESH_S = 1.0
 _WRITE_SHARE = 1 / 16

@@ -35,6 +35,7 @@ _PROXY_KEYS = (
     ("activate-on-write", "no|yes", "in standby, the first write activates (no)"),
     ("background", "on|off", "copy everything in the background (on)"),
     ("order", "LIST", f"order of the background copy: {', '.join(config.ORDERS)}"),
+    ("pull-forward", "yes|no", "copy next what lies around a block that the guest misses (yes)"),
     ("skip-free", "no|yes", "never copy what ext2/3/4 call free (no)"),
     ("readahead", "SIZE|auto", "most bytes fetched ahead of a sequential reader (auto)"),
     ("rate", "BITS/S", "cap of the background copy, such as 50M (none)"),

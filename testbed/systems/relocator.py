@@ -18,7 +18,10 @@ from testbed import services
 from testbed.supervise import ProcessError, Supervisor
 from testbed.systems.base import COPY_LIMIT_S, EVERYWHERE, System
 
-PASSED_ON = ("order", "readahead", "skip-free", "window", "rate", "connections", "demand", "block")
+PASSED_ON = (
+    *("order", "pull-forward", "readahead", "skip-free", "block"),
+    *("window", "rate", "connections", "demand"),
+)
 
 
 class Relocator(System):

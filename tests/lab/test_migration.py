@@ -28,6 +28,8 @@ PROOFS = {
     "file-system-device",
     "file-system-image",
     "ledger",
+    "mixed",
+    "compile",
 }
 
 

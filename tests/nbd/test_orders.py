@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
+from relocator import heat
 from tests.support.model import source_bytes
 from tests.support.servers import Server, nbdkit, plugin, wait_for
 
 SIZE_BYTES = 16 << 20
 BLOCK = 4096
+GROUP = heat.LEAST_GROUP_BYTES
 
 
 @pytest.fixture
@@ -51,17 +53,25 @@ def test_the_groups_that_were_hot_at_the_source_come_first(tmp_path: Path, sourc
         wait_for(lambda: "hot" in server.control.call("status")["known"], "the heat")
         server.control.call("set", background="on")
         copied_first(server, 3 << 20)
-        assert cost(server, 11 << 20, 1 << 20) == 0
-        assert cost(server, 13 << 20, 1 << 20) == 0
-        assert cost(server, 15 << 20, 1 << 20) == 1 << 20
+        assert cost(server, 11 << 20, GROUP) == 0
+        assert cost(server, 13 << 20, GROUP) == 0
+        assert cost(server, 15 << 20, GROUP) == GROUP
 
 
 def test_a_guests_access_pulls_its_group_forward(tmp_path: Path, source: Server) -> None:
     with proxy(tmp_path, source, "order=sequential", "rate=8M", "readahead=0") as server:
         server.connect().pread(BLOCK, 14 << 20)
         copied_first(server, 4 << 20)
-        assert cost(server, 14 << 20, 1 << 20) == 0
-        assert cost(server, 12 << 20, 1 << 20) == 1 << 20
+        assert cost(server, 14 << 20, GROUP) == 0
+        assert cost(server, 12 << 20, GROUP) == GROUP
+
+
+def test_without_pull_forward_the_order_alone_decides(tmp_path: Path, source: Server) -> None:
+    keys = ("order=sequential", "rate=8M", "readahead=0", "pull-forward=no")
+    with proxy(tmp_path, source, *keys) as server:
+        server.connect().pread(BLOCK, 14 << 20)
+        copied_first(server, 4 << 20)
+        assert cost(server, 14 << 20, GROUP) == GROUP - BLOCK
 
 
 def test_a_trace_comes_first_and_an_order_can_be_changed_in_flight(
