@@ -10,6 +10,7 @@ install:         ## packages and .venv (needs root or sudo)
 	@scripts/install
 
 test: install check   ## every test, with progress
+	@scripts/install --reproduce
 	$(PYTHON) -m pytest
 
 check: install   ## ruff, mypy and format, as CI runs them

@@ -13,8 +13,6 @@ import pytest
 from experiments import cells, reproduce
 from experiments.cells import Cell
 
-pytest.importorskip("snakemake", reason="Snakemake is installed by `make reproduce` only")
-
 A = Cell("some/a=1%,b=x+y/one/s1", "some", {"a": "1%"}, "one", 1, "virtual", 60, ())
 CELLS = [
     A,
