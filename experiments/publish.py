@@ -1,0 +1,129 @@
+"""Puts an evaluation among the published ones.
+
+    python -m experiments.publish OUT DIRECTORY        such as out/reproduce-quick results/quick
+
+Takes metrics, tables and figures, not the raw runs; README.md says what they are of, and names
+every run that failed or was refused. All runs must be there, and of one version of the product and the
+test bed: otherwise nothing is written. What was published in DIRECTORY before is replaced.
+
+Exit status: 0 published; 1 it can't be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments import cells
+from experiments.cells import Cell
+from experiments.demo import replace
+
+PARTS = ("metrics.csv", "tables", "figures")
+README = """# {title}
+
+Of `{command}`: {runs} runs of {cells} cells, {clocks}.
+
+| | |
+|---|---|
+| code | `{describe}` (product and test bed: `{run}`) |
+| machine | {processors} processors, kernel {kernel}, Python {python} |
+| lab image | `{lab_image}` |
+
+{outcomes}
+
+`metrics.csv` has a row for each run ([metrics](../../docs/metrics.md)), `tables/` and `figures/`
+are of it. Whether another evaluation agrees:
+
+    .venv/bin/python -m experiments.agree results/{name} {out}
+
+{figures}
+"""
+
+
+class PublishError(Exception):
+    """It can't be published; the message says why."""
+
+
+def _documents(out: Path, cell: Cell) -> tuple[dict[str, Any], dict[str, Any]]:
+    """run.json and cell.json of a run."""
+    place = out / "runs" / cell.id
+    try:
+        run = json.loads((place / "run.json").read_text(encoding="utf-8"))
+        return run, json.loads((place / "cell.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PublishError(f"{cell.id}: the run can't be read: {error}") from error
+
+
+def readme(out: Path, directory: Path) -> str:
+    """What is said of the evaluation in `out`."""
+    matrix = cells.read(out / "matrix.json")
+    read = {cell.id: _documents(out, cell) for cell in matrix}
+    documents = [document for _, document in read.values()]
+    versions = sorted({document["code"]["run"] for document in documents})
+    if len(versions) > 1:
+        raise PublishError(f"the runs are of {len(versions)} versions: {', '.join(versions)}")
+    clocks = [cell.clock for cell in matrix if cell.same_as is None]
+    counted = [f"{clocks.count(one)} on the {one} clock" for one in sorted(set(clocks))]
+    bad = [
+        f"- `{name}` {run['outcome']}: {run['reason']}"
+        for name, (run, _) in read.items()
+        if run["outcome"] != "ok"
+    ]
+    quick = "quick" in out.name
+    images = sorted(path.name for path in (out / "figures").glob("*.png"))
+    machine = {key: str(value) for key, value in documents[0]["machine"].items()}
+    return README.format(
+        title="The quick evaluation" if quick else "The evaluation",
+        command=f"make reproduce{' QUICK=1' if quick else ''}",
+        runs=len(clocks),
+        cells=len(matrix),
+        clocks=", ".join(counted),
+        outcomes="\n".join(["In no figure:", "", *bad]) if bad else "All runs passed their checks.",
+        describe=documents[0]["code"]["describe"],
+        run=versions[0],
+        name=directory.name,
+        out=f"out/{out.name}",
+        figures="\n".join(f"![{name.removesuffix('.png')}](figures/{name})" for name in images),
+        **machine,
+    )
+
+
+def publish(out: Path, directory: Path) -> None:
+    """Writes `directory`, whole or not at all."""
+    missing = [part for part in (*PARTS, "matrix.json") if not (out / part).exists()]
+    if missing:
+        raise PublishError(f"{out}: has no {', '.join(missing)}: make reproduce has not ended well")
+    text = readme(out, directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    building = directory.with_name(f".{directory.name}.building")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir()
+    for part in PARTS:
+        copy = shutil.copytree if (out / part).is_dir() else shutil.copyfile
+        copy(out / part, building / part)
+    (building / "README.md").write_text(text, encoding="utf-8")
+    replace(building, directory)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m experiments.publish", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("out", type=Path, metavar="OUT")
+    parser.add_argument("directory", type=Path, metavar="DIRECTORY")
+    args = parser.parse_args(argv)
+    try:
+        publish(args.out, args.directory)
+    except PublishError as error:
+        print(f"publish: {error}", file=sys.stderr)
+        return 1
+    print(f"publish: {args.directory}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""What may be published, and what is said of it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from experiments import cells, publish
+from experiments.cells import Cell
+
+A = Cell("some/a/s1", "some", {}, "a", 1, "virtual", 60, ("--seed", "1"))
+B = replace(A, id="some/b/s1", system="b")
+MACHINE = {"kernel": "6.1", "lab_image": "abc", "processors": 2, "python": "3.11"}
+
+
+def evaluation(out: Path, *, outcome: str = "ok", versions: tuple[str, str] = ("v", "v")) -> Path:
+    """An evaluation of two runs; the second ended as `outcome`."""
+    for cell, how, version in zip((A, B), ("ok", outcome), versions, strict=True):
+        place = out / "runs" / cell.id
+        place.mkdir(parents=True)
+        (place / "run.json").write_text(json.dumps({"outcome": how, "reason": "it broke"}))
+        document = {"code": {"describe": "d", "run": version}, "machine": MACHINE}
+        (place / "cell.json").write_text(json.dumps(document))
+    cells.write(out / "matrix.json", [A, B])
+    (out / "metrics.csv").write_text("cell\n")
+    for name in ("tables", "figures"):
+        (out / name).mkdir()
+    (out / "figures" / "e1.png").write_bytes(b"png")
+    return out
+
+
+def test_metrics_tables_and_figures_are_published_with_what_they_are_of(tmp_path: Path) -> None:
+    out = evaluation(tmp_path / "reproduce-quick")
+    assert publish.main([str(out), str(tmp_path / "results/quick")]) == 0
+    text = (tmp_path / "results/quick/README.md").read_text()
+    assert "2 runs of 2 cells, 2 on the virtual clock" in text
+    assert "All runs passed their checks." in text
+    assert "figures/e1.png" in text
+    assert (tmp_path / "results/quick/metrics.csv").read_text() == "cell\n"
+    assert not (tmp_path / "results/quick/runs").exists()
+
+
+def test_a_failed_run_is_named(tmp_path: Path) -> None:
+    out = evaluation(tmp_path / "reproduce", outcome="failed")
+    publish.publish(out, tmp_path / "full")
+    assert "- `some/b/s1` failed: it broke" in (tmp_path / "full/README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (
+            lambda out: (out / "runs" / B.id / "run.json").unlink(),
+            "some/b/s1: the run can't be read",
+        ),
+        (lambda out: (out / "metrics.csv").unlink(), "has no metrics.csv"),
+    ],
+)
+def test_what_is_not_whole_is_not_published(
+    tmp_path: Path, damage: object, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = evaluation(tmp_path / "reproduce")
+    damage(out)  # type: ignore[operator]
+    assert publish.main([str(out), str(tmp_path / "full")]) == 1
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "full").exists()
+
+
+def test_runs_of_two_versions_are_not_published(tmp_path: Path) -> None:
+    out = evaluation(tmp_path / "reproduce", versions=("v", "w"))
+    with pytest.raises(publish.PublishError, match="2 versions"):
+        publish.publish(out, tmp_path / "full")
