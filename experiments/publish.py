@@ -3,7 +3,7 @@
     python -m experiments.publish OUT DIRECTORY        such as out/reproduce-quick results/quick
 
 Takes metrics, tables and figures, not the raw runs; README.md says what they are of, and names
-every run that failed or was refused. All runs must be there, and of one version of the product and the
+every run that failed or was refused. All runs must be there, of one version of the product and the
 test bed: otherwise nothing is written. What was published in DIRECTORY before is replaced.
 
 Exit status: 0 published; 1 it can't be.
