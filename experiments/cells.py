@@ -140,13 +140,13 @@ def _options(values: Mapping[str, str], system: System, trace: bool) -> Iterator
                 yield "--" + schema.OPTION.get((table, key), key)
                 yield values[f"{table}.{key}"]
     yield from ("--tolerance", values["run.tolerance"], "--system", system.system)
-    if system.system == "relocator":
-        settings = {key: values.get(f"settings.{key}") for key in schema.SETTINGS}
-        if trace:
-            settings["order"] = f"trace:{TRACE}"
-        for key, value in settings.items():
-            if value not in (None, schema.USUAL.get(key)):
-                yield from ("--set", f"{key}={value}")
+    known = schema.settings_of(system.system)
+    settings = {key: values.get(f"settings.{key}") for key in known}
+    if trace:
+        settings["order"] = f"trace:{TRACE}"
+    for key, value in settings.items():
+        if value not in (None, schema.USUAL.get(key)):
+            yield from ("--set", f"{key}={value}")
 
 
 def _events(one: Scenario, variants: Sequence[Variant]) -> Iterator[str]:

@@ -191,8 +191,10 @@ class _File:
                 f"{where}.background", check, given["background"]
             )
         for key, value in self.table(f"{where}.settings", given.get("settings", {})).items():
-            if system != "relocator":
-                raise self.wrong(f"{where}.settings", None, f"{system} has none; relocator has")
+            known = schema.settings_of(system)
+            if key not in known:
+                right = f"{system} has {', '.join(known) or 'none'}"
+                raise self.wrong(f"{where}.settings.{key}", None, right)
             dotted, text = self.dotted(f"{where}.settings.{key}", f"settings.{key}", value)
             values[dotted] = text
         return System(name, system, values, given.get("trace-of"))

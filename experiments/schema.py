@@ -158,7 +158,15 @@ SETTINGS: Mapping[str, Check] = {
     "source": _choice("file"),
     "preseed": _choice("yes", "no"),
     "return": _choice("yes", "no"),
+    "copy-mode": _choice("background", "write-blocking"),  # of the mirror
 }
+
+
+def settings_of(system: str) -> list[str]:
+    """The settings that a system has, in the order in which they are said."""
+    return [key for key in SETTINGS if key in systems.SYSTEMS[system].keys]
+
+
 #: What relocator does by itself: it isn't said, so that equal runs have equal command lines.
 USUAL = {"window": "auto", "pull-forward": "yes"}
 #: The tables whose keys are options of the command line, under the same names unless OPTION says.

@@ -155,9 +155,14 @@ class Qmp:
                 return message["return"]
             self._events.append(message)
 
-    def wait_for(self, event: str) -> dict[str, Any]:
+    def wait_for(self, event: str, timeout_s: float = COPY_LIMIT_S) -> dict[str, Any]:
+        """The event's data; ProcessError if nothing is said for so long."""
+        self._link.settimeout(timeout_s)
         while True:
-            message = self._events.pop(0) if self._events else self._next()
+            try:
+                message = self._events.pop(0) if self._events else self._next()
+            except TimeoutError as late:
+                raise ProcessError(f"QEMU: no {event} within {timeout_s:g} s") from late
             if message.get("event") == event:
                 data: dict[str, Any] = message["data"]
                 return data

@@ -24,6 +24,7 @@ COLOURS = {
     "stay": "#7d838c",
     "offline": "#8358a8",
     "mirror": "#2a9d6f",
+    "mirror-sync": "#57b894",
     "qemu-stream": "#c98a12",
     "nbdkit-cow": "#a0522d",
     "nbdkit-cache": "#d16ba5",

@@ -194,10 +194,13 @@ def e7(evidence: Evidence) -> Drawn:
     frame, notes = evidence.scenario("e7"), evidence.notes("e7")
     if frame.empty:
         return Drawn(E7_TITLE, notes=notes)
-    names = [name for name in ("none", "preseed", "mirror") if name in set(frame["name"])]
+    names = [
+        name for name in ("none", "preseed", "return", "mirror-sync") if name in set(frame["name"])
+    ]
     found = draw.by(frame, ["name"], "independent_s")
     base = found.get("none")
-    colours = {"none": "#2f6fb3", "preseed": "#7fb2ea", "mirror": draw.COLOURS["mirror"]}
+    colours = {"none": "#2f6fb3", "preseed": "#7fb2ea", "return": "#a9cdf2"}
+    colours["mirror-sync"] = draw.COLOURS["mirror-sync"]
     with draw.style():
         made = draw.figure(10.4, 3.0)
         left, right = made.subplots(1, 2, gridspec_kw={"width_ratios": [1, 1.15]})

@@ -10,6 +10,8 @@ from testbed.supervise import ProcessError, run
 from testbed.systems.base import EVERYWHERE, System
 from testbed.topology import ADDRESS
 
+CONVERGE_S = 180.0  # a mirror that owes something at every instant until then never gets ready
+
 
 def _daemon(monitor: Path, blockdevs: list[str], exported: str) -> list[str]:
     """A storage daemon that exports one of its nodes over NBD and listens to QMP."""
@@ -57,9 +59,16 @@ class Stream(System):
 
 
 class Mirror(System):
-    """Pre-copy: the source's server mirrors the disk, and every write, until the guest may move."""
+    """Pre-copy: the source's server mirrors the disk, and every write, until the guest may move.
+
+    In mode `background` (QEMU's and libvirt's default) what is written is copied later, again and
+    again, and the guest may move in an instant in which nothing is owed: on a long link, and with a
+    guest that writes all the time, there may be none. In mode `write-blocking` every write of the
+    guest waits for the destination, and the copy comes to an end.
+    """
 
     name = "mirror"
+    keys = frozenset({"copy-mode"})
     copies_first = True
     has_all = True
 
@@ -80,8 +89,9 @@ class Mirror(System):
         server = {"type": "inet", "host": ADDRESS["st_dst-wan"], "port": str(services.PORT)}
         self._qmp.call("blockdev-add", **{"driver": "nbd", "node-name": "copy", "server": server})
         mirror = {"job-id": "mirror", "device": "image", "target": "copy", "sync": "full"}
-        self._qmp.call("blockdev-mirror", **mirror)
-        self._qmp.wait_for("BLOCK_JOB_READY")
+        mode = self.settings.get("copy-mode", "background")
+        self._qmp.call("blockdev-mirror", **mirror, **{"copy-mode": mode})
+        self._qmp.wait_for("BLOCK_JOB_READY", CONVERGE_S)
 
     def hand_over(self) -> None:
         self._qmp.call("job-complete", id="mirror")

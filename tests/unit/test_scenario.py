@@ -71,7 +71,7 @@ def system(text: str) -> str:
         (system('name = "x"'), "systems[0].system = 'x': known: mirror,"),
         (system('name = "a/b"\nsystem = "stay"'), "systems[0].name = 'a/b': letters, digits"),
         (system('name = "stay"\nsize = 1'), "systems[0].size: unknown key; known: background,"),
-        (system('name = "stay"\nsettings = {rate = "none"}'), "stay has none; relocator has"),
+        (system('name = "stay"\nsettings = {rate = "none"}'), "stay has none"),
         (system('name = "relocator"\nsettings = {ordr = "hot"}'), "did you mean 'order'?"),
         (system('name = "relocator"\ntrace-of = "x"'), "must be the name of a system above: none"),
         (system('name = "relocator"\nbackground = "yes"'), "background = 'yes': known: off, on"),
