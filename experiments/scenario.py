@@ -192,9 +192,9 @@ class _File:
             )
         for key, value in self.table(f"{where}.settings", given.get("settings", {})).items():
             known = schema.settings_of(system)
-            if key not in known:
-                right = f"{system} has {', '.join(known) or 'none'}"
-                raise self.wrong(f"{where}.settings.{key}", None, right)
+            if not known:
+                raise self.wrong(f"{where}.settings", None, f"{system} has none")
+            self.known(f"{where}.settings", {key: value}, known)
             dotted, text = self.dotted(f"{where}.settings.{key}", f"settings.{key}", value)
             values[dotted] = text
         return System(name, system, values, given.get("trace-of"))
