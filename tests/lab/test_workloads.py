@@ -22,6 +22,7 @@ LEAST = {
     "sqlite:delete": {"lookup": 60, "commit": 15, "sqlite": 15},
     "git": {"git-checkout": 2, "git-commit": 2, "git-status": 2, "git-log": 2},
     "fio:experiments/fio/zipf.fio": {"read": 100, "write": 40},
+    "fio:experiments/fio/skewed.fio": {"read": 100, "write": 40},
     "fio:experiments/fio/sequential.fio": {"read": 130},
     "fio:experiments/fio/mixed.fio": {"read": 100, "write": 40},
     "fio:experiments/fio/mail.fio": {"read": 80, "write": 40},

@@ -21,7 +21,7 @@ from testbed.workloads import suite
 MIB = 2**20
 WORK_S = 5.0
 SEED = 3
-FIO = ("zipf", "sequential", "mixed", "mail", "boot")
+FIO = ("zipf", "skewed", "sequential", "mixed", "mail", "boot")
 LOADS = (
     *("ledger", "mixed", "compile", "sqlite", "sqlite:delete", "git"),
     *(f"fio:experiments/fio/{name}.fio" for name in FIO),
