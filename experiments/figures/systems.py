@@ -32,6 +32,7 @@ MEASURES = (
         "relocation_from_move_s", "move's start until\nthe source may go (s)", "moves in less time"
     ),
     Measure("during_read_p99_s", "guest read p99\nmeanwhile (s)", "reads faster meanwhile"),
+    Measure("during_write_p99_s", "guest write p99\nmeanwhile (s)", "writes faster meanwhile"),
     Measure(
         "recovered_s",
         "switch until the read p99\nis within 2x local (s)",
