@@ -6,7 +6,7 @@ here, because nbdkit changes its directory when it goes into the background.
 
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -269,8 +269,13 @@ def _check_security(settings: Config) -> None:
         raise ConfigError("tls-psk: excludes tls-certificates; give one of them")
 
 
-def load_trace(key: str | None, block_bytes: int) -> list[int]:
-    """The blocks of a `trace:FILE` order key, in order of first access; none without a key."""
+def load_trace(order: Sequence[str], block_bytes: int) -> list[int]:
+    """The blocks of an order's `trace:FILE`, in order of first access; none if it has no trace.
+
+    Raises:
+        ConfigError: the file can't be read, or is no trace.
+    """
+    key = next((one for one in order if one.startswith("trace:")), None)
     if key is None:
         return []
     try:

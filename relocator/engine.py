@@ -54,7 +54,10 @@ class Engine:
         self.hydration: Hydration | None = None
         self.copier: Copier | None = None
         self.knowledge = ordering.Knowledge(
-            store.geometry.total_blocks, store.geometry.block_bytes, heat_shift=self.heat.shift
+            store.geometry.total_blocks,
+            store.geometry.block_bytes,
+            heat_shift=self.heat.shift,
+            trace=config.load_trace(settings.order, store.geometry.block_bytes),
         )
         self._order = settings.order
         self._finished = threading.Event()
@@ -213,9 +216,9 @@ class Engine:
 
     def set_order(self, order: tuple[str, ...]) -> None:
         """Change the order of the background copy."""
-        trace = next((key for key in order if key.startswith("trace:")), None)
+        trace = config.load_trace(order, self.store.geometry.block_bytes)
         self._order = order
-        self.replan(trace=config.load_trace(trace, self.store.geometry.block_bytes))
+        self.replan(trace=trace)
 
     def _plan(self) -> Iterator[tuple[int, int]]:
         return ordering.build(self._order, self.knowledge)

@@ -74,6 +74,23 @@ def test_without_pull_forward_the_order_alone_decides(tmp_path: Path, source: Se
         assert cost(server, 14 << 20, GROUP) == GROUP - BLOCK
 
 
+def test_a_trace_that_the_proxy_starts_with_comes_first(tmp_path: Path, source: Server) -> None:
+    trace = tmp_path / "trace"
+    trace.write_text(f"{9 << 20},{GROUP}\n{5 << 20},{GROUP}\n")
+    keys = (f"order=trace:{trace}", "rate=8M", "readahead=0", "pull-forward=no")
+    with proxy(tmp_path, source, *keys) as server:
+        copied_first(server, 2 << 20)
+        assert cost(server, 9 << 20, GROUP) == 0
+        assert cost(server, 5 << 20, GROUP) == 0
+        assert cost(server, 12 << 20, GROUP) == GROUP
+
+
+def test_a_trace_that_is_not_there_is_refused_at_the_start(tmp_path: Path, source: Server) -> None:
+    with pytest.raises(RuntimeError, match="order=trace:"):
+        with proxy(tmp_path, source, f"order=trace:{tmp_path / 'none'}"):
+            pass
+
+
 def test_a_trace_comes_first_and_an_order_can_be_changed_in_flight(
     tmp_path: Path, source: Server
 ) -> None:
