@@ -43,7 +43,7 @@ LOG_TAIL_LINES = 15
 
 COMMON = (
     *("--rtt", "20ms", "--rate", "100mbit"),
-    *("--disk", "64M", "--fill", "48M", "--memory", "24M"),
+    *("--disk", "64M", "--fill", "40M", "--memory", "24M"),
     *("--switch-at", "8s", "--background-delay", "6s", "--duration", "32s", "--ceiling", "on"),
 )
 # The order of the table. The longest run starts first: see `jobs`.

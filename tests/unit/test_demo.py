@@ -16,6 +16,8 @@ from rich.console import Console
 
 from experiments import demo, progress
 from experiments.batch import Batch, Job
+from testbed import disk, options
+from testbed.workloads import suite
 from tests.support.synthetic_run import Synthetic, write_run
 
 
@@ -238,3 +240,10 @@ def test_ctrl_c_ends_the_driver_with_130_and_leaves_nothing(tmp_path: Path) -> N
     assert "interrupted" in said
     assert gone(pid)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("variant", demo.VARIANTS)
+def test_the_runs_are_ones_that_the_test_bed_can_make(variant: str) -> None:
+    parameters = options.parse([*demo.COMMON, *demo.VARIANTS[variant]])
+    wanted = disk.Wanted(size_bytes=parameters.disk_bytes, fill_bytes=parameters.fill_bytes)
+    wanted.check(suite.room(parameters.load))
