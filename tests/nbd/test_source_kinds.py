@@ -12,27 +12,9 @@ import pytest
 
 from tests.support.model import Actor, source_bytes
 from tests.support.servers import PLUGIN, plugin, wait_for
-from tests.support.sources import Relay, daemon
+from tests.support.sources import SIZE_BYTES, Relay, daemon, image, sparse
 
-SIZE_BYTES = 8 << 20
 PATIENCE_S = 120.0
-
-
-def image(directory: Path) -> Path:
-    path = directory / "disk.img"
-    path.write_bytes(source_bytes(SIZE_BYTES))
-    return path
-
-
-def sparse(data: bytes, path: Path) -> Path:
-    """Write `data` with holes where it is zero."""
-    with path.open("wb") as disk:
-        disk.truncate(len(data))
-        for at in range(0, len(data), 4096):
-            if any(data[at : at + 4096]):
-                disk.seek(at)
-                disk.write(data[at : at + 4096])
-    return path
 
 
 def run(argv: list[str]) -> None:

@@ -12,25 +12,7 @@ import pytest
 
 from tests.support.model import source_bytes
 from tests.support.servers import Server, plugin, wait_for
-from tests.support.sources import Daemon, daemon
-
-SIZE_BYTES = 8 << 20
-
-
-def image(directory: Path) -> Path:
-    path = directory / "disk.img"
-    path.write_bytes(source_bytes(SIZE_BYTES))
-    return path
-
-
-def sparse(data: bytes, path: Path) -> None:
-    """Write `data` with holes where it is zero."""
-    with path.open("wb") as disk:
-        disk.truncate(len(data))
-        for at in range(0, len(data), 4096):
-            if any(data[at : at + 4096]):
-                disk.seek(at)
-                disk.write(data[at : at + 4096])
+from tests.support.sources import SIZE_BYTES, Daemon, daemon, image, sparse
 
 
 def nbdkit_file(directory: Path, port: int) -> list[str]:

@@ -9,7 +9,28 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tests.support.model import source_bytes
+
 READY_S = 20.0
+SIZE_BYTES = 8 << 20
+
+
+def image(directory: Path) -> Path:
+    """A disk image of `SIZE_BYTES` of source data."""
+    path = directory / "disk.img"
+    path.write_bytes(source_bytes(SIZE_BYTES))
+    return path
+
+
+def sparse(data: bytes, path: Path) -> Path:
+    """Write `data` with holes where it is zero."""
+    with path.open("wb") as disk:
+        disk.truncate(len(data))
+        for at in range(0, len(data), 4096):
+            if any(data[at : at + 4096]):
+                disk.seek(at)
+                disk.write(data[at : at + 4096])
+    return path
 
 
 def free_port() -> int:
