@@ -21,13 +21,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 
 from experiments import scenario
 from experiments.figures import ALL, draw
 from experiments.figures.evidence import Drawn, Evidence
-from experiments.report import TEMPLATES
+from experiments.report import template
 from experiments.rundir import RunError
 
 #: column of the table of all runs -> its head; identity first
@@ -106,20 +105,13 @@ def summary(evidence: Evidence, drawn: Mapping[str, Drawn]) -> list[str]:
 
 
 def page(evidence: Evidence, drawn: Mapping[str, Drawn]) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     images = {
         name: "data:image/png;base64," + base64.b64encode(one.png).decode("ascii")
         for name, one in drawn.items()
         if one.png is not None
     }
     heads = list(RUNS_TABLE.values())
-    return environment.get_template("evaluation.html.j2").render(
+    return template("evaluation.html.j2").render(
         counts=summary(evidence, drawn),
         verdicts=drawn["compare"].sentences,
         tiles=tiles(evidence.frame),

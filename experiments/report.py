@@ -43,10 +43,8 @@ def write_results(directory: Path, runs: Runs, command: str) -> list[Row]:
     return rows
 
 
-def page(
-    runs: Runs, windows: Windows, rows: list[Row], images: Mapping[str, bytes], command: str
-) -> str:
-    """The HTML page, with everything it needs inside."""
+def template(name: str) -> jinja2.Template:
+    """A page's template; what it lacks is an error, what it shows is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -54,8 +52,15 @@ def page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    return environment.get_template(name)
+
+
+def page(
+    runs: Runs, windows: Windows, rows: list[Row], images: Mapping[str, bytes], command: str
+) -> str:
+    """The HTML page, with everything it needs inside."""
     first = next(iter(runs.values()))
-    return environment.get_template("index.html.j2").render(
+    return template("index.html.j2").render(
         names=list(runs),
         titles={name: wording.title(name) for name in runs},
         runs=runs,
