@@ -7,8 +7,6 @@ listen on Unix sockets, which network namespaces don't separate.
 
 from __future__ import annotations
 
-import json
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -17,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from relocator.control import Client
-from testbed import services
-from testbed.supervise import ProcessError, Supervisor, run
+from testbed import qemu, services
+from testbed.supervise import Supervisor, run
 from testbed.topology import ADDRESS, Sites
 
 COPY_LIMIT_S = 3600.0
@@ -125,79 +123,13 @@ def _proxy(place: Place) -> System:
     return System(place.uri, copy, lambda: client.call("status"))
 
 
-class Qmp:
-    """QEMU's monitor, one command at a time; events are kept until they are asked for."""
-
-    def __init__(self, path: Path) -> None:
-        self._link = socket.socket(socket.AF_UNIX)
-        self._link.connect(str(path))
-        self._link.settimeout(COPY_LIMIT_S)
-        self._lines = self._link.makefile("rb")
-        self._events: list[dict[str, Any]] = []
-        self._lines.readline()
-        self.call("qmp_capabilities")
-
-    def _next(self) -> dict[str, Any]:
-        line = self._lines.readline()
-        if not line:
-            raise ProcessError("QEMU closed its monitor")
-        message: dict[str, Any] = json.loads(line)
-        return message
-
-    def call(self, command: str, **arguments: Any) -> Any:
-        request = {"execute": command, "arguments": arguments}
-        self._link.sendall(json.dumps(request).encode() + b"\n")
-        while True:
-            message = self._next()
-            if "error" in message:
-                raise ProcessError(f"QMP {command}: {message['error']}")
-            if "return" in message:
-                return message["return"]
-            self._events.append(message)
-
-    def wait_for(self, event: str, timeout_s: float = COPY_LIMIT_S) -> dict[str, Any]:
-        """The event's data; ProcessError if nothing is said for so long."""
-        self._link.settimeout(timeout_s)
-        while True:
-            try:
-                message = self._events.pop(0) if self._events else self._next()
-            except TimeoutError as late:
-                raise ProcessError(f"QEMU: no {event} within {timeout_s:g} s") from late
-            if message.get("event") == event:
-                data: dict[str, Any] = message["data"]
-                return data
-
-
-def qemu_command(place: Place, overlay: Path, monitor: Path) -> list[str]:
-    """NBD source, overlay, copy-on-read above it, exported."""
-    source = f"server.type=inet,server.host={ADDRESS['st_src-wan']},server.port={services.PORT}"
-    return [
-        "qemu-storage-daemon",
-        *("--blockdev", f"driver=nbd,node-name=source,{source}"),
-        "--blockdev",
-        f"driver=qcow2,node-name=overlay,file.driver=file,file.filename={overlay},backing=source",
-        *("--blockdev", "driver=copy-on-read,node-name=keep,file=overlay"),
-        *("--nbd-server", f"addr.type=unix,addr.path={place.socket},max-connections=8"),
-        *("--export", "type=nbd,id=export,node-name=keep,name=,writable=on"),
-        *("--chardev", f"socket,id=monitor,path={monitor},server=on,wait=off"),
-        *("--monitor", "chardev=monitor"),
-    ]
-
-
 def start_qemu(place: Place) -> System:
     place.start_file_source()
-    overlay, monitor = place.work / "overlay.qcow2", place.work / "qmp"
-    run(["qemu-img", "create", "-q", "-f", "qcow2", str(overlay), str(place.size_bytes)])
-    place.serve("qemu", qemu_command(place, overlay, monitor))
-    qmp = Qmp(monitor)
-
-    def copy() -> None:
-        qmp.call("block-stream", device="overlay", **{"job-id": "stream"})
-        done = qmp.wait_for("BLOCK_JOB_COMPLETED")
-        if "error" in done:
-            raise ProcessError(f"block-stream: {done['error']}")
-
-    return System(place.uri, copy)
+    monitor = place.work / "qmp"
+    listen = f"addr.type=unix,addr.path={place.socket}"
+    place.serve("qemu", qemu.streaming(place.work, place.size_bytes, monitor, listen))
+    qmp = qemu.Qmp(monitor)
+    return System(place.uri, lambda: qemu.stream(qmp))
 
 
 SYSTEMS: dict[str, Callable[[Place], System]] = {

@@ -119,6 +119,13 @@ class System:
     def keep_image(self, device: Path) -> None:
         """Nothing, if the image is already there; `device` is the guest's."""
 
+    def serve_empty_image(self) -> None:
+        """Serves `image` at the destination before anything has been copied into it."""
+        with self.image.open("wb") as file:
+            file.truncate(self.ground.size_bytes)
+        command = services.file_command(self.image, EVERYWHERE, services.PORT)
+        self.ground.at_destination("moved", command)
+
     def read_all(self, device: Path) -> None:
         """Copies the guest's device to `image`."""
         run(["dd", f"if={device}", f"of={self.image}", "bs=1M", "conv=sparse"])

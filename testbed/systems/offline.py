@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from testbed import services
-from testbed.systems.base import EVERYWHERE, System
+from testbed.systems.base import System
 
 
 class Offline(System):
@@ -13,11 +12,7 @@ class Offline(System):
     has_all = True
 
     def prepare(self) -> None:
-        with self.image.open("wb") as file:
-            file.truncate(self.ground.size_bytes)
-        self.ground.at_destination(
-            "moved", services.file_command(self.image, EVERYWHERE, services.PORT)
-        )
+        self.serve_empty_image()
 
     def hand_over(self) -> None:
         # The copy goes into the file that the server has open: it keeps nothing of its own.
