@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from experiments import scenario as scenarios
 from experiments import schema
 from experiments.scenario import Scenario, System, Variant
 from experiments.schema import ScenarioError
-from testbed import wan
+from testbed import systems, wan
 
 TRACE = "oracle.trace"
 MODULE = "testbed.migration"
@@ -29,7 +30,8 @@ MODULE = "testbed.migration"
 
 @dataclass(frozen=True)
 class Cell:
-    """One run. `axes`: axis -> label; `arguments`: of testbed.migration."""
+    """One run. `axes`: axis -> label; `arguments`: of testbed.migration; `programs`: those of this
+    machine that come along into the lab; `may_fail`: why a failure would be a finding."""
 
     id: str
     scenario: str
@@ -41,25 +43,36 @@ class Cell:
     arguments: tuple[str, ...]
     trace_of: str | None = None
     same_as: str | None = None
+    programs: tuple[str, ...] = ()
+    may_fail: str | None = None
 
     @property
     def needs(self) -> list[str]:
         """Cells that must have run before."""
         return [other for other in (self.same_as, self.trace_of) if other is not None]
 
-    def command(self, python: str, run: str, trace: str = TRACE) -> list[str]:
-        """What to execute in the project's directory; the run's files come to `run`."""
+    def command(
+        self, python: str, run: str, trace: str = TRACE, find: Callable[[str], str] = str
+    ) -> list[str]:
+        """What to execute in the project's directory; the run's files come to `run`.
+
+        `find` gives a program's path.
+        """
         lab = ["--out", run, "--clock", self.clock, "--seed", str(self.seed)]
         lab += ["--timeout", str(self.timeout_s)]
-        lab += ["--file", trace] if self.trace_of is not None else []
+        along = [trace] if self.trace_of is not None else []
+        for path in [*along, *map(find, self.programs)]:
+            lab += ["--file", path]
         return [python, "-m", "testbed.lab", "run", *lab, "--", MODULE, *self.arguments]
 
     def document(self) -> dict[str, Any]:
-        return {**asdict(self), "axes": dict(self.axes), "arguments": list(self.arguments)}
+        lists = {key: list(getattr(self, key)) for key in ("arguments", "programs")}
+        return {**asdict(self), "axes": dict(self.axes), **lists}
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Cell:
-        return cls(**{**document, "arguments": tuple(document["arguments"])})
+        tuples = {key: tuple(document[key]) for key in ("arguments", "programs")}
+        return cls(**{**document, **tuples})
 
 
 def expand(found: Iterable[Scenario], seeds: int | None = None) -> list[Cell]:
@@ -82,6 +95,15 @@ def expand(found: Iterable[Scenario], seeds: int | None = None) -> list[Cell]:
 
 def quick_or_full(quick: bool, seeds: int | None = None) -> list[Cell]:
     return expand(scenarios.load_all(quick), seeds)
+
+
+def lacking(cells: Iterable[Cell]) -> dict[str, list[str]]:
+    """Systems that can't be run here, and their programs that are not installed."""
+    return {
+        cell.system: missing
+        for cell in cells
+        if (missing := [name for name in cell.programs if shutil.which(name) is None])
+    }
 
 
 def _cells(
@@ -111,6 +133,8 @@ def _cells(
                     *("--seed", str(seed)),
                 ),
                 trace_of=trace_of,
+                programs=systems.SYSTEMS[system.system].programs,
+                may_fail=system.may_fail,
             )
 
 

@@ -96,6 +96,10 @@ def summary(evidence: Evidence, drawn: Mapping[str, Drawn]) -> list[str]:
     if len(bad):
         counted = ", ".join(f"{n} {what}" for what, n in bad["outcome"].value_counts().items())
         said.append(f"{len(frame)} runs; {counted} (marked in the table, in no figure).")
+        findings = bad[[evidence.finding(row) is not None for _, row in bad.iterrows()]]
+        for name, rows in findings.groupby("name"):
+            known = evidence.finding(rows.iloc[0])
+            said.append(f"{name} failed in {len(rows)} of them, a finding: {known}.")
     else:
         said.append(f"{len(frame)} runs, all of which passed all of their checks.")
     lacking = [name for name, one in drawn.items() if one.png is None]

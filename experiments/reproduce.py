@@ -9,7 +9,8 @@ the same command and code, stays; what failed, or is of other code, is moved to 
 runs again. A run that fails is kept, marked, and named at the end; the others go on. Ctrl-C ends
 everything that was started; the same command goes on from there.
 
-Exit status: 0 all well; 1 a run or a step failed; 2 a wrong argument or scenario; 130 interrupted.
+Exit status: 0 all well, or what failed is a peer that its scenario says may fail; 1 a run or a step
+failed; 2 a wrong argument or scenario; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -121,9 +122,22 @@ def _image_once(found: Sequence[Cell]) -> None:
         image.ensure()
 
 
+def installed(found: Sequence[Cell], console: Console) -> list[Cell]:
+    """The cells that can run here; says which systems are left out."""
+    lacking = cells.lacking(found)
+    for system, programs in lacking.items():
+        missing = " and ".join(programs)
+        console.print(f"Left out: {system}, for {missing} is not installed", highlight=False)
+    return [cell for cell in found if cell.system not in lacking]
+
+
 def summary(found: Sequence[Cell], out: Path, console: Console) -> bool:
-    """How the runs ended, and each that didn't end well by name; True if all did."""
+    """How the runs ended, and each that didn't end well by name.
+
+    True if all did, but for failures that a scenario expects of a peer: they are findings.
+    """
     ended = {cell.id: runner.outcome(out, cell.id) or "missing" for cell in found}
+    may_fail = {cell.id: cell.may_fail for cell in found if cell.may_fail is not None}
     counts = ", ".join(
         f"{count} {name}"
         for name in ("ok", "failed", "refused", "missing")
@@ -135,14 +149,20 @@ def summary(found: Sequence[Cell], out: Path, console: Console) -> bool:
             place = runner.directory(out, cell)
             reason = runner.read_json(place / "run.json").get("reason") or "it did not run"
             first = str(reason).splitlines()[0]
-            text = f"  {outcome}: {cell}: {first} (see {place / 'lab.log'})"
+            known = (
+                f" (known: {may_fail[cell]})" if outcome == "failed" and cell in may_fail else ""
+            )
+            text = f"  {outcome}{known}: {cell}: {first} (see {place / 'lab.log'})"
             console.print(text, highlight=False, markup=False, soft_wrap=True)
-    return set(ended.values()) <= {"ok"}
+    return all(
+        outcome == "ok" or (outcome == "failed" and cell in may_fail)
+        for cell, outcome in ended.items()
+    )
 
 
 def reproduce(args: argparse.Namespace, console: Console) -> int:
     """All of it; the exit status."""
-    found = cells.quick_or_full(args.quick, args.seeds)
+    found = installed(cells.quick_or_full(args.quick, args.seeds), console)
     out = (args.out or (QUICK_OUT if args.quick else OUT)).resolve()
     with only_one(out):
         cells.write(out / "matrix.json", found)

@@ -14,6 +14,7 @@ one that says so is written here. An interrupted run leaves nothing.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -45,12 +46,22 @@ class RunnerError(Exception):
 
 
 def lab_command(cell: Cell, run: Path, traced: Path) -> list[str]:
-    return cell.command(sys.executable, str(run), str(traced))
+    return cell.command(sys.executable, str(run), str(traced), _installed)
+
+
+def _installed(program: str) -> str:
+    """Its path; the name alone if there is none, and the lab will say so."""
+    return shutil.which(program) or program
 
 
 def shown_command(cell: Cell) -> str:
     """The command line for people and for comparison: it names no place of this machine."""
     return " ".join(cell.command("python", "RUN"))
+
+
+def _digest(program: str) -> str | None:
+    path = Path(_installed(program))
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else None
 
 
 def directory(out: Path, cell: str) -> Path:
@@ -76,8 +87,9 @@ def outcome(out: Path, cell: str) -> str | None:
 
 
 def is_current(out: Path, cell: Cell, version: Mapping[str, str]) -> bool:
-    """Whether the cell's run went well, with this command and this code."""
-    if outcome(out, cell.id) != "ok":
+    """Whether the cell's run went well (or failed as it may), with this command and code."""
+    good = ("ok",) if cell.may_fail is None else ("ok", "failed")
+    if outcome(out, cell.id) not in good:
         return False
     kept = read_json(directory(out, cell.id) / "cell.json")
     same_code = kept.get("code", {}).get("run") == version["run"]
@@ -108,6 +120,7 @@ def run(cell: Cell, out: Path, command: Command = lab_command) -> str:
                 "processors": os.cpu_count(),
                 "python": platform.python_version(),
                 "lab_image": image.current().name,
+                "programs": {name: _digest(name) for name in cell.programs},
             },
             "status": status,
             "wall_s": round(time.monotonic() - started_s, 1),

@@ -18,6 +18,7 @@ does not say stands in base.toml. `[quick]` says what is different when there ar
     background = "on"                 in place of timing.background
     settings = {order = "hot,sequential"}
     trace-of = "sequential"           the order is what the guest asked for in that system's run
+    may-fail = "..."                  what is wrong with this system: its failure is a finding
 
     [axes]
     "network.rtt" = ["20ms", "100ms"]                             any key of the tables
@@ -50,7 +51,7 @@ BASE = HERE / "base.toml"
 PROFILES = HERE / "profiles.toml"
 
 _TOP = ("title", "about", "events", "systems", "axes", "quick", *schema.TABLES)
-_SYSTEM = ("name", "system", "background", "settings", "trace-of")
+_SYSTEM = ("name", "system", "background", "settings", "trace-of", "may-fail")
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class System:
     system: str
     values: Mapping[str, str] = field(default_factory=dict)
     trace_of: str | None = None
+    may_fail: str | None = None
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,10 @@ class _File:
             self.known(f"{where}.settings", {key: value}, known)
             dotted, text = self.dotted(f"{where}.settings.{key}", f"settings.{key}", value)
             values[dotted] = text
-        return System(name, system, values, given.get("trace-of"))
+        may_fail = given.get("may-fail")
+        if may_fail is not None:
+            self.checked(f"{where}.may-fail", schema.sentence, may_fail)
+        return System(name, system, values, given.get("trace-of"), may_fail)
 
 
 def profiles(path: Path = PROFILES) -> dict[str, dict[str, str]]:

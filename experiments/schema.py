@@ -119,7 +119,7 @@ def _workloads(value: Any) -> str:
     return ",".join(value)
 
 
-def _text(value: Any) -> str:
+def sentence(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
         raise Wrong("give a sentence")
     return value
@@ -144,7 +144,7 @@ LINK: Mapping[str, Check] = {
     "queue": _or_auto(_SIZE),
     "congestion": _choice("reno", "cubic", "bbr"),
 }
-PROFILE: Mapping[str, Check] = {"about": _text, **LINK}
+PROFILE: Mapping[str, Check] = {"about": sentence, **LINK}
 SETTINGS: Mapping[str, Check] = {
     "order": _setting(config.parse_order),
     "readahead": _setting(config.parse_readahead),

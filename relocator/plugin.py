@@ -9,6 +9,7 @@ import errno
 import functools
 import os
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,19 @@ def get_ready() -> None:
         _control = ControlServer(parsed.control, _engine.call)
 
 
+def _fail_stop(failure: threading.ExceptHookArgs) -> None:
+    """End at once if one of our threads dies of a mistake of ours: guests would wait for ever.
+
+    What was acknowledged is in the store, as after a kill; started again, it goes on.
+    """
+    threading.__excepthook__(failure)
+    sys.stderr.write("nbdkit: error: a thread of relocator has died; ending, so as not to hang\n")
+    sys.stderr.flush()
+    os._exit(1)
+
+
 def after_fork() -> None:
+    threading.excepthook = _fail_stop
     sys.setswitchinterval(SWITCH_S)
     _engine.start()
     if _control is not None:

@@ -73,6 +73,11 @@ def file_command(disk: Path, address: str, port: int) -> list[str]:
     return ["nbdkit", "-f", "-i", address, "-p", str(port), "file", str(disk)]
 
 
+def relay_command(source: str, address: str) -> list[str]:
+    """A server that passes everything on to another one and keeps nothing."""
+    return ["nbdkit", "-f", "-i", address, "-p", str(PORT), "nbd", f"uri={source}"]
+
+
 def proxy_command(
     store: Path, source: str, control: Path, address: str, options: Sequence[str]
 ) -> list[str]:

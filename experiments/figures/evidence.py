@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -67,7 +68,11 @@ class Evidence:
     def __init__(self, out: Path) -> None:
         self.out = out
         self.frame = read_metrics(out / "metrics.csv")
-        self.expected = _expected(out / "matrix.json")
+        cells = _matrix(out / "matrix.json")
+        self.expected: dict[str, set[str]] = {}  # scenario -> the cells that were asked for
+        for cell in cells:
+            self.expected.setdefault(cell["scenario"], set()).add(cell["id"])
+        self._may_fail = {cell["id"]: cell["may_fail"] for cell in cells if cell.get("may_fail")}
         self._load = lru_cache(maxsize=64)(load_run)
 
     def run(self, row: pd.Series) -> Run:
@@ -91,6 +96,10 @@ class Evidence:
         rows = self.frame[self.frame["scenario"] == name]
         return rows[rows["outcome"] != "ok"]
 
+    def finding(self, row: pd.Series) -> str | None:
+        """What is known to be wrong with the system of a run that failed, if anything is."""
+        return self._may_fail.get(str(row["cell"])) if row["outcome"] == "failed" else None
+
     def _lacking(self, name: str) -> list[str]:
         rows = self.frame[self.frame["scenario"] == name]
         return sorted(self.expected.get(name, set()) - set(rows["cell"]))
@@ -101,7 +110,11 @@ class Evidence:
         said = [self.caption(name)] if (rows["outcome"] == "ok").any() else []
         for _, row in self._bad(name).iterrows():
             reason = str(row["reason"]).splitlines()[0][:200]
-            said.append(f"Not shown: {row['cell']} {row['outcome']}: {reason}")
+            known = self.finding(row)
+            said.append(
+                f"Not shown: {row['cell']} {row['outcome']}: {reason}"
+                + (f" A finding: {known}." if known else "")
+            )
         lacking = self._lacking(name)
         if lacking:
             more = f" and {len(lacking) - 6} more" if len(lacking) > 6 else ""
@@ -136,14 +149,12 @@ def _axes(texts: pd.Series) -> pd.DataFrame:
     return pd.DataFrame(parsed, index=range(len(parsed)), dtype=object).add_prefix("axis_")
 
 
-def _expected(path: Path) -> dict[str, set[str]]:
-    """The cells that were asked for, by scenario, if the matrix stands beside the runs."""
+def _matrix(path: Path) -> list[dict[str, Any]]:
+    """All cells, if the matrix stands beside the runs."""
     if not path.is_file():
-        return {}
-    found: dict[str, set[str]] = {}
-    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-        found.setdefault(cell["scenario"], set()).add(cell["id"])
-    return found
+        return []
+    cells: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return cells
 
 
 def seconds(text: str) -> float:

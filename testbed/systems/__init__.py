@@ -14,13 +14,14 @@ from testbed.systems.offline import Offline
 from testbed.systems.qemu import Mirror, Stream
 from testbed.systems.relocator import Relocator
 from testbed.systems.remote import Remote, Stay
+from testbed.systems.xnbd import Xnbd
 from testbed.wan import ProfileError
 
 __all__ = ["SYSTEMS", "Ground", "System", "check", "make", "parse_settings"]
 
 SYSTEMS: dict[str, type[System]] = {
     system.name: system
-    for system in (Relocator, Remote, Stay, Offline, Mirror, Stream, CopyOnWrite, Cache)
+    for system in (Relocator, Remote, Stay, Offline, Mirror, Stream, CopyOnWrite, Cache, Xnbd)
 }
 
 

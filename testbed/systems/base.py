@@ -16,6 +16,7 @@ the guest finds its disk after the move (`serves_at`).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,17 +41,25 @@ class Ground:
     image: Path
     size_bytes: int
 
-    def at_source(self, name: str, argv: Sequence[str]) -> Process:
+    def at_source(self, name: str, argv: Sequence[str], port: int = services.PORT) -> Process:
         """Starts a server on the source's storage host, and waits until it listens."""
-        return services.start_server(self.servers, name, argv, self.sites.pids["st_src"])
+        return services.start_server(self.servers, name, argv, self.sites.pids["st_src"], port)
 
-    def at_destination(self, name: str, argv: Sequence[str]) -> Process:
+    def at_destination(self, name: str, argv: Sequence[str], port: int = services.PORT) -> Process:
         """Starts a server on the destination's storage host, and waits until it listens."""
-        return services.start_server(self.servers, name, argv, self.sites.pids["st_dst"])
+        return services.start_server(self.servers, name, argv, self.sites.pids["st_dst"], port)
 
     def run_at_destination(self, argv: Sequence[str]) -> None:
         """Runs a command on the destination's storage host to its end."""
         run(argv, self.sites.pids["st_dst"], timeout_s=COPY_LIMIT_S)
+
+    def program(self, name: str) -> str:
+        """A program that came along (the lab's `--file`), or else one that is installed."""
+        came_along = Path(os.environ.get("LAB_FILES", ".")) / name
+        if not came_along.is_file():
+            return name
+        came_along.chmod(0o755)
+        return str(came_along)
 
 
 class System:
@@ -58,6 +67,7 @@ class System:
 
     name: ClassVar[str]
     keys: ClassVar[frozenset[str]] = frozenset()
+    programs: ClassVar[tuple[str, ...]] = ()  # those it needs that are not in the lab's image
     moves: ClassVar[bool] = True  # the guest goes to the destination
     relocates: ClassVar[bool] = True  # its disk goes there too
     copies_first: ClassVar[bool] = False  # much of it before the guest

@@ -8,7 +8,7 @@ from testbed import qemu, services
 from testbed.systems.base import EVERYWHERE, System
 from testbed.topology import ADDRESS
 
-CONVERGE_S = 180.0  # a mirror that owes something at every instant until then never gets ready
+CONVERGE_S = 60.0  # a mirror that owes something at every instant until then never gets ready
 _LISTEN = f"addr.type=inet,addr.host={EVERYWHERE},addr.port={services.PORT}"
 
 

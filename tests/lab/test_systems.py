@@ -6,9 +6,10 @@ each run, by the run itself.
 """
 
 import json
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,11 @@ RUNS = {
 }
 
 
-def move(out: Path, options: str) -> str:
-    """One run; returns what it printed."""
-    lab = [sys.executable, "-m", "testbed.lab", "run", "--where", "vm", "--out", str(out), "--"]
-    command = [*lab, "testbed.migration", *SMALL.split(), *options.split()]
+def move(out: Path, options: str, along: Sequence[str] = ()) -> str:
+    """One run, with files that come along into the lab; returns what it printed."""
+    lab = [sys.executable, "-m", "testbed.lab", "run", "--where", "vm", "--out", str(out)]
+    files = [word for path in along for word in ("--file", path)]
+    command = [*lab, *files, "--", "testbed.migration", *SMALL.split(), *options.split()]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
     return done.stdout + done.stderr
 
@@ -132,3 +134,15 @@ def test_the_kernel_s_requests_cover_what_the_guest_read(
     reads = sum(1 for row in rows if row[1] == "read")
     ios = (out / "latency.csv").read_text().count(",read,")
     assert reads >= ios > 0
+
+
+@pytest.mark.skipif(
+    shutil.which("xnbd-server") is None or shutil.which("xnbd-bgctl") is None,
+    reason="no Debian release has a package of xNBD any more",
+)
+def test_xnbd_where_it_is_installed(tmp_path: Path) -> None:
+    programs = [str(shutil.which(name)) for name in ("xnbd-server", "xnbd-bgctl")]
+    said = move(tmp_path, "--system xnbd", programs)
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert run["outcome"] == "ok", said
+    assert run["summary"]["relocation_s"] > 0

@@ -7,7 +7,7 @@ import nbd
 import pytest
 
 from tests.support.model import source_bytes
-from tests.support.servers import plugin
+from tests.support.servers import PLUGIN, nbdkit, plugin
 
 SIZE_BYTES = 8 << 20
 
@@ -42,3 +42,30 @@ def test_a_source_that_comes_back_as_another_disk_is_not_read(tmp_path: Path) ->
                 with pytest.raises(nbd.Error, match="EIO"):
                     handle.pread(4096, 8192)
             assert proxy.control.call("status")["present_blocks"] == 1
+
+
+def test_a_thread_that_dies_of_a_mistake_ends_the_server_and_not_the_data(tmp_path: Path) -> None:
+    """No real part makes that mistake: this plugin is ours with one put in."""
+    (tmp_path / "disk.img").write_bytes(source_bytes(SIZE_BYTES))
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text(
+        PLUGIN.read_text().replace("__file__", repr(str(PLUGIN)))
+        + "\nimport time\nfrom relocator.copier import Copier\n\n"
+        "def mistaken(self):\n"
+        "    while not self._enabled:\n"
+        "        time.sleep(0.3)\n"
+        "    raise LookupError('a mistake')\n\n"
+        "Copier._run = mistaken\n"
+    )
+    with plugin(tmp_path, "target", f"disk={tmp_path / 'disk.img'}") as target:
+        keys = (f"store={tmp_path / 'store'}", f"source={target.uri}", "readahead=0")
+        control = f"control={tmp_path / 'proxy.control'}"
+        command = ["python", str(wrong), *keys, control, "background=off"]
+        with nbdkit(tmp_path, "proxy", command) as proxy:
+            handle = proxy.connect()
+            handle.pwrite(b"kept" * 1024, 4096)
+            proxy.control.call("set", background="on")
+            assert proxy.process.wait(20) == 1
+            assert "a mistake" in proxy.log.read_text()
+        with plugin(tmp_path, "proxy", *keys) as again:
+            assert again.connect().pread(4096, 4096) == b"kept" * 1024
