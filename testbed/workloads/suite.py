@@ -50,8 +50,8 @@ class Settings:
     write_iops: int = 10
     ledger_iops: int = 10
     compile_period_s: float = 4.0
-    sqlite_tps: float = 4.0
-    git_period_s: float = 4.0
+    sqlite_tps: float = 20.0
+    git_period_s: float = 1.0
 
 
 def _one(word: str, settings: Settings) -> Workload:
