@@ -211,6 +211,8 @@ def _heading(axes: Axes, run: Run, title: str, scales: Scales, width: int) -> No
             ha="right" if right else "left",
             va="center",
             fontsize=8.5,
+            zorder=5,
+            bbox={"facecolor": PAPER, "linewidth": 0, "pad": 1},
             **place,
         )
 

@@ -157,6 +157,7 @@ def _levels(throughput: Axes, latency: Axes, _run: Run) -> None:
             zorder=7,
             color=PAPER,
             fontsize=8,
+            bbox={"facecolor": plots.PAPER, "linewidth": 0, "alpha": 0.85, "pad": 1},
         )
     latency.axhspan(*E2_BEFORE_MS, color=PAPER, alpha=0.12, linewidth=0)
     text = "paper: 20 to 100 ms (read off)"
