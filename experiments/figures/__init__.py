@@ -24,6 +24,7 @@ ALL: dict[str, Callable[[Evidence], Drawn]] = {
     "congestion": conditions.congestion,
     "size": conditions.size,
     "profiles": conditions.profiles,
+    "loads": conditions.loads,
     "clocks": conditions.clocks,
     "real": programs.real,
 }

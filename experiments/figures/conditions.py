@@ -18,6 +18,7 @@ from experiments.figures.evidence import (
 CONGESTION_TITLE = "Congestion control and loss"
 SIZE_TITLE = "Cost against the disk's size"
 PROFILES_TITLE = "The library of links"
+LOADS_TITLE = "What the guest does"
 CLOCKS_TITLE = "Real and virtual time"
 CLOCK_COLUMNS = {
     "downtime_s": "downtime",
@@ -122,10 +123,24 @@ def _size_words(frame: pd.DataFrame) -> list[str]:
 
 
 def profiles(evidence: Evidence) -> Drawn:
-    frame, notes = evidence.scenario("profiles"), evidence.notes("profiles")
+    frame = evidence.scenario("profiles")
+    if len(frame):
+        frame = frame.sort_values(["rtt_s", "rate_bits_per_s"])
+    return _conditions(evidence, "profiles", frame, "axis_profile", PROFILES_TITLE)
+
+
+def loads(evidence: Evidence) -> Drawn:
+    return _conditions(evidence, "loads", evidence.scenario("loads"), "axis_load", LOADS_TITLE)
+
+
+def _conditions(
+    evidence: Evidence, scenario: str, frame: pd.DataFrame, axis: str, title: str
+) -> Drawn:
+    """A row for each value of an axis, in the frame's order; a point for each system."""
+    notes = evidence.notes(scenario)
     if frame.empty:
-        return Drawn(PROFILES_TITLE, notes=notes)
-    links = frame.sort_values(["rtt_s", "rate_bits_per_s"])["axis_profile"].drop_duplicates()
+        return Drawn(title, notes=notes)
+    values = list(frame[axis].drop_duplicates())
     ends = frame.assign(end_p50_s=frame["read_p50_s_complete"].fillna(frame["read_p50_s_remote"]))
     panels = {
         "independent_s": "switch until the source may go (s)",
@@ -135,13 +150,13 @@ def profiles(evidence: Evidence) -> Drawn:
     }
     names = draw.ordered(frame["name"])
     with draw.style():
-        made = draw.figure(13.5, 1.3 + 0.5 * len(links))
+        made = draw.figure(13.5, 1.3 + 0.5 * len(values))
         for axes, (column, label) in zip(
             made.subplots(1, 4, sharey=True), panels.items(), strict=True
         ):
-            for y, link in enumerate(links):
+            for y, condition in enumerate(values):
                 for shift, name in enumerate(names):
-                    rows = ends[(ends["axis_profile"] == link) & (ends["name"] == name)]
+                    rows = ends[(ends[axis] == condition) & (ends["name"] == name)]
                     value = estimate(rows[column].tolist())
                     place = y + (shift - (len(names) - 1) / 2) * 0.22
                     if value is not None:
@@ -150,30 +165,28 @@ def profiles(evidence: Evidence) -> Drawn:
                         draw.never(axes, place, draw.COLOURS.get(name, "#444"))
             draw.log_x(axes)
             axes.set_xlabel(label)
-            axes.set_yticks(range(len(links)), links)
-            axes.set_ylim(len(links) - 0.5, -0.5)
+            axes.set_yticks(range(len(values)), values)
+            axes.set_ylim(len(values) - 0.5, -0.5)
         for name in names:
             axes.plot([], [], "o", color=draw.COLOURS.get(name, "#444"), label=name)
         made.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=len(names))
-        content = draw.png(made, evidence.caption("profiles"))
-    table = draw.summary_table(ends, ["axis_profile", "name"], list(panels))
-    return Drawn(PROFILES_TITLE, content, _profile_words(ends, list(links)), notes, table)
+        content = draw.png(made, evidence.caption(scenario))
+    table = draw.summary_table(ends, [axis, "name"], list(panels))
+    words = [text for value in values for text in _end_words(ends[ends[axis] == value], value)]
+    return Drawn(title, content, words, notes, table)
 
 
-def _profile_words(ends: pd.DataFrame, links: list[str]) -> list[str]:
-    said = []
-    for link in links:
-        here = ends[ends["axis_profile"] == link].groupby("name")[["end_p50_s", "independent_s"]]
-        mean = here.mean()
-        if not {"relocator", "remote"} <= set(mean.index):
-            continue
-        far, near = mean.loc["remote", "end_p50_s"], mean.loc["relocator", "end_p50_s"]
-        done = mean.loc["relocator", "independent_s"]
-        said.append(
-            f"{link}: a read takes {draw.s(near)} in the end instead of {draw.s(far)} "
-            f"({draw.times(far / near)} times), the source may go after {draw.s(done)}."
-        )
-    return said
+def _end_words(rows: pd.DataFrame, condition: str) -> list[str]:
+    """What a read takes in the end, beside that of a disk that stays behind."""
+    mean = rows.groupby("name")[["end_p50_s", "independent_s"]].mean()
+    if not {"relocator", "remote"} <= set(mean.index):
+        return []
+    far, near = mean.loc["remote", "end_p50_s"], mean.loc["relocator", "end_p50_s"]
+    done = mean.loc["relocator", "independent_s"]
+    return [
+        f"{condition}: a read takes {draw.s(near)} in the end instead of {draw.s(far)} "
+        f"({draw.times(far / near)} times), the source may go after {draw.s(done)}."
+    ]
 
 
 def clocks(evidence: Evidence) -> Drawn:

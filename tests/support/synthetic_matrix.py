@@ -68,6 +68,9 @@ def cells(seeds: int = 1) -> Iterator[tuple[str, dict[str, Any]]]:
     for profile, rtt in (("lan", 0.0004), ("transpacific", 0.1)):
         for system in ("relocator", "remote"):
             yield f"profiles/profile={profile}/{system}", {"system": system, "rtt_s": rtt}
+    for load in ("boot", "mail"):
+        for system in ("relocator", "remote"):
+            yield f"loads/load={load}/{system}", {"system": system}
     for clock in ("virtual", "real"):
         more = {"clock": clock, "slow": 1.5 if clock == "real" else 1.0}
         yield f"clocks/clock={clock}/relocator", more
