@@ -24,7 +24,7 @@ from typing import Any
 import pandas as pd
 
 from experiments import scenario
-from experiments.figures import ALL, draw
+from experiments.figures import ALL, draw, verdicts
 from experiments.figures.evidence import Drawn, Evidence
 from experiments.report import template
 from experiments.rundir import RunError
@@ -118,6 +118,8 @@ def page(evidence: Evidence, drawn: Mapping[str, Drawn]) -> str:
     return template("evaluation.html.j2").render(
         counts=summary(evidence, drawn),
         verdicts=drawn["compare"].sentences,
+        scored=[measure.label for measure in verdicts.SCORED],
+        scores=verdicts.scores(evidence.scenario("compare")),
         tiles=tiles(evidence.frame),
         drawn=drawn,
         images=images,

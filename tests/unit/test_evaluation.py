@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from experiments import evaluation, metrics
-from experiments.figures import ALL, ablations, evidence, paper, systems
+from experiments.figures import ALL, ablations, evidence, paper, verdicts
 from experiments.figures.evidence import Estimate, Evidence, estimate
 from tests.support import synthetic_matrix
 from tests.support.synthetic_run import Synthetic, write_run
@@ -52,7 +52,7 @@ def test_the_page_needs_no_other_file(out: Path) -> None:
 def test_a_failed_run_is_named_and_in_the_table(out: Path) -> None:
     page = (out / "index.html").read_text()
     assert f"Not shown: {FAILED} failed: checksums: 3 files differ" in page
-    assert page.count("<tr") - 1 == len(evidence.read_metrics(out / "metrics.csv"))
+    assert page.partition('id="runs"')[2].count("<tr") - 1 == len(evidence.read_metrics(out / "metrics.csv"))
 
 
 def test_a_run_that_was_not_made_is_named(out: Path) -> None:
@@ -106,35 +106,45 @@ def test_an_interval_is_students(tmp_path: Path) -> None:
 
 def compared(**peer: float) -> pd.DataFrame:
     """relocator, 1 everywhere, and a mirror with these figures."""
-    base: dict[str, Any] = {measure.column: 1.0 for measure in systems.MEASURES}
+    base: dict[str, Any] = {measure.column: 1.0 for measure in verdicts.MEASURES}
     base |= {"handover_s": 0.03, "background_delay_s": 0.0}
     rows = [{**base, "name": "relocator"}, {**base, **peer, "name": "mirror"}]
     return pd.DataFrame(rows).assign(axis_rtt="20ms", axis_rate="100mbit", seed=1)
 
 
 def test_a_verdict_says_where_each_is_ahead() -> None:
-    (said,) = systems.verdicts(compared(downtime_s=3.0, during_read_p99_s=0.5, lost_work_s=4.0))
+    (said,) = verdicts.verdicts(compared(downtime_s=3.0, during_read_p99_s=0.5, lost_work_s=4.0))
     assert "Against mirror: relocator is down for less time (3 times)" in said
     assert "mirror reads faster meanwhile (2 times)" in said
     assert "mirror loses 3 s more of work" in said
 
 
 def test_a_verdict_says_what_the_runs_show_to_be_the_reason() -> None:
-    (said,) = systems.verdicts(compared(downtime_s=0.5, handover_s=0.001, independent_s=math.nan))
+    (said,) = verdicts.verdicts(compared(downtime_s=0.5, handover_s=0.001, independent_s=math.nan))
     assert "of relocator's downtime 30 ms on average are the handover of the disk" in said
-    (said,) = systems.verdicts(compared(independent_s=0.3).assign(background_delay_s=8.0))
+    (said,) = verdicts.verdicts(compared(independent_s=0.3).assign(background_delay_s=8.0))
     assert "was told to start 8 s after the switch" in said
 
 
 def test_what_differs_by_less_than_a_tenth_is_no_victory() -> None:
-    assert systems.verdicts(compared(downtime_s=1.05, independent_s=0.95)) == []
+    assert verdicts.verdicts(compared(downtime_s=1.05, independent_s=0.95)) == []
 
 
 def test_never_is_worse_than_any_time() -> None:
-    (said,) = systems.verdicts(compared(recovered_s=math.nan))
+    (said,) = verdicts.verdicts(compared(recovered_s=math.nan))
     assert "relocator is at local speed sooner (there: not seen)" in said
     nobody = compared().assign(recovered_s=math.nan)
-    assert systems.verdicts(nobody) == []
+    assert verdicts.verdicts(nobody) == []
+
+
+def test_the_table_says_how_many_times_better_and_who_is_ahead() -> None:
+    peer = compared(downtime_s=3.0, during_read_p99_s=0.5, during_write_p99_s=1.04)
+    scores = verdicts.scores(peer.assign(recovered_s=[1.0, math.nan]))["mirror"]
+    found = dict(zip((m.column for m in verdicts.SCORED), scores, strict=True))
+    assert found["downtime_s"] == verdicts.Score("3 ×", "ok")
+    assert found["during_read_p99_s"] == verdicts.Score("0.5 ×", "bad")
+    assert found["during_write_p99_s"] == verdicts.Score("1 ×", "")
+    assert found["recovered_s"] == verdicts.Score("there: not seen", "ok")
 
 
 def test_a_cut_lasts_until_the_link_is_back(out: Path) -> None:
