@@ -111,10 +111,16 @@ class Relay:
         with suppress(OSError):  # closed
             while True:
                 client, _ = self._listener.accept()
-                pair = (client, socket.create_connection(("127.0.0.1", self._to)))
-                self._pairs.append(pair)
-                threading.Thread(target=self._pass, args=pair, daemon=True).start()
-                threading.Thread(target=self._pass, args=pair[::-1], daemon=True).start()
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        """Both directions of a connection, until both have ended."""
+        with client, suppress(OSError), socket.create_connection(("127.0.0.1", self._to)) as server:
+            self._pairs.append((client, server))
+            back = threading.Thread(target=self._pass, args=(server, client), daemon=True)
+            back.start()
+            self._pass(client, server)
+            back.join()
 
     def _pass(self, source: socket.socket, sink: socket.socket) -> None:
         passed = 0
