@@ -41,6 +41,7 @@ from testbed.payload import PROJECT
 OUT = Path("out/reproduce")
 QUICK_OUT = Path("out/reproduce-quick")
 SNAKEFILE = PROJECT / "experiments" / "Snakefile"
+CLUSTER_PROCESSORS = 4  # of a run on the real clock; on one machine it has them all
 LOG_TAIL_LINES = 20
 EXIT_USAGE = 2
 
@@ -80,12 +81,13 @@ def snakemake(args: argparse.Namespace, out: Path) -> list[str]:
     command += ["--directory", str(out), "--keep-going", "--rerun-incomplete", "--nolock"]
     command += ["--rerun-triggers", "mtime"]
     if args.profile is not None:
+        cores = CLUSTER_PROCESSORS
         command += ["--profile", str(args.profile.resolve())]
     else:
         cores = args.cores or len(os.sched_getaffinity(0))
         command += ["--cores", str(cores), "--resources", f"mem_mb={available_mb()}"]
     command += ["--config", f"matrix={out / 'matrix.json'}", f"project={PROJECT}"]
-    return [*command, f"python={sys.executable}"]
+    return [*command, f"python={sys.executable}", f"processors={cores}"]
 
 
 def available_mb() -> int:

@@ -20,16 +20,20 @@ SIZE_TITLE = "Cost against the disk's size"
 PROFILES_TITLE = "The library of links"
 LOADS_TITLE = "What the guest does"
 CLOCKS_TITLE = "Real and virtual time"
-CLOCK_COLUMNS = {
-    "downtime_s": "downtime",
+#: What the WAN limits, and below it what the processor does.
+WAN_COLUMNS = {
     "independent_s": "switch until the source may go",
     "copy_s": "background copy",
     "link_use": "use of the link",
-    "local_read_p99_s": "local read p99",
-    "during_read_p50_s": "read p50 meanwhile",
-    "during_read_p99_s": "read p99 meanwhile",
+    "during_read_p99_s": "read p99 meanwhile (missing blocks)",
     "wan_over_allocated": "WAN over allocated bytes",
 }
+PROCESSOR_COLUMNS = {
+    "downtime_s": "downtime",
+    "during_read_p50_s": "read p50 meanwhile (present blocks)",
+    "local_read_p99_s": "local read p99",
+}
+CLOCK_COLUMNS = WAN_COLUMNS | PROCESSOR_COLUMNS
 
 
 def congestion(evidence: Evidence) -> Drawn:
@@ -211,6 +215,7 @@ def clocks(evidence: Evidence) -> Drawn:
                 place = y + (shift - (len(names) - 1) / 2) * 0.2
                 draw.bar(axes, place, ratio, draw.COLOURS.get(name, "#444"), log=True)
             axes.plot([], [], "o", color=draw.COLOURS.get(name, "#444"), label=name)
+        axes.axhline(len(WAN_COLUMNS) - 0.5, color="#888", linewidth=0.8, linestyle="--")
         axes.set_yticks(range(len(CLOCK_COLUMNS)), list(CLOCK_COLUMNS.values()))
         axes.set_ylim(len(CLOCK_COLUMNS) - 0.5, -0.5)
         draw.log_x(axes, 4.0)
@@ -223,10 +228,18 @@ def clocks(evidence: Evidence) -> Drawn:
 
 
 def _clock_words(ratios: dict[tuple[str, str], float]) -> list[str]:
-    near = {key: ratio for key, ratio in ratios.items() if 1 / 1.1 <= ratio <= 1.1}
-    far = {key: ratio for key, ratio in ratios.items() if key not in near}
-    said = [f"{len(near)} of {len(ratios)} figures agree within 10 %."]
-    if far:
-        listed = [f"{CLOCK_COLUMNS[c]} of {n} ({ratio:.2g} times)" for (n, c), ratio in far.items()]
-        said.append(f"In real time differ: {', '.join(listed)}.")
+    wan = {key: ratio for key, ratio in ratios.items() if key[1] in WAN_COLUMNS}
+    far = {key: ratio for key, ratio in wan.items() if not 1 / 1.1 <= ratio <= 1.1}
+    apart = f"; not {_listed(far)}" if far else ""
+    near = f"{len(wan) - len(far)} of {len(wan)}"
+    said = [f"Of what the WAN limits {near} figures agree within 10 %{apart}."]
+    if rest := {key: ratio for key, ratio in ratios.items() if key not in wan}:
+        said.append(f"What the processor limits depends in real time on this one: {_listed(rest)}.")
     return said
+
+
+def _listed(ratios: dict[tuple[str, str], float]) -> str:
+    return ", ".join(
+        f"{CLOCK_COLUMNS[column]} of {name} ({draw.times(ratio)} times)"
+        for (name, column), ratio in ratios.items()
+    )

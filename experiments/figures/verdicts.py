@@ -41,6 +41,7 @@ MEASURES = (
 #: those of which a ratio can be told
 SCORED = [measure for measure in MEASURES if measure.log]
 ALIKE = 1.1
+LITTLE_S = 0.1  # of lost work
 KEYS = ["axis_rtt", "axis_rate"]
 
 
@@ -187,15 +188,21 @@ def _lost_work(frame: pd.DataFrame, peer: str) -> str:
     if peer not in means or "relocator" not in means:
         return ""
     gap = (means[peer] - means["relocator"]).dropna()
-    if gap.empty or gap.abs().max() < 0.1:
+    if gap.empty or gap.abs().max() < LITTLE_S:
         return ""
-    low, high = draw.s(float(gap.min())), draw.s(float(gap.max()))
     if gap.min() >= 0:
-        return f"{peer} loses {low if low == high else f'{low} to {high}'} more of work"
+        return f"{peer} loses {_amount(gap)} more of work"
     if gap.max() <= 0:
-        low, high = draw.s(float(-gap.max())), draw.s(float(-gap.min()))
-        return f"relocator loses {low if low == high else f'{low} to {high}'} more of work"
+        return f"relocator loses {_amount(-gap)} more of work"
+    low, high = draw.s(float(gap.min())), draw.s(float(gap.max()))
     return f"{peer} loses between {low} and {high} more of work"
+
+
+def _amount(gap: pd.Series) -> str:
+    low, high = draw.s(float(gap.min())), draw.s(float(gap.max()))
+    if gap.min() < LITTLE_S:
+        return f"up to {high}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _why(frame: pd.DataFrame, peer: str, losses: Sequence[Duel]) -> str:
