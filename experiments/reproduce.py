@@ -75,9 +75,15 @@ def prepare(found: Sequence[Cell], out: Path) -> set[str]:
     return current
 
 
+def workflow(found: Sequence[Cell], out: Path) -> None:
+    """Writes what Snakemake is given. Jobs without its directory get what is below it, no more."""
+    cells.write(out / "matrix.json", found)
+    shutil.copyfile(SNAKEFILE, out / "Snakefile")
+
+
 def snakemake(args: argparse.Namespace, out: Path) -> list[str]:
     """The command that makes everything in `out`."""
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE)]
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(out / "Snakefile")]
     command += ["--directory", str(out), "--keep-going", "--rerun-incomplete", "--nolock"]
     command += ["--rerun-triggers", "mtime"]
     if args.profile is not None:
@@ -167,7 +173,7 @@ def reproduce(args: argparse.Namespace, console: Console) -> int:
     found = installed(cells.quick_or_full(args.quick, args.seeds), console)
     out = (args.out or (QUICK_OUT if args.quick else OUT)).resolve()
     with only_one(out):
-        cells.write(out / "matrix.json", found)
+        workflow(found, out)
         if args.dry_run:
             return subprocess.run([*snakemake(args, out), "--dry-run"], check=False).returncode
         runner.clear(out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -67,7 +68,7 @@ def a_project(tmp_path: Path) -> tuple[Path, Path]:
     (project / "experiments/matrix.py").write_text(MATRIX)
     (project / "experiments/metrics.py").write_text(METRICS)
     out.mkdir()
-    cells.write(out / "matrix.json", CELLS)
+    reproduce.workflow(CELLS, out)
     return project, out
 
 
@@ -82,6 +83,21 @@ def test_every_run_is_made_once_after_what_it_needs_then_the_steps(tmp_path: Pat
     assert (out / "metrics.csv").read_text() == "4"
     again = snakemake(project, out, "--dry-run")
     assert "Nothing to be done" in again.stdout + again.stderr
+
+
+def test_a_cluster_is_told_one_run_by_name(tmp_path: Path) -> None:
+    project, out = a_project(tmp_path)
+    job = ["--mode", "remote", "--force", "--target-jobs", "run_0_some_a_1_b_x_y_one_s1:"]
+    done = snakemake(project, out, *job)
+    assert done.returncode == 0, done.stderr
+    assert (out / "order").read_text() == f"{A.id}\n"
+
+
+def test_a_run_on_the_real_clock_has_the_machine_and_on_a_cluster_four_processors() -> None:
+    profile = str(reproduce.PROJECT / "experiments/profiles/slurm")
+    for arguments, threads in ((["--cores", "3"], 3), (["--profile", profile], 4)):
+        args = reproduce._parser().parse_args(arguments)
+        assert f"processors={threads}" in reproduce.snakemake(args, Path("out"))
 
 
 def test_a_failed_run_is_named_and_only_it_is_tried_again(
@@ -121,4 +137,5 @@ def test_the_quick_matrix_is_a_workflow(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     known = json.loads((tmp_path / "matrix.json").read_text())["cells"]
-    assert f"run {len(known)}" in " ".join((done.stdout + done.stderr).split())
+    jobs = set(re.findall(r"^rule (run_\w+):", done.stdout + done.stderr, re.MULTILINE))
+    assert len(jobs) == len(known)
