@@ -89,6 +89,7 @@ def snakemake(args: argparse.Namespace, out: Path) -> list[str]:
     if args.profile is not None:
         cores = CLUSTER_PROCESSORS
         command += ["--profile", str(args.profile.resolve())]
+        command += ["--default-storage-prefix", str(out)]  # if the profile has a storage at all
     else:
         cores = args.cores or len(os.sched_getaffinity(0))
         command += ["--cores", str(cores), "--resources", f"mem_mb={available_mb()}"]
