@@ -51,6 +51,11 @@ class Cell:
         """Cells that must have run before."""
         return [other for other in (self.same_as, self.trace_of) if other is not None]
 
+    @property
+    def lacks(self) -> str | None:
+        """What has to be installed before it can run here."""
+        return " and ".join(name for name in self.programs if shutil.which(name) is None) or None
+
     def command(
         self, python: str, run: str, trace: str = TRACE, find: Callable[[str], str] = str
     ) -> list[str]:
@@ -95,15 +100,6 @@ def expand(found: Iterable[Scenario], seeds: int | None = None) -> list[Cell]:
 
 def quick_or_full(quick: bool, seeds: int | None = None) -> list[Cell]:
     return expand(scenarios.load_all(quick), seeds)
-
-
-def lacking(cells: Iterable[Cell]) -> dict[str, list[str]]:
-    """Systems that can't be run here, and their programs that are not installed."""
-    return {
-        cell.system: missing
-        for cell in cells
-        if (missing := [name for name in cell.programs if shutil.which(name) is None])
-    }
 
 
 def _cells(

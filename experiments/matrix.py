@@ -64,6 +64,8 @@ def _show(cell: Cell) -> int:
 
 def _run(found: Sequence[Cell], cell: Cell, out: Path, again: bool) -> str:
     """Runs what the cell needs, then the cell; how it ended."""
+    if cell.lacks:
+        raise RunnerError(f"{cell.id}: it needs {cell.lacks}: not in the path")
     for other in cell.needs:
         _run(found, _by_id(found, other), out, False)
     if not again and runner.is_current(out, cell, code.version()):

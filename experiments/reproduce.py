@@ -133,11 +133,9 @@ def _image_once(found: Sequence[Cell]) -> None:
 
 def installed(found: Sequence[Cell], console: Console) -> list[Cell]:
     """The cells that can run here; says which systems are left out."""
-    lacking = cells.lacking(found)
-    for system, programs in lacking.items():
-        missing = " and ".join(programs)
-        console.print(f"Left out: {system}, for {missing} is not installed", highlight=False)
-    return [cell for cell in found if cell.system not in lacking]
+    for system, lacks in sorted({(cell.system, cell.lacks) for cell in found if cell.lacks}):
+        console.print(f"Left out: {system}, for want of {lacks}", highlight=False)
+    return [cell for cell in found if not cell.lacks]
 
 
 def summary(found: Sequence[Cell], out: Path, console: Console) -> bool:

@@ -247,6 +247,41 @@ def test_the_summary_names_every_run_that_did_not_go_well(tmp_path: Path) -> Non
     assert "missing: some/b/s1: it did not run" in shown
 
 
+def test_a_peer_that_may_fail_fails_neither_the_whole_nor_again(tmp_path: Path) -> None:
+    peer = replace(A, may_fail="it loses writes")
+    runner.run(peer, tmp_path, ends("failed"))
+    console = Console(file=io.StringIO(), width=300)
+    assert reproduce.summary([peer], tmp_path, console)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "failed (known: it loses writes): some/a/s1: as asked" in shown
+    assert runner.is_current(tmp_path, peer, code.version())
+    runner.run(peer, tmp_path, ends("refused"))
+    assert not reproduce.summary([peer], tmp_path, console)
+    assert not runner.is_current(tmp_path, peer, code.version())
+
+
+def test_a_program_comes_along_if_it_is_installed_and_else_its_system_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cell = replace(A, system="xnbd", programs=("xnbd-server",))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    console = Console(file=io.StringIO(), width=300)
+    assert reproduce.installed([A, cell], console) == [A]
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "Left out: xnbd, for want of xnbd-server" in shown
+    monkeypatch.setattr(matrix.cells, "quick_or_full", lambda _quick, _seeds: [cell])
+    assert matrix.main(["run", cell.id, "--out", str(tmp_path)]) == 1
+    assert "it needs xnbd-server: not in the path" in capsys.readouterr().err
+
+    program = tmp_path / "xnbd-server"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    assert reproduce.installed([A, cell], console) == [A, cell]
+    command = runner.lab_command(cell, tmp_path / "run", tmp_path / "trace")
+    assert command[command.index("--file") + 1] == str(program)
+    assert "--file xnbd-server" in runner.shown_command(cell)
+
+
 def test_only_one_works_in_a_directory(tmp_path: Path) -> None:
     with reproduce.only_one(tmp_path):
         with pytest.raises(reproduce.ReproduceError, match="another one is at work"):
