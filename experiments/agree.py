@@ -5,7 +5,7 @@
 Both are metrics.csv, or a directory that has one. Cells are compared without their seed, metric by
 metric, for the metrics below:
 
-    identical   on the virtual clock: the same value for every seed in both
+    identical   on the virtual clock: the same value for every seed that both have
     agrees      the 95 % t intervals of the two means overlap, or the means differ by no more than
                 the metric's tolerance
     differs     neither
@@ -105,10 +105,11 @@ def _metric(
 
 
 def _identical(metric: str, was: pd.DataFrame, now: pd.DataFrame) -> bool:
-    """The same seeds with the same values, on the virtual clock."""
-    one, other = (frame.set_index("seed")[metric].sort_index() for frame in (was, now))
+    """The same values for the seeds that both have, on the virtual clock."""
+    both = sorted(set(was["seed"]) & set(now["seed"]))
+    one, other = (frame.set_index("seed")[metric].reindex(both) for frame in (was, now))
     virtual = bool((was["clock"] == "virtual").all() and (now["clock"] == "virtual").all())
-    return virtual and one.equals(other)
+    return virtual and bool(both) and one.equals(other)
 
 
 def _text(value: Estimate | None) -> str:

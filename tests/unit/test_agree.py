@@ -46,6 +46,15 @@ def test_equal_tables_are_identical(agreed: Any, capsys: pytest.CaptureFixture[s
     assert "1 cells, 11 figures: 11 identical, 0 agrees, 0 differs" in capsys.readouterr().out
 
 
+def test_seeds_that_only_one_has_are_no_difference(
+    agreed: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    three = [row(), row(seed=2, independent_s=30.0), row(seed=3, independent_s=50.0)]
+    assert agreed(three, [row()]) == 0
+    assert "11 identical" in capsys.readouterr().out
+    assert agreed(three, [row(seed=4, independent_s=90.0)]) == 1
+
+
 def test_a_small_difference_agrees(agreed: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert agreed([row()], [row(independent_s=10.5)]) == 0
     assert "1 agrees" in capsys.readouterr().out
