@@ -79,7 +79,7 @@ def readme(out: Path, directory: Path) -> str:
     machine = {key: str(value) for key, value in documents[0]["machine"].items()}
     return README.format(
         title="The quick evaluation" if quick else "The evaluation",
-        command=f"make reproduce{' QUICK=1' if quick else ''}",
+        command=_command(matrix, quick),
         runs=len(clocks),
         cells=len(matrix),
         clocks=", ".join(counted),
@@ -91,6 +91,12 @@ def readme(out: Path, directory: Path) -> str:
         figures="\n".join(f"![{name.removesuffix('.png')}](figures/{name})" for name in images),
         **machine,
     )
+
+
+def _command(matrix: Sequence[Cell], quick: bool) -> str:
+    seeds, usual = (max(cell.seed for cell in c) for c in (matrix, cells.quick_or_full(quick)))
+    given = [" QUICK=1"] * quick + [f" SEEDS={seeds}"] * (seeds != usual)
+    return "make reproduce" + "".join(given)
 
 
 def publish(out: Path, directory: Path) -> None:

@@ -34,7 +34,7 @@ def test_metrics_tables_and_figures_are_published_with_what_they_are_of(tmp_path
     out = evaluation(tmp_path / "reproduce-quick")
     assert publish.main([str(out), str(tmp_path / "results/quick")]) == 0
     text = (tmp_path / "results/quick/README.md").read_text()
-    assert "2 runs of 2 cells, 2 on the virtual clock" in text
+    assert "Of `make reproduce QUICK=1 SEEDS=1`: 2 runs of 2 cells, 2 on the virtual clock" in text
     assert "All runs passed their checks." in text
     assert "figures/e1.png" in text
     assert (tmp_path / "results/quick/metrics.csv").read_text() == "cell\n"
