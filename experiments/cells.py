@@ -76,7 +76,7 @@ class Cell:
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Cell:
-        tuples = {key: tuple(document[key]) for key in ("arguments", "programs")}
+        tuples = {key: tuple(document.get(key, ())) for key in ("arguments", "programs")}
         return cls(**{**document, **tuples})
 
 
