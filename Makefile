@@ -30,7 +30,7 @@ demo: install    ## relocates a disk across an emulated WAN; table, figures and 
 bench: install   ## local path, size and WAN against the peers (BENCH=--quick: in minutes); out/bench
 	$(PYTHON) -m experiments.bench $(BENCH)
 
-reproduce: install  ## all runs, tables, figures (QUICK=1: in 20 minutes; OUT=DIR SEEDS=N)
+reproduce: install  ## all runs, tables, figures (QUICK=1: in 25 minutes; OUT=DIR SEEDS=N)
 	@scripts/install --reproduce
 	$(PYTHON) -m experiments.reproduce $(if $(QUICK),--quick) $(if $(OUT),--out $(OUT)) $(if $(SEEDS),--seeds $(SEEDS))
 
