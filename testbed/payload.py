@@ -2,7 +2,8 @@
 
 It becomes a cpio archive behind the first boot stage. The archive depends on contents only: no file
 times, no path or user name of the host, so equal trees and arguments give equal bytes, and equal
-bytes give equal virtual time.
+bytes give equal virtual time. A module of the test bed is given only what it may use (DECISIVE):
+what becomes of figures, tests and documents changes no byte of its runs.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from testbed import cpio
 from testbed.image import GUEST, Image, LabError
 
 PROJECT = Path(__file__).parent.parent
-TREE_DIRECTORIES = ("relocator", "testbed", "experiments", "tests")
-TREE_FILES = ("pyproject.toml",)
+DECISIVE = ("relocator", "testbed", "experiments/fio")
+EVERYTHING = ("relocator", "testbed", "experiments", "tests", "pyproject.toml")
 TREE_SUFFIXES = frozenset({".py", ".toml", ".fio", ".sh", ".c", ".h", ".j2"})
 TREE_LIMIT_BYTES = 16 << 20
 
@@ -36,7 +37,9 @@ def initramfs(
     }
     for module in sorted((image.first_stage / "modules").iterdir()):
         first_stage[f"modules/{module.name}"] = _file(module)
-    run = {f"lab/tree/{name}": file for name, file in tree(PROJECT).items()}
+    ours = bool(arguments) and arguments[0].startswith("testbed.")
+    places = DECISIVE if ours else EVERYTHING
+    run = {f"lab/tree/{name}": file for name, file in tree(PROJECT, places).items()}
     run |= {f"lab/files/{name}": _file(path) for name, path in sorted((files or {}).items())}
     run["lab/lab-init"] = _file(GUEST / "lab-init", executable=True)
     run["lab/arguments"] = cpio.File(b"".join(os.fsencode(text) + b"\0" for text in arguments))
@@ -44,11 +47,12 @@ def initramfs(
     return cpio.archive(first_stage) + cpio.archive(run, directories=("lab/tree", "lab/files"))
 
 
-def tree(project: Path) -> dict[str, cpio.File]:
-    """The project's own files by their relative path: what git would commit, of a known kind."""
+def tree(project: Path, places: Sequence[str] = EVERYTHING) -> dict[str, cpio.File]:
+    """The project's own files in these places, by their relative path: what git would commit, of a
+    known kind."""
     files: dict[str, cpio.File] = {}
     total_bytes = 0
-    for name in sorted(_names(project)):
+    for name in sorted(_names(project, places)):
         path = project / name
         if path.suffix not in TREE_SUFFIXES or path.is_symlink() or not path.is_file():
             continue
@@ -63,21 +67,21 @@ def tree(project: Path) -> dict[str, cpio.File]:
     return files
 
 
-def _names(project: Path) -> list[str]:
+def _names(project: Path, places: Sequence[str]) -> list[str]:
     command = ["git", "-C", str(project), "ls-files", "-z", "--cached", "--others"]
-    command += ["--exclude-standard", "--", *TREE_DIRECTORIES, *TREE_FILES]
+    command += ["--exclude-standard", "--", *places]
     try:
         done = subprocess.run(command, capture_output=True, check=False)
     except FileNotFoundError:
-        return _walk(project)
+        return _walk(project, places)
     if done.returncode != 0:  # not a checkout, or not ours to ask about
-        return _walk(project)
+        return _walk(project, places)
     return [os.fsdecode(name) for name in done.stdout.split(b"\0") if name]
 
 
-def _walk(project: Path) -> list[str]:
-    paths = [path for name in TREE_DIRECTORIES for path in (project / name).rglob("*")]
-    paths += [project / name for name in TREE_FILES]
+def _walk(project: Path, places: Sequence[str]) -> list[str]:
+    paths = [path for name in places for path in (project / name).rglob("*")]
+    paths += [project / name for name in places]
     relative = [path.relative_to(project) for path in paths]
     return [str(path) for path in relative if not any(part.startswith(".") for part in path.parts)]
 

@@ -125,6 +125,25 @@ def test_a_checkout_gives_the_same_tree_without_ignored_files(tmp_path: Path) ->
     assert payload.tree(project) == expected
 
 
+def test_only_what_decides_a_run_travels_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, first_stage = a_project(tmp_path / "project"), tmp_path / "image/first-stage"
+    (first_stage / "modules").mkdir(parents=True)
+    (first_stage / "busybox").touch()
+    monkeypatch.setattr(payload, "PROJECT", project)
+
+    def packed(module: str) -> bytes:
+        return payload.initramfs(image.Image(tmp_path / "image"), [module], {})
+
+    run, test = packed("testbed.migration"), packed("tests.lab.inside")
+    (project / "tests/x.toml").write_text("another test")
+    assert packed("testbed.migration") == run
+    assert packed("tests.lab.inside") != test
+    (project / "testbed/a.py").write_text("another test bed")
+    assert packed("testbed.migration") != run
+
+
 def test_too_large_a_tree_is_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
