@@ -4,7 +4,8 @@ QEMU always emulates the processor (TCG): no host feature is needed, and on the 
 count instructions. Three rules keep a virtual run independent of the host:
 
 - one CPU, `-icount shift=0,sleep=off`: a guest nanosecond is an executed instruction, and idle time
-  is skipped;
+  is skipped. It is recorded, into nothing, because QEMU's threads then take turns: else the main
+  loop may skip idle time after the CPU has halted and before its instructions are counted;
 - no input but the image, the initramfs and the seed (`-rtc base=...,clock=vm`, `-seed`);
 - output never makes the guest wait: serial ports write into files, results into a file that the
   guest sees as memory (an NVDIMM). The host reads those files from the outside.
@@ -44,6 +45,7 @@ KERNEL_COMMAND_LINE = (
 # On one CPU the HPET serves as well as the local APIC's timer, whose calibration takes two seconds
 # of emulation at every boot.
 VIRTUAL_COMMAND_LINE = "nolapic_timer"
+ICOUNT = "shift=0,sleep=off,rr=record,rrfile=/dev/null"
 # With ERMS the kernel and the C library copy memory by `rep movsb`: a byte an instruction, that is
 # a byte a nanosecond on the virtual clock. Without, it is eight.
 PROCESSOR = "max,-erms"
@@ -153,7 +155,7 @@ def _command(image: Image, settings: Settings, files: _Files) -> list[str]:
     kernel = KERNEL_COMMAND_LINE
     if settings.clock == "virtual":
         kernel += f" {VIRTUAL_COMMAND_LINE}"
-        command += ["-accel", "tcg,thread=single,tb-size=512", "-icount", "shift=0,sleep=off"]
+        command += ["-accel", "tcg,thread=single,tb-size=512", "-icount", ICOUNT]
         command += ["-rtc", f"base={VIRTUAL_EPOCH},clock=vm"]
     else:
         command += ["-accel", "tcg,thread=multi,tb-size=512", "-rtc", "base=utc"]
