@@ -143,28 +143,23 @@ def summary(found: Sequence[Cell], out: Path, console: Console) -> bool:
 
     True if all did, but for failures that a scenario expects of a peer: they are findings.
     """
-    ended = {cell.id: runner.outcome(out, cell.id) or "missing" for cell in found}
-    may_fail = {cell.id: cell.may_fail for cell in found if cell.may_fail is not None}
+    ended = [(cell, runner.outcome(out, cell.id) or "missing") for cell in found]
+    outcomes = [outcome for _, outcome in ended]
     counts = ", ".join(
         f"{count} {name}"
         for name in ("ok", "failed", "refused", "missing")
-        if (count := list(ended.values()).count(name))
+        if (count := outcomes.count(name))
     )
     console.print(f"Runs:   {counts}", highlight=False)
-    for cell, outcome in ended.items():
+    for cell, outcome in ended:
         if outcome != "ok":
-            place = runner.directory(out, cell)
+            place = runner.directory(out, cell.id)
             reason = runner.read_json(place / "run.json").get("reason") or "it did not run"
             first = str(reason).splitlines()[0]
-            known = (
-                f" (known: {may_fail[cell]})" if outcome == "failed" and cell in may_fail else ""
-            )
-            text = f"  {outcome}{known}: {cell}: {first} (see {place / 'lab.log'})"
+            known = f" (known: {cell.may_fail})" if runner.well(cell, outcome) else ""
+            text = f"  {outcome}{known}: {cell.id}: {first} (see {place / 'lab.log'})"
             console.print(text, highlight=False, markup=False, soft_wrap=True)
-    return all(
-        outcome == "ok" or (outcome == "failed" and cell in may_fail)
-        for cell, outcome in ended.items()
-    )
+    return all(runner.well(cell, outcome) for cell, outcome in ended)
 
 
 def reproduce(args: argparse.Namespace, console: Console) -> int:

@@ -199,9 +199,9 @@ class _File:
             self.known(f"{where}.settings", {key: value}, known)
             dotted, text = self.dotted(f"{where}.settings.{key}", f"settings.{key}", value)
             values[dotted] = text
-        may_fail = given.get("may-fail")
-        if may_fail is not None:
-            self.checked(f"{where}.may-fail", schema.sentence, may_fail)
+        may_fail: str | None = None
+        if "may-fail" in given:
+            may_fail = self.checked(f"{where}.may-fail", schema.sentence, given["may-fail"])
         return System(name, system, values, given.get("trace-of"), may_fail)
 
 
