@@ -73,9 +73,14 @@ def file_command(disk: Path, address: str, port: int) -> list[str]:
     return ["nbdkit", "-f", "-i", address, "-p", str(port), "file", str(disk)]
 
 
-def relay_command(source: str, address: str) -> list[str]:
-    """A server that passes everything on to another one and keeps nothing."""
-    return ["nbdkit", "-f", "-i", address, "-p", str(PORT), "nbd", f"uri={source}"]
+def relay_command(source: str, address: str, *filtered: str) -> list[str]:
+    """A server that passes everything on to another one.
+
+    `filtered` is nbdkit's filter on the way, and that filter's parameters.
+    """
+    filters = [f"--filter={name}" for name in filtered[:1]]
+    listen = ["nbdkit", "-f", "-i", address, "-p", str(PORT)]
+    return [*listen, *filters, "nbd", f"uri={source}", *filtered[1:]]
 
 
 def proxy_command(

@@ -28,10 +28,8 @@ class CopyOnWrite(System):
         return f"nbd://{ADDRESS['st_dst-lan']}:{services.PORT}"
 
     def prepare(self) -> None:
-        name, *parameters = self.filter
-        argv = ["nbdkit", "-f", "-i", EVERYWHERE, "-p", str(services.PORT), f"--filter={name}"]
-        argv += ["nbd", f"uri={self.source_uri}", *parameters]
-        self.ground.at_destination("moved", argv)
+        command = services.relay_command(self.source_uri, EVERYWHERE, *self.filter)
+        self.ground.at_destination("moved", command)
 
     def copy(self) -> None:
         self.ground.run_at_destination(["nbdcopy", "--no-extents", self._uri, "null:"])
