@@ -3,9 +3,9 @@
     python -m experiments.evaluation OUT
 
 Reads OUT/metrics.csv (of experiments.metrics) and the runs in OUT/runs; writes OUT/figures/*.png,
-OUT/tables/*.csv and *.md, and OUT/index.html, which needs no other file. A function of those alone:
-no dates, hosts or paths. Runs that failed, were refused or are lacking are named where they would
-have been shown.
+OUT/tables/*.csv and *.md, OUT/index.html, which needs no other file, and OUT/summary.md, the same
+without the table of all runs. A function of those alone: no dates, hosts or paths. Runs that
+failed, were refused or are lacking are named where they would have been shown.
 
 Exit status: 0 all is written; 1 the metrics or a run can't be read.
 """
@@ -63,7 +63,10 @@ def evaluate(out: Path) -> dict[str, Drawn]:
             table = one.table.to_csv(index=False, float_format="%.9g", lineterminator="\n")
             (out / "tables" / f"{name}.csv").write_text(table, encoding="utf-8")
             (out / "tables" / f"{name}.md").write_text(markdown(one.table), encoding="utf-8")
-    (out / "index.html").write_text(page(evidence, drawn), encoding="utf-8")
+    said = content(evidence, drawn)
+    (out / "index.html").write_text(page(said, evidence), encoding="utf-8")
+    text = template("summary.md.j2").render(**said, mark=_mark)
+    (out / "summary.md").write_text(text, encoding="utf-8")
     return drawn
 
 
@@ -108,25 +111,40 @@ def summary(evidence: Evidence, drawn: Mapping[str, Drawn]) -> list[str]:
     return said
 
 
-def page(evidence: Evidence, drawn: Mapping[str, Drawn]) -> str:
+def content(evidence: Evidence, drawn: Mapping[str, Drawn]) -> dict[str, Any]:
+    """What both the page and summary.md say."""
+    return {
+        "counts": summary(evidence, drawn),
+        "verdicts": drawn["compare"].sentences,
+        "scored": [measure.label.replace("\n", " ") for measure in verdicts.SCORED],
+        "scores": verdicts.scores(evidence.scenario("compare")),
+        "drawn": drawn,
+        "questions": {name: _about(name) for name in drawn},
+    }
+
+
+def page(said: Mapping[str, Any], evidence: Evidence) -> str:
+    """The page: `content`, and all runs."""
     images = {
         name: "data:image/png;base64," + base64.b64encode(one.png).decode("ascii")
-        for name, one in drawn.items()
+        for name, one in said["drawn"].items()
         if one.png is not None
     }
-    heads = list(RUNS_TABLE.values())
     return template("evaluation.html.j2").render(
-        counts=summary(evidence, drawn),
-        verdicts=drawn["compare"].sentences,
-        scored=[measure.label for measure in verdicts.SCORED],
-        scores=verdicts.scores(evidence.scenario("compare")),
+        **said,
         tiles=tiles(evidence.frame),
-        drawn=drawn,
         images=images,
-        questions={name: _about(name) for name in drawn},
-        heads=heads,
+        heads=list(RUNS_TABLE.values()),
         rows=[_cells(row) for _, row in evidence.frame.iterrows()],
     )
+
+
+def _mark(score: verdicts.Score | None) -> str:
+    """A score for summary.md: who is ahead shows without colours too."""
+    if score is None:
+        return ""
+    around = {"ok": "**", "bad": "*"}.get(score.kind, "")
+    return f"{around}{score.text}{around}"
 
 
 def _about(name: str) -> str:

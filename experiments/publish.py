@@ -2,9 +2,10 @@
 
     python -m experiments.publish OUT DIRECTORY        such as out/reproduce-quick results/quick
 
-Takes metrics, tables and figures, not the raw runs; README.md says what they are of, and names
-every run that failed or was refused. All runs must be there, of one version of the product and the
-test bed: otherwise nothing is written. What was published in DIRECTORY before is replaced.
+Takes metrics, tables and figures, not the raw runs; README.md says what they are of and what they
+show, and names every run that failed or was refused. All runs must be there, of one version of the
+product and the test bed: otherwise nothing is written. What was published in DIRECTORY before is
+replaced.
 
 Exit status: 0 published; 1 it can't be.
 """
@@ -41,8 +42,7 @@ are of it. Whether another evaluation agrees:
 
     .venv/bin/python -m experiments.agree results/{name} {out}
 
-{figures}
-"""
+{summary}"""
 
 
 class PublishError(Exception):
@@ -75,7 +75,6 @@ def readme(out: Path, directory: Path) -> str:
         if run["outcome"] != "ok"
     ]
     quick = "quick" in out.name
-    images = sorted(path.name for path in (out / "figures").glob("*.png"))
     machine = {key: str(value) for key, value in documents[0]["machine"].items()}
     return README.format(
         title="The quick evaluation" if quick else "The evaluation",
@@ -88,7 +87,7 @@ def readme(out: Path, directory: Path) -> str:
         run=versions[0],
         name=directory.name,
         out=f"out/{out.name}",
-        figures="\n".join(f"![{name.removesuffix('.png')}](figures/{name})" for name in images),
+        summary=(out / "summary.md").read_text(encoding="utf-8"),
         **machine,
     )
 
@@ -101,7 +100,7 @@ def _command(matrix: Sequence[Cell], quick: bool) -> str:
 
 def publish(out: Path, directory: Path) -> None:
     """Writes `directory`, whole or not at all."""
-    missing = [part for part in (*PARTS, "matrix.json") if not (out / part).exists()]
+    missing = [part for part in (*PARTS, "summary.md", "matrix.json") if not (out / part).exists()]
     if missing:
         raise PublishError(f"{out}: has no {', '.join(missing)}: make reproduce has not ended well")
     text = readme(out, directory)

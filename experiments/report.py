@@ -44,10 +44,10 @@ def write_results(directory: Path, runs: Runs, command: str) -> list[Row]:
 
 
 def template(name: str) -> jinja2.Template:
-    """A page's template; what it lacks is an error, what it shows is escaped."""
+    """A page's template; what it lacks is an error, what it shows in HTML is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
+        autoescape=name.endswith(".html.j2"),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -49,6 +49,21 @@ def test_the_page_needs_no_other_file(out: Path) -> None:
     assert anchors <= set(re.findall(r'id="([^"]*)"', page))
 
 
+def test_the_summary_links_to_what_was_written(out: Path) -> None:
+    said = (out / "summary.md").read_text()
+    links = re.findall(r"\]\(([^)]*)\)", said)
+    assert {Path(link).stem for link in links} == set(ALL)
+    assert all((out / link).is_file() for link in links)
+    assert "<" not in said and "&" not in said
+
+
+def test_the_summary_names_what_the_page_names(out: Path) -> None:
+    said = (out / "summary.md").read_text()
+    assert f"Not shown: {FAILED} failed: checksums: 3 files differ" in said
+    assert "Not run yet: e7/offline/s1." in said
+    assert "- Against offline: relocator " in said
+
+
 def test_a_failed_run_is_named_and_in_the_table(out: Path) -> None:
     page = (out / "index.html").read_text()
     assert f"Not shown: {FAILED} failed: checksums: 3 files differ" in page
@@ -87,6 +102,8 @@ def test_what_was_not_run_is_said_to_be_lacking(tmp_path: Path) -> None:
     page = (tmp_path / "index.html").read_text()
     assert "no run of it went well" in page and "it has not been run" in page
     assert "nothing can be said" in page
+    said = (tmp_path / "summary.md").read_text()
+    assert "nothing can be said" in said and "it has not been run" in said and "](" not in said
 
 
 def test_without_metrics_there_is_no_evaluation(

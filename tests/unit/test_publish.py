@@ -24,6 +24,7 @@ def evaluation(out: Path, *, outcome: str = "ok", versions: tuple[str, str] = ("
         (place / "cell.json").write_text(json.dumps(document))
     cells.write(out / "matrix.json", [A, B])
     (out / "metrics.csv").write_text("cell\n")
+    (out / "summary.md").write_text("## What it shows\n\n![E1](figures/e1.png)\n")
     for name in ("tables", "figures"):
         (out / name).mkdir()
     (out / "figures" / "e1.png").write_bytes(b"png")
@@ -36,7 +37,7 @@ def test_metrics_tables_and_figures_are_published_with_what_they_are_of(tmp_path
     text = (tmp_path / "results/quick/README.md").read_text()
     assert "Of `make reproduce QUICK=1 SEEDS=1`: 2 runs of 2 cells, 2 on the virtual clock" in text
     assert "All runs passed their checks." in text
-    assert "figures/e1.png" in text
+    assert text.endswith("## What it shows\n\n![E1](figures/e1.png)\n")
     assert (tmp_path / "results/quick/metrics.csv").read_text() == "cell\n"
     assert not (tmp_path / "results/quick/runs").exists()
 
