@@ -35,10 +35,8 @@ Of `{command}`: {runs} runs of {cells} cells, {clocks}.
 | machine | {processors} processors, kernel {kernel}, Python {python} |
 | lab image | `{lab_image}` |
 
-{outcomes}
-
-`metrics.csv` has a row for each run ([metrics](../../docs/metrics.md)), `tables/` and `figures/`
-are of it. Whether another evaluation agrees:
+{outcomes}`metrics.csv` has a row for each run ([metrics](../../docs/metrics.md)), `tables/` and
+`figures/` are of it. Whether another evaluation agrees:
 
     .venv/bin/python -m experiments.agree results/{name} {out}
 
@@ -82,7 +80,7 @@ def readme(out: Path, directory: Path) -> str:
         runs=len(clocks),
         cells=len(matrix),
         clocks=", ".join(counted),
-        outcomes="\n".join(["In no figure:", "", *bad]) if bad else "All runs passed their checks.",
+        outcomes="\n".join(["In no figure:", "", *bad, "", ""]) if bad else "",
         describe=documents[0]["code"]["describe"],
         run=versions[0],
         name=directory.name,

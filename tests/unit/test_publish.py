@@ -36,7 +36,7 @@ def test_metrics_tables_and_figures_are_published_with_what_they_are_of(tmp_path
     assert publish.main([str(out), str(tmp_path / "results/quick")]) == 0
     text = (tmp_path / "results/quick/README.md").read_text()
     assert "Of `make reproduce QUICK=1 SEEDS=1`: 2 runs of 2 cells, 2 on the virtual clock" in text
-    assert "All runs passed their checks." in text
+    assert "In no figure" not in text
     assert text.endswith("## What it shows\n\n![E1](figures/e1.png)\n")
     assert (tmp_path / "results/quick/metrics.csv").read_text() == "cell\n"
     assert not (tmp_path / "results/quick/runs").exists()
@@ -45,7 +45,8 @@ def test_metrics_tables_and_figures_are_published_with_what_they_are_of(tmp_path
 def test_a_failed_run_is_named(tmp_path: Path) -> None:
     out = evaluation(tmp_path / "reproduce", outcome="failed")
     publish.publish(out, tmp_path / "full")
-    assert "- `some/b/s1` failed: it broke" in (tmp_path / "full/README.md").read_text()
+    text = (tmp_path / "full/README.md").read_text()
+    assert "In no figure:\n\n- `some/b/s1` failed: it broke\n\n`metrics.csv`" in text
 
 
 @pytest.mark.parametrize(
