@@ -9,7 +9,8 @@ import os
 import select
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +90,21 @@ def open_handle(
         why = (tunnel.complaint() if tunnel is not None else "") or error.string
         raise UpstreamError(f"{endpoint.uri}: {why}", error.errnum or errno.EIO) from error
     return handle
+
+
+@contextmanager
+def connected(endpoint: Endpoint) -> Iterator[Any]:
+    """A handle for a few requests, with a goodbye at the end that waits for no answer.
+
+    Raises:
+        UpstreamError: it can't be connected to.
+    """
+    handle = open_handle(endpoint)
+    try:
+        yield handle
+    finally:
+        with suppress(nbd.Error):  # the source has gone by itself
+            handle.aio_disconnect(0)
 
 
 def _new_handle(endpoint: Endpoint) -> Any:

@@ -17,6 +17,7 @@ afterwards.
 """
 
 import threading
+import traceback
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -186,6 +187,10 @@ class Handover:
             learn(self._engine, self._source, ours=self.source_is_ours)
         except RelocatorError as error:
             self._engine.failure = f"nothing more is known of the source: {error}"
+        except Exception as error:  # ours, but no guest waits for what is learned: the log has it
+            traceback.print_exc()
+            what = f"{type(error).__name__}: {error}"
+            self._engine.failure = f"nothing more is known of the source, by a mistake: {what}"
 
 
 def _base(answer: Answer) -> Base:

@@ -19,7 +19,7 @@ from typing import Any
 from relocator.endpoint import Endpoint
 from relocator.errors import OtherDiskError, UpstreamError
 from relocator.geometry import Extent
-from relocator.handles import open_handle, read_many
+from relocator.handles import connected, read_many
 from relocator.meta import Meta
 from relocator.source import Answer, Source
 from relocator.store import Store
@@ -79,12 +79,10 @@ def agree(known: str, found: str) -> bool:
 def samples_at(endpoint: Endpoint) -> str | None:
     """`samples` over a connection of its own; None if it is lost."""
     try:
-        handle = open_handle(endpoint)
-        found = samples(handle)
-        handle.shutdown()
+        with connected(endpoint) as handle:
+            return samples(handle)
     except UpstreamError:
         return None
-    return found
 
 
 def mismatch(meta: Meta, answer: Answer | None, sample: Callable[[], str | None]) -> str | None:

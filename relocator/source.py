@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from relocator import exports, runs
 from relocator.endpoint import Endpoint
 from relocator.errors import StateError, UpstreamError
-from relocator.handles import open_handle, read, read_many
+from relocator.handles import connected, open_handle, read, read_many
 from relocator.rounds import Rounds
 
 T = TypeVar("T")
@@ -55,8 +55,8 @@ class Source:
         try:
             return self.call("identify")
         except UpstreamError:
-            open_handle(self.endpoint).shutdown()
-            return None
+            with connected(self.endpoint):
+                return None
 
     def call(self, verb: str) -> Answer:
         """Carry out a verb at the source.
@@ -101,27 +101,27 @@ class Source:
 
     def export(self, name: str) -> bytes:
         """The whole content of a further export, such as `heat`."""
-        handle = open_handle(self.endpoint.with_export(name))
-        size = handle.get_size()
-        data = b"".join(
-            read(handle, at, min(1 << 20, size - at), timeout_s=60.0)
-            for at in range(0, size, 1 << 20)
-        )
-        handle.shutdown()
-        return data
+        with connected(self.endpoint.with_export(name)) as handle:
+            size = handle.get_size()
+            return b"".join(
+                read(handle, at, min(1 << 20, size - at), timeout_s=60.0)
+                for at in range(0, size, 1 << 20)
+            )
 
     def serve(self, rounds: Rounds[T]) -> T:
-        """Serve the rounds of a reader from the disk itself, each in one round trip."""
-        handle = open_handle(self.endpoint)
-        try:
-            wanted = next(rounds)
-            while True:
-                wanted = rounds.send(read_many(handle, wanted, timeout_s=60.0))
-        except StopIteration as over:
-            result: T = over.value
-            return result
-        finally:
-            handle.shutdown()
+        """Serve the rounds of a reader from the disk itself, each in one round trip.
+
+        Raises:
+            UpstreamError: the source can't be reached, or fails a read.
+        """
+        with connected(self.endpoint) as handle:
+            try:
+                wanted = next(rounds)
+                while True:
+                    wanted = rounds.send(read_many(handle, wanted, timeout_s=60.0))
+            except StopIteration as over:
+                result: T = over.value
+                return result
 
     def reader(self, name: str) -> Callable[[int, int], bytes]:
         """A function `(offset, length)` that reads from a further export."""

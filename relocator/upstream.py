@@ -12,7 +12,7 @@ from collections.abc import Callable
 from relocator.connection import Connection, Guard, Request
 from relocator.endpoint import Endpoint
 from relocator.errors import UpstreamError
-from relocator.handles import open_handle
+from relocator.handles import connected
 
 Done = Callable[[Request], None]
 FEWEST = 2
@@ -24,10 +24,8 @@ def probe_size(endpoint: Endpoint) -> int:
     Raises:
         UpstreamError: the source can't be reached.
     """
-    handle = open_handle(endpoint)
-    size = int(handle.get_size())
-    handle.shutdown()
-    return size
+    with connected(endpoint) as handle:
+        return int(handle.get_size())
 
 
 class Upstream:

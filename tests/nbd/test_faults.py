@@ -7,7 +7,7 @@ import nbd
 import pytest
 
 from tests.support.model import source_bytes
-from tests.support.servers import PLUGIN, nbdkit, plugin
+from tests.support.servers import PLUGIN, nbdkit, plugin, wait_for
 
 SIZE_BYTES = 8 << 20
 
@@ -44,18 +44,43 @@ def test_a_source_that_comes_back_as_another_disk_is_not_read(tmp_path: Path) ->
             assert proxy.control.call("status")["present_blocks"] == 1
 
 
-def test_a_thread_that_dies_of_a_mistake_ends_the_server_and_not_the_data(tmp_path: Path) -> None:
-    """No real part makes that mistake: this plugin is ours with one put in."""
+def mistaken(directory: Path, mistake: str) -> Path:
+    """A plugin that is ours with a mistake put in, since no real part makes it."""
+    path = directory / "wrong.py"
+    path.write_text(PLUGIN.read_text().replace("__file__", repr(str(PLUGIN))) + f"\n{mistake}")
+    return path
+
+
+def test_a_mistake_in_what_nobody_waits_for_is_told_and_ends_nothing(tmp_path: Path) -> None:
     (tmp_path / "disk.img").write_bytes(source_bytes(SIZE_BYTES))
-    wrong = tmp_path / "wrong.py"
-    wrong.write_text(
-        PLUGIN.read_text().replace("__file__", repr(str(PLUGIN)))
-        + "\nimport time\nfrom relocator.copier import Copier\n\n"
+    wrong = mistaken(
+        tmp_path,
+        "from relocator import handover\n\n"
+        "def mistaken(*_, **__):\n"
+        "    raise LookupError('a mistake')\n\n"
+        "handover.learn = mistaken\n",
+    )
+    with plugin(tmp_path, "target", f"disk={tmp_path / 'disk.img'}") as target:
+        keys = (f"store={tmp_path / 'store'}", f"source={target.uri}", "rate=8M")
+        control = f"control={tmp_path / 'proxy.control'}"
+        with nbdkit(tmp_path, "proxy", ["python", str(wrong), *keys, control]) as proxy:
+            wait_for(lambda: "a mistake" in str(proxy.control.call("status")["error"]), "word")
+            proxy.control.call("set", rate="none")
+            proxy.control.call("wait", timeout_s=60)
+            assert "Traceback" in proxy.log.read_text()
+    assert (tmp_path / "store" / "disk.img").read_bytes() == source_bytes(SIZE_BYTES)
+
+
+def test_a_thread_that_dies_of_a_mistake_ends_the_server_and_not_the_data(tmp_path: Path) -> None:
+    (tmp_path / "disk.img").write_bytes(source_bytes(SIZE_BYTES))
+    wrong = mistaken(
+        tmp_path,
+        "import time\nfrom relocator.copier import Copier\n\n"
         "def mistaken(self):\n"
         "    while not self._enabled:\n"
         "        time.sleep(0.3)\n"
         "    raise LookupError('a mistake')\n\n"
-        "Copier._run = mistaken\n"
+        "Copier._run = mistaken\n",
     )
     with plugin(tmp_path, "target", f"disk={tmp_path / 'disk.img'}") as target:
         keys = (f"store={tmp_path / 'store'}", f"source={target.uri}", "readahead=0")

@@ -10,6 +10,11 @@ from pathlib import Path
 import nbd
 import pytest
 
+from relocator.endpoint import Endpoint
+from relocator.errors import UpstreamError
+from relocator.geometry import Extent
+from relocator.rounds import Rounds
+from relocator.source import Source
 from tests.support.model import source_bytes
 from tests.support.servers import Server, plugin, wait_for
 from tests.support.sources import SIZE_BYTES, Daemon, daemon, image, sparse
@@ -106,6 +111,33 @@ def test_a_source_that_fails_every_read_is_an_io_error(tmp_path: Path) -> None:
             with pytest.raises(nbd.Error) as caught:
                 server.connect().pread(4096, 0)
     assert caught.value.errno == "EIO"
+
+
+def test_a_source_that_dies_while_it_is_surveyed_can_not_be_reached(tmp_path: Path) -> None:
+    with daemon(tmp_path, "source", lambda port: nbdkit_file(tmp_path, port)) as source:
+
+        def survey() -> Rounds[None]:
+            (first,) = yield [Extent(0, 4096)]
+            assert first == source_bytes(SIZE_BYTES)[:4096]
+            source.kill()
+            yield [Extent(4096, 4096), Extent(8192, 4096)]
+
+        with pytest.raises(UpstreamError):
+            Source(Endpoint(f"nbd://127.0.0.1:{source.port}/")).serve(survey())
+
+
+def test_a_source_that_dies_while_the_proxy_learns_from_it_ends_nothing(tmp_path: Path) -> None:
+    argv = faulty(tmp_path, "delay-read=2")  # the survey's first round takes as long
+    with daemon(tmp_path, "source", argv) as source:
+        with proxy(tmp_path, source.port, "background=off", "readahead=0") as server:
+            handle = server.connect()
+            handle.pwrite(b"here" * 1024, 0)
+            source.kill()
+            wait_for(lambda: not server.control.call("status")["source_connected"], "the end")
+            assert handle.pread(4096, 0) == b"here" * 1024
+            source.start()
+            assert handle.pread(4096, 4096) == source_bytes(SIZE_BYTES)[4096:8192]
+            assert server.process.poll() is None
 
 
 def connections_at(source: Daemon, tmp_path: Path, wanted: int, seen: int) -> None:
