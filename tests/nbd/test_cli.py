@@ -203,7 +203,7 @@ def test_watch_into_a_pipe_prints_a_line_a_second_and_says_when_the_plugin_goes(
 ) -> None:
     (tmp_path / "disk.img").write_bytes(source_bytes(SIZE_BYTES))
     with nbdkit(tmp_path, "source", ["file", str(tmp_path / "disk.img")]) as source:
-        keys = (f"store={tmp_path / 'store'}", f"source={source.uri}", "rate=1M")
+        keys = (f"store={tmp_path / 'store'}", f"source={source.uri}", "rate=100K")
         with plugin(tmp_path, "proxy", *keys) as server:
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
             with started("status", str(server.control_path), "--watch", **pipes) as watch:
@@ -231,7 +231,7 @@ def test_watch_on_a_terminal_leaves_it_as_it_was(tmp_path: Path, interrupted: bo
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     with nbdkit(tmp_path, "source", ["file", str(tmp_path / "disk.img")]) as source:
-        keys = (f"store={tmp_path / 'store'}", f"source={source.uri}", "rate=1M")
+        keys = (f"store={tmp_path / 'store'}", f"source={source.uri}", "rate=100K")
         with plugin(tmp_path, "proxy", *keys) as server:
             command = ("status", str(server.control_path), "--watch")
             with started(*command, stdin=theirs, stdout=theirs, stderr=theirs) as watch:
