@@ -268,6 +268,10 @@ class Engine:
         if self.store.present_blocks == self.store.geometry.total_blocks:
             self._all_present()
 
+    def unfinished_after(self, delay_s: float) -> bool:
+        """Wait so long; whether there is then still something to fetch, and nobody stops us."""
+        return not self._stopping.wait(delay_s) and self.state in states.UNFINISHED
+
     def _finish(self) -> bool:
         """Make it durable that every block is here, then drop the upstream (copier's thread).
 

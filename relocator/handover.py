@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from relocator import meta as metadata
 from relocator import states
 from relocator.config import DEFAULT_BLOCK_BYTES, Config
+from relocator.connection import backoff
 from relocator.errors import ConfigError, RelocatorError, StateError, UpstreamError
 from relocator.identity import mismatch, samples_at
 from relocator.learning import learn
@@ -37,6 +38,9 @@ from relocator.verify import compare
 
 if TYPE_CHECKING:
     from relocator.engine import Engine
+
+#: at most so long until the source is told again, and asked again what the order may rest on
+AGAIN_S = 30.0
 
 
 def initial_state(meta: Meta) -> State:
@@ -176,21 +180,33 @@ class Handover:
             return  # it is connected to at the switch, then; that costs a few round trips
 
     def _after_activation(self) -> None:
-        """Tell the source, and learn what the order may rest on: nothing that is needed."""
+        """Tell the source, and learn what the order may rest on; again if it can't be reached."""
         if self._source is None:
             return
-        try:
-            if self.source_is_ours:
-                self._source.call("moved")
-            if self._engine.store.meta.origin_samples is None:
-                self._engine.store.update(origin_samples=samples_at(self._source.endpoint))
-            learn(self._engine, self._source, ours=self.source_is_ours)
-        except RelocatorError as error:
-            self._engine.failure = f"nothing more is known of the source: {error}"
-        except Exception as error:  # ours, but no guest waits for what is learned: the log has it
-            traceback.print_exc()
-            what = f"{type(error).__name__}: {error}"
-            self._engine.failure = f"nothing more is known of the source, by a mistake: {what}"
+        engine, said = self._engine, ""
+        for delay_s in backoff(1.0, limit_s=AGAIN_S):
+            try:
+                self._tell_and_learn(self._source)
+            except RelocatorError as error:
+                engine.failure = said = f"nothing more is known of the source: {error}"
+            except Exception as error:  # ours, but no guest waits for this: the log has it
+                traceback.print_exc()
+                what = f"{type(error).__name__}: {error}"
+                engine.failure = f"nothing more is known of the source, by a mistake: {what}"
+                return
+            else:
+                if engine.failure == said:
+                    engine.failure = None
+                return
+            if not engine.unfinished_after(delay_s):
+                return
+
+    def _tell_and_learn(self, source: Source) -> None:
+        if self.source_is_ours:
+            source.call("moved")
+        if self._engine.store.meta.origin_samples is None:
+            self._engine.store.update(origin_samples=samples_at(source.endpoint))
+        learn(self._engine, source, ours=self.source_is_ours)
 
 
 def _base(answer: Answer) -> Base:

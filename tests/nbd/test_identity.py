@@ -9,6 +9,8 @@ from typing import Any
 import nbd
 import pytest
 
+from relocator.endpoint import Endpoint
+from relocator.source import Source
 from tests.support.model import source_bytes
 from tests.support.servers import PLUGIN, Server, plugin, refused, status_or_none, wait_for
 from tests.support.sources import daemon
@@ -136,6 +138,19 @@ def test_a_source_that_was_away_at_the_start_is_looked_at_when_it_comes(
             site.show(2)
             source.start()
             wait_for(lambda: "another disk" in trouble(server), "it to be noticed", PATIENCE_S)
+
+
+def test_a_source_that_is_away_at_the_start_is_told_and_asked_when_it_comes(tmp_path: Path) -> None:
+    with moving(tmp_path, ours) as (source, _):
+        with plugin(tmp_path, "proxy", *keys(tmp_path, source, "background=off")) as server:
+            server.connect().pread(4096, 0)
+        source.kill()
+        with plugin(tmp_path, "proxy", *keys(tmp_path, source, "background=off")) as server:
+            wait_for(lambda: "nothing more is known" in trouble(server), "the failure", PATIENCE_S)
+            source.start()  # it keeps no maps, so it doesn't know any more that the disk has moved
+            wait_for(lambda: trouble(server) == "None", "the source to be asked", PATIENCE_S)
+            answer = Source(Endpoint(f"nbd://127.0.0.1:{source.port}/")).call("identify")
+            assert answer.fields["moved"]
 
 
 def test_a_target_that_forgot_its_seal_is_sealed_again(tmp_path: Path) -> None:
