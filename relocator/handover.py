@@ -159,7 +159,7 @@ class Handover:
         answer = self._source.call("seal")
         hydration.disown_fetches()
         dropped = store.drop(_stale(store, answer))
-        store.update(standby=False, base=_base(answer), origin_id=answer.fields["id"])
+        store.update(standby=False, base=_base(answer), origin_id=answer["id"])
         return dropped
 
     def verify(self) -> dict[str, Any]:
@@ -210,17 +210,17 @@ class Handover:
 
 
 def _base(answer: Answer) -> Base:
-    return Base(answer.fields["id"], answer.fields["epoch"], answer.fields["seal"])
+    return Base(answer["id"], answer["epoch"], answer["seal"])
 
 
 def _stale(store: Store, answer: Answer) -> list[tuple[int, int]]:
     """What changed at the source since the copy began; everything, if that can't be told."""
     base, total = store.meta.base, store.geometry.total_blocks
     same = base is not None and (base.id, base.epoch) == (
-        answer.fields["id"],
-        answer.fields["epoch"],
+        answer["id"],
+        answer["epoch"],
     )
-    if not same or answer.fields["block_bytes"] != store.meta.block_bytes:
+    if not same or answer["block_bytes"] != store.meta.block_bytes:
         return [(0, total)]
     return answer.map("dirty", total)
 
@@ -283,7 +283,7 @@ def _resume(settings: Config, source: Source, found: Meta) -> Store:
     why = None
     if not found.standby:
         why = mismatch(found, answer, lambda: samples_at(source.endpoint))
-    elif found.base is not None and (answer is None or answer.fields["id"] != found.base.id):
+    elif found.base is not None and (answer is None or answer["id"] != found.base.id):
         why = "it has another id"
     if why is not None:
         raise ConfigError(
@@ -300,7 +300,7 @@ def _check_unchanged(settings: Config, source: Source, found: Meta) -> None:
     assert found.base is not None
     answer = source.call("seal")
     total = -(-found.size_bytes // found.block_bytes)
-    if answer.fields["seal"] != found.base.seal and answer.map("dirty", total):
+    if answer["seal"] != found.base.seal and answer.map("dirty", total):
         raise ConfigError(
             f"source={settings.source}: was written after the disk had moved to "
             f"{settings.store}; one of the two must be given up"
@@ -311,7 +311,7 @@ def _return(settings: Config, source: Source, found: Meta) -> Store:
     """The disk comes back: only what diverged at its successor is absent here."""
     assert settings.store is not None
     answer = source.identify()
-    base = None if answer is None else answer.fields["base"]
+    base = None if answer is None else answer["base"]
     if answer is None or base is None or (base["id"], base["seal"]) != (found.id, found.seal):
         raise ConfigError(
             f"source={settings.source}: is not the successor of the sealed disk in "
@@ -325,7 +325,7 @@ def _return(settings: Config, source: Source, found: Meta) -> Store:
         standby=settings.standby,
         source=settings.source,
         base=_base(answer),
-        origin_id=answer.fields["id"],
+        origin_id=answer["id"],
         origin_samples=None if settings.standby else samples_at(source.endpoint),
         seal=None,
         moved=False,

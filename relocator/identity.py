@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from relocator.endpoint import Endpoint
-from relocator.errors import OtherDiskError, UpstreamError
+from relocator.errors import OtherDiskError, StateError, UpstreamError
 from relocator.geometry import Extent
 from relocator.handles import connected, read_many
 from relocator.meta import Meta
@@ -90,7 +90,7 @@ def mismatch(meta: Meta, answer: Answer | None, sample: Callable[[], str | None]
 
     `answer` is the source's to `identify`, None if it is not ours.
     """
-    if answer is not None and answer.fields["id"] == meta.origin_id:
+    if answer is not None and answer["id"] == meta.origin_id:
         return None
     if meta.origin_samples is not None:
         found = sample()
@@ -119,12 +119,18 @@ class Guard:
         meta = self._store.meta
         if meta.standby or (first and self._store.present_blocks == 0):
             return
+        try:
+            self._check(handle, meta)
+        except StateError as error:
+            raise UpstreamError(str(error)) from error
+
+    def _check(self, handle: Any, meta: Meta) -> None:
         source = Source(self._endpoint)
         answer = None if meta.origin_id is None else source.identify()
         why = mismatch(meta, answer, lambda: samples(handle))
         if why is not None:
             raise OtherDiskError(f"the source has become another disk: {why}")
-        if answer is not None and answer.fields["seal"] is None:
+        if answer is not None and answer["seal"] is None:
             total = self._store.geometry.total_blocks
             if source.call("seal").map("dirty", total):
                 raise OtherDiskError("the source was written after the disk had moved here")

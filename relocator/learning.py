@@ -40,7 +40,7 @@ def learn(engine: "Engine", source: Source, *, ours: bool) -> None:
 
 
 def _learn_heat(engine: "Engine", source: Source) -> None:
-    group_bytes = int(source.call("identify").fields["group_bytes"])
+    group_bytes = int(source.call("identify")["group_bytes"])
     try:
         values = heat.unpack(source.export("heat"))
     except ValueError as error:

@@ -5,7 +5,7 @@ every name, which the reply's magic tells. Then everything works but heat, pre-s
 return trip, and the status says so.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -21,14 +21,26 @@ Runs = list[tuple[int, int]]
 
 @dataclass(frozen=True)
 class Answer:
-    """A verb's reply: its fields, and the packed maps attached to it."""
+    """A verb's reply: its fields, and the packed maps attached to it.
+
+    What it lacks is the source's fault: UpstreamError.
+    """
 
     fields: dict[str, Any]
     attachments: dict[str, bytes]
 
+    def __getitem__(self, name: str) -> Any:
+        return _known(self.fields, name)
+
     def map(self, name: str, bits: int) -> Runs:
         """The set runs of an attached map."""
-        return runs.unpack(self.attachments[name], bits)
+        return runs.unpack(_known(self.attachments, name), bits)
+
+
+def _known(found: Mapping[str, T], name: str) -> T:
+    if name not in found:
+        raise UpstreamError(f"the source's answer lacks '{name}'")
+    return found[name]
 
 
 class Source:
@@ -83,21 +95,21 @@ class Source:
         if found is None:
             raise UpstreamError(f"the source {self.endpoint.uri} is not a relocator")
         fields, start = found
-        need = start + max(
-            (at + length for at, length in fields["attachments"].values()), default=0
-        )
+        try:
+            places = {
+                name: (int(at), int(length)) for name, (at, length) in fields["attachments"].items()
+            }
+            refused = None if fields["ok"] else str(fields["error"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UpstreamError(f"the source's answer to '{verb}' can't be understood") from error
+        need = start + max((at + length for at, length in places.values()), default=0)
         while len(data) < need:
             data += read(handle, len(data), min(need - len(data), 1 << 20), timeout_s=60.0)
         del self._ready[verb]  # closes it; a shutdown would wait a round trip for nothing
-        if not fields["ok"]:
-            raise StateError(f"the source refused '{verb}': {fields['error']}")
-        return Answer(
-            fields,
-            {
-                name: data[start + at : start + at + length]
-                for name, (at, length) in fields["attachments"].items()
-            },
-        )
+        if refused is not None:
+            raise StateError(f"the source refused '{verb}': {refused}")
+        maps = {name: data[start + at :][:length] for name, (at, length) in places.items()}
+        return Answer(fields, maps)
 
     def export(self, name: str) -> bytes:
         """The whole content of a further export, such as `heat`."""

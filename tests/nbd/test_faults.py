@@ -7,7 +7,7 @@ import nbd
 import pytest
 
 from tests.support.model import source_bytes
-from tests.support.servers import PLUGIN, nbdkit, plugin, wait_for
+from tests.support.servers import mistaken, nbdkit, plugin, wait_for
 
 SIZE_BYTES = 8 << 20
 
@@ -42,13 +42,6 @@ def test_a_source_that_comes_back_as_another_disk_is_not_read(tmp_path: Path) ->
                 with pytest.raises(nbd.Error, match="EIO"):
                     handle.pread(4096, 8192)
             assert proxy.control.call("status")["present_blocks"] == 1
-
-
-def mistaken(directory: Path, mistake: str) -> Path:
-    """A plugin that is ours with a mistake put in, since no real part makes it."""
-    path = directory / "wrong.py"
-    path.write_text(PLUGIN.read_text().replace("__file__", repr(str(PLUGIN))) + f"\n{mistake}")
-    return path
 
 
 def test_a_mistake_in_what_nobody_waits_for_is_told_and_ends_nothing(tmp_path: Path) -> None:

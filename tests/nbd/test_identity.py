@@ -12,7 +12,15 @@ import pytest
 from relocator.endpoint import Endpoint
 from relocator.source import Source
 from tests.support.model import source_bytes
-from tests.support.servers import PLUGIN, Server, plugin, refused, status_or_none, wait_for
+from tests.support.servers import (
+    PLUGIN,
+    Server,
+    mistaken,
+    plugin,
+    refused,
+    status_or_none,
+    wait_for,
+)
 from tests.support.sources import daemon
 
 SIZE_BYTES = 4 << 20
@@ -150,7 +158,39 @@ def test_a_source_that_is_away_at_the_start_is_told_and_asked_when_it_comes(tmp_
             source.start()  # it keeps no maps, so it doesn't know any more that the disk has moved
             wait_for(lambda: trouble(server) == "None", "the source to be asked", PATIENCE_S)
             answer = Source(Endpoint(f"nbd://127.0.0.1:{source.port}/")).call("identify")
-            assert answer.fields["moved"]
+            assert answer["moved"]
+
+
+def test_a_source_that_refuses_to_be_sealed_again_is_not_read_and_ends_nothing(
+    tmp_path: Path,
+) -> None:
+    refuses = tmp_path / "refuses"
+
+    def stubborn(image: Path, _maps: Path) -> list[str]:
+        wrong = mistaken(
+            tmp_path,
+            "from pathlib import Path\nfrom relocator.errors import StateError\n"
+            "from relocator.handover import Handover\n\n"
+            "def refuse(self):\n"
+            "    raise StateError('no, never')\n\n"
+            f"if Path({str(refuses)!r}).exists():\n"
+            "    Handover.seal = refuse\n",
+        )
+        return ["python", str(wrong), f"disk={image}"]
+
+    with moving(tmp_path, stubborn) as (source, _):
+        more = ("background=off", "readahead=0", "retry-timeout=3")
+        with plugin(tmp_path, "proxy", *keys(tmp_path, source, *more)) as server:
+            handle = server.connect()
+            data = handle.pread(4096, 0)
+            source.kill()
+            refuses.touch()
+            source.start()
+            with pytest.raises(nbd.Error, match="EIO"):
+                handle.pread(4096, 1 << 20)
+            assert handle.pread(4096, 0) == data
+            assert "refused" in trouble(server)
+            assert server.process.poll() is None
 
 
 def test_a_target_that_forgot_its_seal_is_sealed_again(tmp_path: Path) -> None:

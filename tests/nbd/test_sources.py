@@ -140,6 +140,36 @@ def test_a_source_that_dies_while_the_proxy_learns_from_it_ends_nothing(tmp_path
             assert server.process.poll() is None
 
 
+LINE = '{"relocator": "relocator-1", %s}\n'
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        '"ok": true',
+        '"ok": true, "attachments": 7',
+        '"ok": true, "attachments": {"dirty": [1]}',
+        '"ok": true, "attachments": {"dirty": ["x", "y"]}',
+        '"ok": false, "attachments": {}',
+        '"attachments": {}',
+        '"ok": true, "attachments": {"dirty": [0, 1099511627776]}',
+        '"ok": true, "attachments": {}',
+        '"ok": true, "id": "a", "attachments": {"other": [0, 9]}',
+        '"ok": true, "id": "a", "attachments": {"dirty": [0, 9]}',
+    ],
+)
+def test_an_answer_that_lacks_something_is_the_sources_fault(tmp_path: Path, fields: str) -> None:
+    (tmp_path / "disk.img").write_bytes((LINE % fields).encode().ljust(1 << 16))
+    disk = str(tmp_path / "disk.img")
+    with daemon(
+        tmp_path, "source", lambda port: ["nbdkit", "-f", "-p", str(port), "file", disk]
+    ) as source:
+        with pytest.raises(UpstreamError):
+            answer = Source(Endpoint(f"nbd://127.0.0.1:{source.port}/")).call("identify")
+            assert answer["id"] == "a"
+            answer.map("dirty", 1024)
+
+
 def connections_at(source: Daemon, tmp_path: Path, wanted: int, seen: int) -> None:
     """A proxy told to open `wanted` connections has `seen`, and copies all the same."""
     keys = (f"connections={wanted}", "rate=4M", "window=1M")

@@ -117,6 +117,13 @@ def plugin(
     return nbdkit(directory, name, [*flags, "python", str(PLUGIN), *keys, control], within)
 
 
+def mistaken(directory: Path, mistake: str) -> Path:
+    """A plugin that is ours with a mistake put in, since no real part makes it."""
+    path = directory / "wrong.py"
+    path.write_text(PLUGIN.read_text().replace("__file__", repr(str(PLUGIN))) + f"\n{mistake}")
+    return path
+
+
 def refused(*keys: str) -> str:
     """What nbdkit prints when the plugin refuses its parameters."""
     with tempfile.TemporaryDirectory() as directory:
