@@ -40,7 +40,7 @@ class UpstreamError(RelocatorError):
 
 
 class OtherDiskError(UpstreamError):
-    """What answers at the source's address is not the disk that the copy was begun from."""
+    """What answers at the source's address isn't, or may not stay, what the copy was begun from."""
 
 
 class StateError(RelocatorError):

@@ -113,7 +113,7 @@ class Guard:
         A source of ours that has forgotten its seal is sealed again.
 
         Raises:
-            OtherDiskError: it is another disk, or was written meanwhile.
+            OtherDiskError: it is another disk, was written meanwhile, or refuses to be sealed.
             UpstreamError: it can't be asked.
         """
         meta = self._store.meta
@@ -122,7 +122,7 @@ class Guard:
         try:
             self._check(handle, meta)
         except StateError as error:
-            raise UpstreamError(str(error)) from error
+            raise OtherDiskError(f"the source may change: {error}") from error
 
     def _check(self, handle: Any, meta: Meta) -> None:
         source = Source(self._endpoint)

@@ -189,7 +189,7 @@ def test_a_source_that_refuses_to_be_sealed_again_is_not_read_and_ends_nothing(
             with pytest.raises(nbd.Error, match="EIO"):
                 handle.pread(4096, 1 << 20)
             assert handle.pread(4096, 0) == data
-            assert "refused" in trouble(server)
+            assert "the source refused 'seal'" in trouble(server)
             assert server.process.poll() is None
 
 
