@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 from matplotlib.axes import Axes
 
@@ -112,13 +114,15 @@ def size(evidence: Evidence) -> Drawn:
 
 def _size_words(frame: pd.DataFrame) -> list[str]:
     ours = frame[frame["name"] == "relocator"]
-    mean = ours.groupby("bytes")[["independent_s", "downtime_s", "wan_over_allocated"]].mean()
+    columns = ["independent_s", "downtime_s", "wan_over_allocated", "allocated_bytes"]
+    mean = ours.groupby("bytes")[columns].mean()
     if len(mean) < 2:
         return ["One size only: nothing can be said of how the cost grows."]
     small, large = mean.iloc[0], mean.iloc[-1]
-    factor = mean.index[-1] / mean.index[0]
+    size = draw.times(mean.index[-1] / mean.index[0])
+    data = draw.times(large["allocated_bytes"] / small["allocated_bytes"])
     return [
-        f"A disk {draw.times(factor)} times as large is independent after "
+        f"A disk {size} times as large, with {data} times the data, is independent after "
         f"{draw.s(large['independent_s'])} instead of {draw.s(small['independent_s'])}; the "
         f"downtime is {draw.s(large['downtime_s'])} instead of {draw.s(small['downtime_s'])}.",
         f"Over the WAN go {large['wan_over_allocated']:.2f} times the allocated bytes "
@@ -187,9 +191,14 @@ def _end_words(rows: pd.DataFrame, condition: str) -> list[str]:
         return []
     far, near = mean.loc["remote", "end_p50_s"], mean.loc["relocator", "end_p50_s"]
     done = mean.loc["relocator", "independent_s"]
+    instead = (
+        ", where none came back from a disk that stayed"
+        if math.isnan(far)
+        else f" instead of {draw.s(far)} ({draw.times(far / near)} times)"
+    )
     return [
-        f"{condition}: a read takes {draw.s(near)} in the end instead of {draw.s(far)} "
-        f"({draw.times(far / near)} times), the source may go after {draw.s(done)}."
+        f"{condition}: a read takes {draw.s(near)} in the end{instead}, "
+        f"the source may go after {draw.s(done)}."
     ]
 
 

@@ -113,7 +113,7 @@ class Evidence:
             known = self.finding(row)
             said.append(
                 f"Not shown: {row['cell']} {row['outcome']}: {reason}"
-                + (f" A finding: {known}." if known else "")
+                + (f". A finding: {known}." if known else "")
             )
         lacking = self._lacking(name)
         if lacking:
