@@ -68,7 +68,7 @@ def readme(out: Path, directory: Path) -> str:
     clocks = [cell.clock for cell in matrix if cell.same_as is None]
     counted = [f"{clocks.count(one)} on the {one} clock" for one in sorted(set(clocks))]
     bad = [
-        f"- `{name}` {run['outcome']}: {run['reason']}"
+        f"- `{name}` {run['outcome']}: {str(run['reason']).splitlines()[0]}"
         for name, (run, _) in read.items()
         if run["outcome"] != "ok"
     ]

@@ -112,20 +112,19 @@ def pacing(evidence: Evidence) -> Drawn:
     names = [name for name in names if use[name] is not None and wait[name] is not None]
     rtt_ms = float(frame["rtt_s"].iloc[0]) * 1000
     with draw.style():
-        made = draw.figure(8.6, 4.4)
-        axes = made.subplots()
-        for name in names:
-            x, y = use[name].scaled(100), wait[name].scaled(1000)
-            errors = {"xerr": [[x.mean - x.low], [x.high - x.mean]]} if x.count > 1 else {}
-            draw.point(axes, x.mean, y, colours[name], markersize=8, **errors)
-            place = {"xytext": (7, 5), "textcoords": "offset points"}
-            axes.annotate(name, (x.mean, y.mean), color=colours[name], **place)
-        axes.axhline(rtt_ms, color=plots.FAINT, linestyle=":")
-        axes.annotate("round trip", (0.01, rtt_ms), xycoords=("axes fraction", "data"), va="bottom")
-        axes.margins(x=0.2, y=0.2)
-        draw.from_zero(axes)
-        axes.set_xlabel("share of the link used during the copy (%)")
-        axes.set_ylabel("guest's read p99 meanwhile (ms)")
+        made = draw.figure(9.6, 0.9 + 0.4 * len(names))
+        left, right = made.subplots(1, 2, sharey=True)
+        for y, name in enumerate(names):
+            draw.bar(left, y, use[name].scaled(100), colours[name])
+            draw.bar(right, y, wait[name].scaled(1000), colours[name], log=True)
+        right.axvline(rtt_ms, color=plots.FAINT, linestyle=":", label="round trip")
+        right.legend(loc="upper right")
+        left.set_xlim(0, 102)
+        draw.log_x(right)
+        left.set_yticks(range(len(names)), names)
+        left.set_ylim(len(names) - 0.5, -0.5)
+        left.set_xlabel("share of the link used during the copy (%)")
+        right.set_xlabel("guest's read p99 meanwhile (ms)")
         content = draw.png(made, evidence.caption("pacing"))
     columns = ["copy_s", "link_use", "read_p50_s_background", "read_p99_s_background"]
     table = draw.summary_table(frame, ["name"], [*columns, "lost_work_s"])

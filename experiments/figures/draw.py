@@ -33,6 +33,8 @@ COLOURS = {
     "background": "#2f6fb3",
 }
 ORDER = list(COLOURS)
+#: an axis that spans less than so much has ticks at these digits; else at powers of ten
+SUBS = ((15, (1, 2, 5)), (60, (1, 3)))
 READ_OFF = "read off the paper"
 
 
@@ -52,7 +54,7 @@ def figure(width: float, height: float) -> Figure:
 
 def palette(names: Sequence[str]) -> dict[str, Any]:
     """A colour for each name: a system's own where it has one, else by order."""
-    spare = iter(sns.color_palette("colorblind", max(1, len(names))))
+    spare = iter(sns.color_palette("colorblind", len(names) + 1)[1:])  # the first is our blue
     return {name: COLOURS.get(name) or next(spare) for name in names}
 
 
@@ -122,7 +124,8 @@ def _ticks(axis: Any, low: float, high: float, span: float) -> tuple[float, floa
     if low > 0 and high / low < span:
         middle, half = math.sqrt(low * high), math.sqrt(span)
         low, high = middle / half, middle * half
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 15 else (1,)))
+    subs = next((subs for most, subs in SUBS if high / low < most), (1,))
+    axis.set_major_locator(LogLocator(subs=subs))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
     return low, high

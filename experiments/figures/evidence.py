@@ -89,12 +89,13 @@ class Evidence:
         seeds = rows.groupby(["axes", "name"])["seed"].nunique()
         clocks = " and ".join(sorted(rows["clock"].unique()))
         said = f"Clock: {clocks}. {spread_note(int(seeds.min()), int(seeds.max()))}"
-        count = len(self._bad(name)) + len(self._lacking(name))
+        count = len(self.failed(name)) + len(self._lacking(name))
         return said + (f" Lacks {count} run{'s' if count > 1 else ''}." if count else "")
 
-    def _bad(self, name: str) -> pd.DataFrame:
-        rows = self.frame[self.frame["scenario"] == name]
-        return rows[rows["outcome"] != "ok"]
+    def failed(self, name: str) -> pd.DataFrame:
+        """Its runs that did not go well, with a column for each axis."""
+        rows = self.frame[(self.frame["scenario"] == name) & (self.frame["outcome"] != "ok")]
+        return rows.reset_index(drop=True).join(_axes(rows["axes"]))
 
     def finding(self, row: pd.Series) -> str | None:
         """What is known to be wrong with the system of a run that failed, if anything is."""
@@ -108,7 +109,7 @@ class Evidence:
         """Clock, seeds, and every run of the scenario that is not in its figure."""
         rows = self.frame[self.frame["scenario"] == name]
         said = [self.caption(name)] if (rows["outcome"] == "ok").any() else []
-        for _, row in self._bad(name).iterrows():
+        for _, row in self.failed(name).iterrows():
             reason = str(row["reason"]).splitlines()[0][:200]
             known = self.finding(row)
             said.append(

@@ -14,6 +14,10 @@ from experiments.rundir import Run
 E4_TITLE = "E4: a mail server's load"
 REAL_TITLE = "Real programs while the disk moves"
 BIN_S = 2.0
+ONE_PROCESSOR = (
+    "One emulated processor is guest, source and destination: what the proxy computes when it "
+    "starts, before the switch, is taken from a guest that computes."
+)
 
 
 def e4(evidence: Evidence) -> Drawn:
@@ -118,6 +122,7 @@ def real(evidence: Evidence) -> Drawn:
         grid[0, 0].legend()
         content = draw.png(made, evidence.caption("real"))
     notes.append("Above: the first seed of each; below: all seeds.")
+    notes.append(ONE_PROCESSOR)
     columns = ["lost_work_s", "during_read_p99_s", "downtime_s", "independent_s"]
     table = draw.summary_table(frame, ["axis_program", "name"], columns)
     return Drawn(REAL_TITLE, content, _real_words(frame, programs), notes, table)

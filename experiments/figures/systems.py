@@ -20,7 +20,7 @@ def compare(evidence: Evidence) -> Drawn:
     notes = evidence.notes("compare")
     if frame.empty:
         return Drawn(TITLE, notes=notes)
-    settings = conditions(frame)
+    settings, bad = conditions(frame), evidence.failed("compare")
     shown = [m for m in MEASURES if frame[m.column].notna().any()]
     unknown = [m.label.replace("\n", " ") for m in MEASURES if m not in shown]
     notes += [f"Not known of any run: {', '.join(unknown)}."] if unknown else []
@@ -33,6 +33,9 @@ def compare(evidence: Evidence) -> Drawn:
             here = frame[(frame["axis_rtt"] == rtt) & (frame["axis_rate"] == rate)]
             for axes, measure in zip(row, shown, strict=True):
                 _panel(axes, here, names, measure)
+            lost = bad[(bad["axis_rtt"] == rtt) & (bad["axis_rate"] == rate)] if len(bad) else bad
+            for name in set(lost["name"]) & set(names) - set(here["name"]):
+                draw.never(row[0], names.index(name), draw.COLOURS.get(name, "#444"), "failed")
             row[0].set_title(f"{rtt}, {rate}", loc="left", fontweight="bold", fontsize=10)
         for axes, measure in zip(grid[-1], shown, strict=True):
             draw.log_x(axes) if measure.log else draw.wide_x(axes)
