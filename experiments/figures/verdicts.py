@@ -215,6 +215,8 @@ def _why(frame: pd.DataFrame, peer: str, losses: Sequence[Duel]) -> str:
     if "downtime_s" in lost and ours["handover_s"] > theirs["handover_s"]:
         took = draw.s(float(ours["handover_s"]))
         said.append(f"of relocator's downtime {took} on average are the handover of the disk")
+        if "during_write_p99_s" in lost:
+            said.append("a write that meets the switch waits for its end")
     if math.isnan(theirs["independent_s"]):
         if "during_read_p99_s" in lost:
             said.append("its disk stays, so that nothing is copied beside the guest's own I/O")
