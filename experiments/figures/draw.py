@@ -70,10 +70,10 @@ def by(frame: pd.DataFrame, keys: list[str], column: str) -> dict[Any, Estimate 
     return {key: estimate(rows[column].tolist()) for key, rows in groups}
 
 
-def point(axes: Axes, x: float, y: Estimate, colour: Any, **more: Any) -> None:
+def point(axes: Axes, x: float, y: Estimate, colour: Any) -> None:
     """A vertical estimate."""
     error = [[y.mean - y.low], [y.high - y.mean]] if y.count > 1 else None
-    axes.errorbar(x, y.mean, yerr=error, fmt="o", color=colour, capsize=3, **more)
+    axes.errorbar(x, y.mean, yerr=error, fmt="o", color=colour, capsize=3)
 
 
 def bar(axes: Axes, y: float, x: Estimate, colour: Any, log: bool = False) -> None:

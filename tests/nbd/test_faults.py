@@ -7,7 +7,7 @@ import nbd
 import pytest
 
 from tests.support.model import source_bytes
-from tests.support.servers import mistaken, nbdkit, plugin, wait_for
+from tests.support.servers import mistaken, plugin, wait_for
 
 SIZE_BYTES = 8 << 20
 
@@ -55,8 +55,7 @@ def test_a_mistake_in_what_nobody_waits_for_is_told_and_ends_nothing(tmp_path: P
     )
     with plugin(tmp_path, "target", f"disk={tmp_path / 'disk.img'}") as target:
         keys = (f"store={tmp_path / 'store'}", f"source={target.uri}", "rate=8M")
-        control = f"control={tmp_path / 'proxy.control'}"
-        with nbdkit(tmp_path, "proxy", ["python", str(wrong), *keys, control]) as proxy:
+        with plugin(tmp_path, "proxy", *keys, file=wrong) as proxy:
             wait_for(lambda: "a mistake" in str(proxy.control.call("status")["error"]), "word")
             proxy.control.call("set", rate="none")
             proxy.control.call("wait", timeout_s=60)
@@ -77,9 +76,7 @@ def test_a_thread_that_dies_of_a_mistake_ends_the_server_and_not_the_data(tmp_pa
     )
     with plugin(tmp_path, "target", f"disk={tmp_path / 'disk.img'}") as target:
         keys = (f"store={tmp_path / 'store'}", f"source={target.uri}", "readahead=0")
-        control = f"control={tmp_path / 'proxy.control'}"
-        command = ["python", str(wrong), *keys, control, "background=off"]
-        with nbdkit(tmp_path, "proxy", command) as proxy:
+        with plugin(tmp_path, "proxy", *keys, "background=off", file=wrong) as proxy:
             handle = proxy.connect()
             handle.pwrite(b"kept" * 1024, 4096)
             proxy.control.call("set", background="on")

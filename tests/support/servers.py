@@ -111,10 +111,11 @@ def plugin(
     *keys: str,
     flags: Sequence[str] = (),
     within: Sequence[str] = (),
+    file: Path = PLUGIN,
 ) -> Any:
-    """Our plugin with the parameters `keys` and a control socket."""
+    """Our plugin, or that in `file`, with the parameters `keys` and a control socket."""
     control = f"control={directory / f'{name}.control'}"
-    return nbdkit(directory, name, [*flags, "python", str(PLUGIN), *keys, control], within)
+    return nbdkit(directory, name, [*flags, "python", str(file), *keys, control], within)
 
 
 def mistaken(directory: Path, mistake: str) -> Path:
