@@ -3,9 +3,9 @@
     python -m experiments.publish OUT DIRECTORY        such as out/reproduce-quick results/quick
 
 Takes metrics, tables and figures, not the raw runs; README.md says what they are of and what they
-show, and names every run that failed or was refused. All runs must be there, of one version of the
-product and the test bed: otherwise nothing is written. What was published in DIRECTORY before is
-replaced.
+show, and names every run that failed or was refused under the figure that lacks it. All runs must
+be there, of one version of the product and the test bed: otherwise nothing is written. What was
+published in DIRECTORY before is replaced.
 
 Exit status: 0 published; 1 it can't be.
 """
@@ -35,7 +35,7 @@ Of `{command}`: {runs} runs of {cells} cells, {clocks}.
 | machine | {processors} processors, kernel {kernel}, Python {python} |
 | lab image | `{lab_image}` |
 
-{outcomes}`metrics.csv` has a row for each run ([metrics](../../docs/metrics.md)), `tables/` and
+`metrics.csv` has a row for each run ([metrics](../../docs/metrics.md)), `tables/` and
 `figures/` are of it. Whether another evaluation agrees:
 
     .venv/bin/python -m experiments.agree results/{name} {out}
@@ -47,12 +47,11 @@ class PublishError(Exception):
     """It can't be published; the message says why."""
 
 
-def _documents(out: Path, cell: Cell) -> tuple[dict[str, Any], dict[str, Any]]:
-    """run.json and cell.json of a run."""
-    place = out / "runs" / cell.id
+def _document(out: Path, cell: Cell) -> dict[str, Any]:
+    """A run's cell.json."""
     try:
-        run = json.loads((place / "run.json").read_text(encoding="utf-8"))
-        return run, json.loads((place / "cell.json").read_text(encoding="utf-8"))
+        text = (out / "runs" / cell.id / "cell.json").read_text(encoding="utf-8")
+        return dict(json.loads(text))
     except (OSError, ValueError) as error:
         raise PublishError(f"{cell.id}: the run can't be read: {error}") from error
 
@@ -60,18 +59,12 @@ def _documents(out: Path, cell: Cell) -> tuple[dict[str, Any], dict[str, Any]]:
 def readme(out: Path, directory: Path) -> str:
     """What is said of the evaluation in `out`."""
     matrix = cells.read(out / "matrix.json")
-    read = {cell.id: _documents(out, cell) for cell in matrix}
-    documents = [document for _, document in read.values()]
+    documents = [_document(out, cell) for cell in matrix]
     versions = sorted({document["code"]["run"] for document in documents})
     if len(versions) > 1:
         raise PublishError(f"the runs are of {len(versions)} versions: {', '.join(versions)}")
     clocks = [cell.clock for cell in matrix if cell.same_as is None]
     counted = [f"{clocks.count(one)} on the {one} clock" for one in sorted(set(clocks))]
-    bad = [
-        f"- `{name}` {run['outcome']}: {str(run['reason']).splitlines()[0]}"
-        for name, (run, _) in read.items()
-        if run["outcome"] != "ok"
-    ]
     quick = "quick" in out.name
     machine = {key: str(value) for key, value in documents[0]["machine"].items()}
     return README.format(
@@ -80,7 +73,6 @@ def readme(out: Path, directory: Path) -> str:
         runs=len(clocks),
         cells=len(matrix),
         clocks=", ".join(counted),
-        outcomes="\n".join(["In no figure:", "", *bad, "", ""]) if bad else "",
         describe=documents[0]["code"]["describe"],
         run=versions[0],
         name=directory.name,

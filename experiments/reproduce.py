@@ -29,7 +29,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments import cells, code, runner, watch
+from experiments import cells, code, rundir, runner, watch
 from experiments.batch import Batch, Job
 from experiments.cells import Cell
 from experiments.matrix import handle_signals
@@ -155,9 +155,10 @@ def summary(found: Sequence[Cell], out: Path, console: Console) -> bool:
         if outcome != "ok":
             place = runner.directory(out, cell.id)
             reason = runner.read_json(place / "run.json").get("reason") or "it did not run"
-            first = str(reason).splitlines()[0]
             known = f" (known: {cell.may_fail})" if runner.well(cell, outcome) else ""
-            text = f"  {outcome}{known}: {cell.id}: {first} (see {place / 'lab.log'})"
+            text = (
+                f"  {outcome}{known}: {cell.id}: {rundir.brief(reason)} (see {place / 'lab.log'})"
+            )
             console.print(text, highlight=False, markup=False, soft_wrap=True)
     return all(runner.well(cell, outcome) for cell, outcome in ended)
 

@@ -203,6 +203,11 @@ def _read_csv(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     return frame
 
 
+def brief(reason: str) -> str:
+    """Why a run did not go well, in a line: the first of its reason's."""
+    return reason.partition("\n")[0]
+
+
 def _read_events(path: Path) -> Events:
     events: list[Mapping[str, Any]] = []
     try:

@@ -12,16 +12,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from experiments.metrics import IDENTITY, columns
-from experiments.rundir import Run, RunError, load_run
+from experiments.rundir import Run, RunError, brief, load_run
 
-#: 97.5th percentile of Student's t by degrees of freedom (any table of it)
-T_975 = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
 TEXTS = (*IDENTITY, "congestion", "events", "workloads", "settings", "background", "lost_kinds")
 
 
@@ -46,7 +41,7 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     mean = float(known.mean())
     if len(known) == 1:
         return Estimate(mean, mean, mean, 1)
-    t = T_975[len(known) - 2] if len(known) - 2 < len(T_975) else 1.96
+    t = float(stats.t.ppf(0.975, df=len(known) - 1))
     half = t * float(known.std(ddof=1)) / math.sqrt(len(known))
     return Estimate(mean, mean - half, mean + half, len(known))
 
@@ -105,17 +100,23 @@ class Evidence:
         rows = self.frame[self.frame["scenario"] == name]
         return sorted(self.expected.get(name, set()) - set(rows["cell"]))
 
+    def _not_shown(self, failed: pd.DataFrame) -> list[str]:
+        """A sentence for the runs of a system that ended alike, each of them named."""
+        alike: dict[tuple[str, ...], list[str]] = {}
+        for _, row in failed.iterrows():
+            key = (row["name"], row["outcome"], brief(row["reason"]), self.finding(row) or "")
+            alike.setdefault(key, []).append(str(row["cell"]))
+        return [
+            f"Not shown: {', '.join(cells)} {outcome}: {reason}"
+            + (f". A finding: {known}." if known else "")
+            for (_, outcome, reason, known), cells in alike.items()
+        ]
+
     def notes(self, name: str) -> list[str]:
         """Clock, seeds, and every run of the scenario that is not in its figure."""
         rows = self.frame[self.frame["scenario"] == name]
         said = [self.caption(name)] if (rows["outcome"] == "ok").any() else []
-        for _, row in self.failed(name).iterrows():
-            reason = str(row["reason"]).splitlines()[0][:200]
-            known = self.finding(row)
-            said.append(
-                f"Not shown: {row['cell']} {row['outcome']}: {reason}"
-                + (f". A finding: {known}." if known else "")
-            )
+        said += self._not_shown(self.failed(name))
         lacking = self._lacking(name)
         if lacking:
             more = f" and {len(lacking) - 6} more" if len(lacking) > 6 else ""

@@ -71,6 +71,19 @@ def test_a_failed_run_is_named_and_in_the_table(out: Path) -> None:
     assert rows == len(evidence.read_metrics(out / "metrics.csv"))
 
 
+def test_runs_that_failed_alike_are_named_in_one_sentence(out: Path, tmp_path: Path) -> None:
+    found = Evidence(out)
+    row = found.frame[found.frame["cell"] == FAILED]
+    again = row.assign(cell=f"{FAILED}-again")
+    other = row.assign(cell=f"{FAILED}-other", reason="no answer\nat all")
+    found.frame = pd.concat([found.frame, again, other], ignore_index=True)
+    said = [note for note in found.notes("compare") if note.startswith("Not shown")]
+    assert said == [
+        f"Not shown: {FAILED}, {FAILED}-again failed: checksums: 3 files differ",
+        f"Not shown: {FAILED}-other failed: no answer",
+    ]
+
+
 def test_a_run_that_was_not_made_is_named(out: Path) -> None:
     assert "Not run yet: e7/offline/s1." in Evidence(out).notes("e7")
 

@@ -14,12 +14,11 @@ B = replace(A, id="some/b/s1", system="b")
 MACHINE = {"kernel": "6.1", "lab_image": "abc", "processors": 2, "python": "3.11"}
 
 
-def evaluation(out: Path, *, outcome: str = "ok", versions: tuple[str, str] = ("v", "v")) -> Path:
-    """An evaluation of two runs; the second ended as `outcome`."""
-    for cell, how, version in zip((A, B), ("ok", outcome), versions, strict=True):
+def evaluation(out: Path, *, versions: tuple[str, str] = ("v", "v")) -> Path:
+    """An evaluation of two runs."""
+    for cell, version in zip((A, B), versions, strict=True):
         place = out / "runs" / cell.id
         place.mkdir(parents=True)
-        (place / "run.json").write_text(json.dumps({"outcome": how, "reason": "it broke"}))
         document = {"code": {"describe": "d", "run": version}, "machine": MACHINE}
         (place / "cell.json").write_text(json.dumps(document))
     cells.write(out / "matrix.json", [A, B])
@@ -36,24 +35,16 @@ def test_metrics_tables_and_figures_are_published_with_what_they_are_of(tmp_path
     assert publish.main([str(out), str(tmp_path / "results/quick")]) == 0
     text = (tmp_path / "results/quick/README.md").read_text()
     assert "Of `make reproduce QUICK=1 SEEDS=1`: 2 runs of 2 cells, 2 on the virtual clock" in text
-    assert "In no figure" not in text
     assert text.endswith("## What it shows\n\n![E1](figures/e1.png)\n")
     assert (tmp_path / "results/quick/metrics.csv").read_text() == "cell\n"
     assert not (tmp_path / "results/quick/runs").exists()
-
-
-def test_a_failed_run_is_named(tmp_path: Path) -> None:
-    out = evaluation(tmp_path / "reproduce", outcome="failed")
-    publish.publish(out, tmp_path / "full")
-    text = (tmp_path / "full/README.md").read_text()
-    assert "In no figure:\n\n- `some/b/s1` failed: it broke\n\n`metrics.csv`" in text
 
 
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
         (
-            lambda out: (out / "runs" / B.id / "run.json").unlink(),
+            lambda out: (out / "runs" / B.id / "cell.json").unlink(),
             "some/b/s1: the run can't be read",
         ),
         (lambda out: (out / "metrics.csv").unlink(), "has no metrics.csv"),
