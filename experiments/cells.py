@@ -56,6 +56,11 @@ class Cell:
         """What has to be installed before it can run here."""
         return " and ".join(name for name in self.programs if shutil.which(name) is None) or None
 
+    def finding(self, outcome: str | None) -> str | None:
+        """What a run that ended like this shows of its system; None for one that ended well, and
+        for a failure that its scenario does not expect."""
+        return self.may_fail if outcome == "failed" else None
+
     def command(
         self, python: str, run: str, trace: str = TRACE, find: Callable[[str], str] = str
     ) -> list[str]:

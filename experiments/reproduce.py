@@ -155,7 +155,8 @@ def summary(found: Sequence[Cell], out: Path, console: Console) -> bool:
         if outcome != "ok":
             place = runner.directory(out, cell.id)
             reason = runner.read_json(place / "run.json").get("reason") or "it did not run"
-            known = f" (known: {cell.may_fail})" if runner.well(cell, outcome) else ""
+            finding = cell.finding(outcome)
+            known = f" (known: {finding})" if finding else ""
             text = (
                 f"  {outcome}{known}: {cell.id}: {rundir.brief(reason)} (see {place / 'lab.log'})"
             )

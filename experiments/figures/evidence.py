@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+from experiments import cells
 from experiments.metrics import IDENTITY, columns
 from experiments.rundir import Run, RunError, brief, load_run
 
@@ -63,11 +62,8 @@ class Evidence:
     def __init__(self, out: Path) -> None:
         self.out = out
         self.frame = read_metrics(out / "metrics.csv")
-        cells = _matrix(out / "matrix.json")
-        self.expected: dict[str, set[str]] = {}  # scenario -> the cells that were asked for
-        for cell in cells:
-            self.expected.setdefault(cell["scenario"], set()).add(cell["id"])
-        self._may_fail = {cell["id"]: cell["may_fail"] for cell in cells if cell.get("may_fail")}
+        matrix = out / "matrix.json"
+        self._asked = {cell.id: cell for cell in cells.read(matrix)} if matrix.is_file() else {}
         self._load = lru_cache(maxsize=64)(load_run)
 
     def run(self, row: pd.Series) -> Run:
@@ -94,11 +90,13 @@ class Evidence:
 
     def finding(self, row: pd.Series) -> str | None:
         """What is known to be wrong with the system of a run that failed, if anything is."""
-        return self._may_fail.get(str(row["cell"])) if row["outcome"] == "failed" else None
+        cell = self._asked.get(str(row["cell"]))
+        return cell.finding(row["outcome"]) if cell is not None else None
 
     def _lacking(self, name: str) -> list[str]:
         rows = self.frame[self.frame["scenario"] == name]
-        return sorted(self.expected.get(name, set()) - set(rows["cell"]))
+        asked = {cell.id for cell in self._asked.values() if cell.scenario == name}
+        return sorted(asked - set(rows["cell"]))
 
     def _not_shown(self, failed: pd.DataFrame) -> list[str]:
         """A sentence for the runs of a system that ended alike, each of them named."""
@@ -149,14 +147,6 @@ def read_metrics(path: Path) -> pd.DataFrame:
 def _axes(texts: pd.Series) -> pd.DataFrame:
     parsed = [dict(pair.split("=", 1) for pair in text.split(",") if "=" in pair) for text in texts]
     return pd.DataFrame(parsed, index=range(len(parsed)), dtype=object).add_prefix("axis_")
-
-
-def _matrix(path: Path) -> list[dict[str, Any]]:
-    """All cells, if the matrix stands beside the runs."""
-    if not path.is_file():
-        return []
-    cells: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    return cells
 
 
 def seconds(text: str) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from experiments import evaluation, metrics
+from experiments import cells, evaluation, metrics
+from experiments.cells import Cell
 from experiments.figures import ALL, ablations, evidence, paper, verdicts
 from experiments.figures.evidence import Estimate, Evidence, estimate
 from tests.support import synthetic_matrix
@@ -26,8 +26,9 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root: Path = tmp_path_factory.mktemp("evaluation")
     synthetic_matrix.write(root / "runs")
     metrics.write(root / "metrics.csv", metrics.table(root / "runs"))
-    lacking = {"scenario": "e7", "id": "e7/offline/s1"}
-    (root / "matrix.json").write_text(json.dumps({"cells": [lacking]}))
+    lacking = Cell("e7/offline/s1", "e7", {}, "offline", 1, "virtual", 60, ())
+    lossy = Cell(FAILED, "compare", {}, "nbdkit-cow", 1, "virtual", 60, (), may_fail="it loses")
+    cells.write(root / "matrix.json", [lacking, lossy])
     assert evaluation.main([str(root)]) == 0
     return root
 
@@ -74,12 +75,13 @@ def test_a_failed_run_is_named_and_in_the_table(out: Path) -> None:
 def test_runs_that_failed_alike_are_named_in_one_sentence(out: Path, tmp_path: Path) -> None:
     found = Evidence(out)
     row = found.frame[found.frame["cell"] == FAILED]
-    again = row.assign(cell=f"{FAILED}-again")
-    other = row.assign(cell=f"{FAILED}-other", reason="no answer\nat all")
-    found.frame = pd.concat([found.frame, again, other], ignore_index=True)
+    more = [row.assign(cell=f"{FAILED}-{which}") for which in ("again", "more", "other")]
+    more[-1] = more[-1].assign(reason="no answer\nat all")
+    found.frame = pd.concat([found.frame, *more], ignore_index=True)
     said = [note for note in found.notes("compare") if note.startswith("Not shown")]
     assert said == [
-        f"Not shown: {FAILED}, {FAILED}-again failed: checksums: 3 files differ",
+        f"Not shown: {FAILED} failed: checksums: 3 files differ. A finding: it loses.",
+        f"Not shown: {FAILED}-again, {FAILED}-more failed: checksums: 3 files differ",
         f"Not shown: {FAILED}-other failed: no answer",
     ]
 
