@@ -47,6 +47,9 @@ RUNS_TABLE = {
     "wan_over_allocated": "WAN / disk",
 }
 SHARES = ("link_use", "wan_over_allocated")
+TERMS = """\
+Differences below 10 % are not counted. Downtime is the time in which the guest stands still;
+“meanwhile” is from the move's start until the source may go."""
 QUESTIONS = {path.stem: path for path in scenario.SCENARIOS.glob("*.toml")}
 
 
@@ -116,6 +119,7 @@ def content(evidence: Evidence, drawn: Mapping[str, Drawn]) -> dict[str, Any]:
     return {
         "counts": summary(evidence, drawn),
         "verdicts": drawn["compare"].sentences,
+        "terms": TERMS,
         "scored": [measure.label.replace("\n", " ") for measure in verdicts.SCORED],
         "scores": verdicts.scores(evidence.scenario("compare")),
         "drawn": drawn,
