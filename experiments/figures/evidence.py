@@ -16,6 +16,11 @@ from experiments import cells
 from experiments.metrics import IDENTITY, columns
 from experiments.rundir import Run, RunError, brief, load_run
 
+#: what need not happen in a run: column -> what is then said
+MAY_LACK = {
+    "independent_s": "the source could not be freed",
+    "recovered_s": "reads were not as local",
+}
 TEXTS = (*IDENTITY, "congestion", "events", "workloads", "settings", "background", "lost_kinds")
 
 
@@ -110,11 +115,26 @@ class Evidence:
             for (_, outcome, reason, known), cells in alike.items()
         ]
 
+    def _unsteady(self, name: str) -> list[str]:
+        """What happened with some seeds only: a mean of the others is not the whole of it."""
+        said = []
+        for (axes, system), rows in self.scenario(name).groupby(["axes", "name"]):
+            for column, what in MAY_LACK.items():
+                lacking = int(rows[column].isna().sum())
+                if 0 < lacking < len(rows):
+                    where = " at ".join(part for part in (system, axes) if part)
+                    often = f"with {lacking} of {len(rows)} seeds"
+                    said.append(
+                        f"Not every time: {where}: {what} {often} while it was watched; "
+                        "a mean is of the others."
+                    )
+        return said
+
     def notes(self, name: str) -> list[str]:
         """Clock, seeds, and every run of the scenario that is not in its figure."""
         rows = self.frame[self.frame["scenario"] == name]
         said = [self.caption(name)] if (rows["outcome"] == "ok").any() else []
-        said += self._not_shown(self.failed(name))
+        said += self._not_shown(self.failed(name)) + self._unsteady(name)
         lacking = self._lacking(name)
         if lacking:
             more = f" and {len(lacking) - 6} more" if len(lacking) > 6 else ""

@@ -86,6 +86,18 @@ def test_runs_that_failed_alike_are_named_in_one_sentence(out: Path, tmp_path: P
     ]
 
 
+def test_what_only_some_seeds_saw_is_said(out: Path) -> None:
+    found = Evidence(out)
+    again = found.frame.assign(seed=2)
+    again.loc[again["scenario"] == "outage", "recovered_s"] = math.nan
+    found.frame = pd.concat([found.frame, again], ignore_index=True)
+    assert not [note for note in found.notes("e7") if "seeds while" in note]
+    assert (
+        "Not every time: relocator at event=cut-2s: reads were not as local with 1 of 2 seeds "
+        "while it was watched; a mean is of the others."
+    ) in found.notes("outage")
+
+
 def test_a_run_that_was_not_made_is_named(out: Path) -> None:
     assert "Not run yet: e7/offline/s1." in Evidence(out).notes("e7")
 
