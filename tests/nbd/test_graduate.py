@@ -64,11 +64,14 @@ class Graduate:
         return handle
 
     def server_pid(self) -> int:
-        """The nbdkit that serves at the moment."""
+        """The nbdkit that serves at the moment, or is about to: a fork takes its time to be one."""
+        wait_for(lambda: len(self._servers()) == 1, "nbdkit")
+        return self._servers()[0]
+
+    def _servers(self) -> list[int]:
         pid = self.process.pid
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        (found,) = (int(one) for one in children if _comm(int(one)) == "nbdkit")
-        return found
+        return [int(one) for one in children if _comm(int(one)) == "nbdkit"]
 
 
 def _comm(pid: int) -> str:
