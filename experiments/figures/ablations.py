@@ -35,7 +35,7 @@ def ordering(evidence: Evidence) -> Drawn:
                 draw.band(left, series, "miss_ratio", colours[name], name, top=1.0)
             tails = [_tail(run) for run in runs[name]]
             in_ms = [tail.assign(p99_ms=tail["p99_s"] * 1000) for tail in tails]
-            draw.band(middle, in_ms, "p99_ms", colours[name], name)
+            draw.band(middle, in_ms, "p99_ms", colours[name], name, log=True)
         left.set_ylabel("miss ratio, bins of 1 s")
         middle.set_ylabel(f"read p99 (ms), bins of {P99_BIN_S:g} s")
         draw.log_y(middle)

@@ -52,7 +52,7 @@ def congestion(evidence: Evidence) -> Drawn:
             found = draw.by(frame, ["axis_congestion", "axis_loss"], column)
             for shift, kind in enumerate(kinds):
                 known = [(x, found.get((kind, loss))) for x, loss in enumerate(losses)]
-                _line(axes, known, (shift - 1) * 0.06, colours[kind], kind)
+                _line(axes, known, (shift - 1) * 0.06, colours[kind], kind, log=True)
             axes.set_xticks(range(len(losses)), losses)
             axes.set_xlim(-0.4, len(losses) - 0.6)
             draw.log_y(axes)
@@ -77,11 +77,13 @@ def _line(
     shift: float,
     colour: object,
     label: str,
+    *,
+    log: bool = False,
 ) -> None:
     there = [(x + shift, value) for x, value in known if value is not None]
     axes.plot([x for x, _ in there], [value.mean for _, value in there], color=colour, label=label)
     for x, value in there:
-        draw.point(axes, x, value, colour)
+        draw.point(axes, x, value, colour, log)
 
 
 def size(evidence: Evidence) -> Drawn:

@@ -70,26 +70,25 @@ def by(frame: pd.DataFrame, keys: list[str], column: str) -> dict[Any, Estimate 
     return {key: estimate(rows[column].tolist()) for key, rows in groups}
 
 
-def point(axes: Axes, x: float, y: Estimate, colour: Any) -> None:
+def point(axes: Axes, x: float, y: Estimate, colour: Any, log: bool = False) -> None:
     """A vertical estimate."""
-    error = [[y.mean - y.low], [y.high - y.mean]] if y.count > 1 else None
-    axes.errorbar(x, y.mean, yerr=error, fmt="o", color=colour, capsize=3)
+    axes.errorbar(x, y.mean, yerr=_error(y, log), fmt="o", color=colour, capsize=3)
 
 
 def bar(axes: Axes, y: float, x: Estimate, colour: Any, log: bool = False) -> None:
     """A horizontal point with its interval."""
-    low, high = x.mean - x.low, x.high - x.mean
+    error = _error(x, log)
+    axes.errorbar(x.mean, y, xerr=error, fmt="o", color=colour, capsize=3, markersize=6)
+
+
+def _error(value: Estimate, log: bool) -> list[list[float]] | None:
+    """How far the interval goes below and above the mean; None if there is one seed."""
+    if value.count == 1:
+        return None
+    low, high = value.mean - value.low, value.high - value.mean
     if log:  # an interval that includes zero or less has no end there
-        low = min(low, x.mean * 0.95)
-    axes.errorbar(
-        x.mean,
-        y,
-        xerr=[[low], [high]] if x.count > 1 else None,
-        fmt="o",
-        color=colour,
-        capsize=3,
-        markersize=6,
-    )
+        low = min(low, value.mean * 0.95)
+    return [[low], [high]]
 
 
 def never(axes: Axes, y: float, colour: Any, text: str = "never") -> None:
@@ -153,21 +152,29 @@ def band(
     label: str,
     *,
     top: float = math.inf,
+    log: bool = False,
 ) -> pd.DataFrame:
     """Mean over seeds of curves over `t_s`, with its 95 % t interval; what was drawn.
 
-    `top` is the most that the values can be.
+    `top` is the most that the values can be. `log`, for a logarithmic axis: of their logarithms,
+    so that the interval of positive values is positive.
     """
-    table = pd.concat(series).groupby("t_s")[column].apply(lambda v: estimate(v.tolist()))
+    curves = pd.concat(series)
+    values = np.log(curves[column]) if log else curves[column]
+    table = values.groupby(curves["t_s"]).apply(lambda v: estimate(v.tolist()))
     table = table[table.map(lambda one: one is not None)]
     times = table.index.to_numpy(float)
     mean, low, high = (
         np.array([getattr(one, name) for one in table]) for name in ("mean", "low", "high")
     )
+    if log:
+        mean, low, high = np.exp(mean), np.exp(low), np.exp(high)
     axes.plot(times, mean, color=colour, label=label, linewidth=1.8)
-    shade = {"color": colour, "alpha": 0.15, "linewidth": 0}
+    shade = {"color": colour, "alpha": 0.1, "linewidth": 0}
     if len(series) > 1:
+        curve = axes.dataLim.frozen()  # which the axes are to fit; the shade is cut at their edges
         axes.fill_between(times, np.maximum(low, 0), np.minimum(high, top), **shade)
+        axes.dataLim.set(curve)
     return pd.DataFrame({"t_s": times, "mean": mean, "low": low, "high": high})
 
 
