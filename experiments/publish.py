@@ -48,10 +48,11 @@ class PublishError(Exception):
 
 
 def _document(out: Path, cell: Cell) -> dict[str, Any]:
-    """A run's cell.json."""
+    """The cell.json of a run that is whole."""
+    place = out / "runs" / cell.id
     try:
-        text = (out / "runs" / cell.id / "cell.json").read_text(encoding="utf-8")
-        return dict(json.loads(text))
+        json.loads((place / "run.json").read_text(encoding="utf-8"))
+        return dict(json.loads((place / "cell.json").read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise PublishError(f"{cell.id}: the run can't be read: {error}") from error
 

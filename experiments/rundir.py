@@ -125,6 +125,11 @@ class Run:
         return self.summary["relocation_s"] if observed else None
 
 
+def brief(reason: str) -> str:
+    """Why a run did not go well, in a line: the first of its reason's."""
+    return reason.partition("\n")[0]
+
+
 def _copied_only_as_proof(parameters: Mapping[str, Any]) -> bool:
     """Whether the rest of the disk is copied when the observation is over."""
     return parameters["background"] == "off" and parameters["system"] not in (*STAYING, *FIRST)
@@ -201,11 +206,6 @@ def _read_csv(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     if missing:
         raise RunError(f"{path}: these columns are missing: {', '.join(missing)}")
     return frame
-
-
-def brief(reason: str) -> str:
-    """Why a run did not go well, in a line: the first of its reason's."""
-    return reason.partition("\n")[0]
 
 
 def _read_events(path: Path) -> Events:

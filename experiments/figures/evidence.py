@@ -110,9 +110,9 @@ class Evidence:
             key = (row["name"], row["outcome"], brief(row["reason"]), self.finding(row) or "")
             alike.setdefault(key, []).append(str(row["cell"]))
         return [
-            f"Not shown: {', '.join(cells)} {outcome}: {reason}"
+            f"Not shown: {', '.join(named)} {outcome}: {reason}"
             + (f". A finding: {known}." if known else "")
-            for (_, outcome, reason, known), cells in alike.items()
+            for (_, outcome, reason, known), named in alike.items()
         ]
 
     def _unsteady(self, name: str) -> list[str]:

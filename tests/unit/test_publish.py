@@ -19,6 +19,7 @@ def evaluation(out: Path, *, versions: tuple[str, str] = ("v", "v")) -> Path:
     for cell, version in zip((A, B), versions, strict=True):
         place = out / "runs" / cell.id
         place.mkdir(parents=True)
+        (place / "run.json").write_text(json.dumps({"outcome": "ok"}))
         document = {"code": {"describe": "d", "run": version}, "machine": MACHINE}
         (place / "cell.json").write_text(json.dumps(document))
     cells.write(out / "matrix.json", [A, B])
@@ -43,6 +44,10 @@ def test_metrics_tables_and_figures_are_published_with_what_they_are_of(tmp_path
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
+        (
+            lambda out: (out / "runs" / B.id / "run.json").unlink(),
+            "some/b/s1: the run can't be read",
+        ),
         (
             lambda out: (out / "runs" / B.id / "cell.json").unlink(),
             "some/b/s1: the run can't be read",
