@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from relocator import endpoint, geometry, ordering
-from relocator.endpoint import Endpoint
+from relocator.copying import ordering
 from relocator.errors import ConfigError
+from relocator.source import endpoint
+from relocator.source.endpoint import Endpoint
+from relocator.store import geometry
 
 ORDERS = ("in-use", "hot", "sequential", "random")
 MODES = ("active", "standby")

@@ -20,12 +20,12 @@ import nbdkit
 sys.path.insert(0, str(Path(__file__).absolute().parent.parent))
 
 from relocator import config as settings
-from relocator.control import ControlServer
-from relocator.disk import Disk
-from relocator.engine import Engine, open_engine
 from relocator.errors import ConfigError, RelocatorError
-from relocator.exports import NAMES
-from relocator.threadstate import Threads
+from relocator.running.control import ControlServer
+from relocator.running.disk import Disk
+from relocator.running.engine import Engine, open_engine
+from relocator.running.exports import NAMES
+from relocator.running.threadstate import Threads
 
 API_VERSION = 2
 #: How long a thread may keep the interpreter from another. Python's 5 ms, and not the store, would

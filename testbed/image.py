@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from relocator import host
+from relocator.cli import host
 
 RECIPE_VERSION = 1
 SUITE = "bookworm"

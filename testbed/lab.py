@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
-from relocator import host
+from relocator.cli import host
 from testbed import image, native, vm
 from testbed.image import LabError
 

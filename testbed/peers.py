@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from relocator.control import Client
+from relocator.cli.client import Client
 from testbed import qemu, services
 from testbed.supervise import Supervisor, run
 from testbed.topology import ADDRESS, Sites

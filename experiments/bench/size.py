@@ -20,7 +20,7 @@ from rich.console import Console
 
 from experiments.bench import load
 from experiments.bench.load import Load, unix_uri
-from relocator.control import Client
+from relocator.cli.client import Client
 from testbed.supervise import Process, Supervisor
 
 SMALL_BYTES = 2**30

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from experiments.bench.load import REGION_BYTES, fill, unix_uri
-from relocator.control import Client
+from relocator.cli.client import Client
 from testbed.supervise import ProcessError, Supervisor, is_listening, run, wait_until
 
 REFERENCE = "nbdkit file"

@@ -5,7 +5,7 @@ import argparse
 from rich.console import Console
 from rich.table import Table
 
-from relocator import host
+from relocator.cli import host
 from relocator.cli.common import Commands
 
 #: Without these the product itself doesn't run; the rest is for the test bed.

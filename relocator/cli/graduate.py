@@ -26,10 +26,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from relocator.cli.client import Client
 from relocator.cli.listening import Address, inherit
-from relocator.control import Client, ControlServer
 from relocator.errors import RelocatorError, StateError
-from relocator.graduation import Graduated, graduate
+from relocator.running.control import ControlServer
+from relocator.running.graduation import Graduated, graduate
 
 LOOK_EVERY_S = 0.25
 _PATIENCE_S = 10.0

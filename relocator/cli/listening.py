@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from relocator.control import remove_stale
 from relocator.errors import ConfigError, RelocatorError
+from relocator.running.control import remove_stale
 
 DEFAULT_PORT = 10809
 

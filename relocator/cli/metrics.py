@@ -15,10 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from relocator.cli.client import Client
 from relocator.cli.common import Commands
-from relocator.control import Client
 from relocator.errors import ConfigError, RelocatorError
-from relocator.states import Role, State
+from relocator.running.states import Role, State
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric

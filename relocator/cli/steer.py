@@ -3,8 +3,8 @@
 import argparse
 from typing import Any
 
+from relocator.cli.client import Client
 from relocator.cli.common import Commands, add_control
-from relocator.control import Client
 from relocator.errors import ConfigError
 
 _VERBS = {

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from relocator.control import Client
+from relocator.cli.client import Client
 from testbed import services
 from testbed.supervise import ProcessError, Supervisor
 from testbed.systems.base import COPY_LIMIT_S, EVERYWHERE, System

@@ -29,9 +29,9 @@ from typing import Any
 from unittest.mock import patch
 
 from relocator.errors import RelocatorError
-from relocator.meta import Meta, new_token
-from relocator.opening import open_store
-from relocator.store import Store
+from relocator.store.meta import Meta, new_token
+from relocator.store.opening import open_store
+from relocator.store.store import Store
 from tests.support.versions import SECTOR_BYTES, History, load
 from tests.support.write_log import Point, WriteLog, every_point, kept_by, lossy_points, promises
 
@@ -161,7 +161,7 @@ class Replay:
         fresh = Meta(
             new_token(), self.facts["sectors"] * SECTOR_BYTES, BLOCK_BYTES, "fake:", complete=False
         )
-        with patch("relocator.store.boot_id", lambda: self.boot):
+        with patch("relocator.store.store.boot_id", lambda: self.boot):
             store = open_store(directory, fresh)
         try:
             self.tally.before_the_store += store.meta.id == fresh.id

@@ -23,8 +23,8 @@ from typing import Any
 
 import nbd
 
-from relocator.control import Client as Control
-from relocator.maps import boot_id
+from relocator.cli.client import Client as Control
+from relocator.store.maps import boot_id
 from testbed.services import PLUGIN
 from testbed.supervise import Supervisor, run
 from tests.crash.clients import Client, Ledger, regions

@@ -48,7 +48,7 @@ def test_a_mistake_in_what_nobody_waits_for_is_told_and_ends_nothing(tmp_path: P
     (tmp_path / "disk.img").write_bytes(source_bytes(SIZE_BYTES))
     wrong = mistaken(
         tmp_path,
-        "from relocator import handover\n\n"
+        "from relocator.running import handover\n\n"
         "def mistaken(*_, **__):\n"
         "    raise LookupError('a mistake')\n\n"
         "handover.learn = mistaken\n",

@@ -9,8 +9,8 @@ from typing import Any
 import nbd
 import pytest
 
-from relocator.endpoint import Endpoint
-from relocator.source import Source
+from relocator.source.endpoint import Endpoint
+from relocator.source.verbs import Source
 from tests.support.model import source_bytes
 from tests.support.servers import (
     PLUGIN,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from relocator import heat
+from relocator.copying import heat
 from tests.support.model import source_bytes
 from tests.support.servers import Server, nbdkit, plugin, wait_for
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import nbd
 import pytest
 
-from relocator.endpoint import Endpoint
 from relocator.errors import UpstreamError
-from relocator.geometry import Extent
-from relocator.rounds import Rounds
-from relocator.source import Source
+from relocator.filesystem.rounds import Rounds
+from relocator.source.endpoint import Endpoint
+from relocator.source.verbs import Source
+from relocator.store.geometry import Extent
 from tests.support.model import source_bytes
 from tests.support.servers import Server, plugin, wait_for
 from tests.support.sources import SIZE_BYTES, Daemon, daemon, image, sparse

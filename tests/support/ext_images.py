@@ -7,10 +7,10 @@ import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from relocator import extfs
-from relocator.ext_layout import parse
-from relocator.extfs import ExtFilesystem
-from relocator.geometry import Extent
+from relocator.filesystem import extfs
+from relocator.filesystem.ext_layout import parse
+from relocator.filesystem.extfs import ExtFilesystem
+from relocator.store.geometry import Extent
 
 Ranges = list[tuple[int, int]]
 

@@ -3,7 +3,7 @@
 import errno
 
 from relocator.errors import UpstreamError
-from relocator.upstream import Done, Request
+from relocator.source.upstream import Done, Request
 
 
 class FakeUpstream:

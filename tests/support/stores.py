@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from relocator.meta import Meta, new_token
-from relocator.opening import open_store
-from relocator.store import Store
+from relocator.store.meta import Meta, new_token
+from relocator.store.opening import open_store
+from relocator.store.store import Store
 
 
 def make_store(directory: Path, size_bytes: int, block_bytes: int = 4096) -> Store:

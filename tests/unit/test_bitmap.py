@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relocator.bitmap import Bitmap
+from relocator.store.bitmap import Bitmap
 
 BITS = 300
 ranges = st.tuples(st.integers(0, BITS), st.integers(0, BITS)).map(sorted)

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from relocator.checksums import CRC16, CRC32C, Crc
+from relocator.filesystem.checksums import CRC16, CRC32C, Crc
 
 
 def test_known_answers() -> None:

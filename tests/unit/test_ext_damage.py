@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relocator import extfs
-from relocator.ext_layout import parse
-from relocator.rounds import Reason
+from relocator.filesystem import extfs
+from relocator.filesystem.ext_layout import parse
+from relocator.filesystem.rounds import Reason
 from tests.support import ext_images as images
 from tests.support.ext_images import change, logged
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from relocator import extfs
-from relocator.bitmap import Bitmap
-from relocator.extfs import ExtFilesystem
-from relocator.geometry import Extent
-from relocator.rounds import ROUND_BYTES, Reason
+from relocator.filesystem import extfs
+from relocator.filesystem.extfs import ExtFilesystem
+from relocator.filesystem.rounds import ROUND_BYTES, Reason
+from relocator.store.bitmap import Bitmap
+from relocator.store.geometry import Extent
 from tests.support import ext_images as images
 from tests.support.ext_images import assert_exact, change, examine, reader
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relocator.geometry import Geometry
+from relocator.store.geometry import Geometry
 
 sizes = st.integers(1, 9000)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from relocator import host
+from relocator.cli import host
 
 
 class Machine(host.Probe):

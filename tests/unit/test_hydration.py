@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relocator.disk import Disk
+from relocator.copying.heat import Heat
+from relocator.copying.hydration import Hydration, subtract
 from relocator.errors import StoreError, UpstreamError
-from relocator.gate import Gate
-from relocator.heat import Heat
-from relocator.hydration import Hydration, subtract
-from relocator.store import Store
-from relocator.upstream import Upstream
+from relocator.running.disk import Disk
+from relocator.running.gate import Gate
+from relocator.source.upstream import Upstream
+from relocator.store.store import Store
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.servers import wait_for
 from tests.support.stores import make_store

@@ -2,7 +2,7 @@
 
 import pytest
 
-from relocator.identity import agree, places
+from relocator.source.identity import agree, places
 
 
 @pytest.mark.parametrize("size_bytes", [1, 4096, 5000, 100_000, 1 << 20, (1 << 20) + 1, 1 << 40])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from relocator import host
+from relocator.cli import host
 from testbed import image, lab, native, payload, vm
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from relocator.errors import ConfigError, StoreError
-from relocator.opening import open_target
-from relocator.store import Store
+from relocator.store.opening import open_target
+from relocator.store.store import Store
 from tests.support.stores import make_store
 
 SIZE_BYTES = 1 << 20

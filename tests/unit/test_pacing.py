@@ -4,7 +4,7 @@ import heapq
 
 import pytest
 
-from relocator.pacing import LEAST_BYTES, TokenBucket, Window
+from relocator.copying.pacing import LEAST_BYTES, TokenBucket, Window
 
 
 def simulate(

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relocator import partitions
-from relocator.partitions import SIGNATURES, Disk
+from relocator.filesystem import partitions
+from relocator.filesystem.partitions import SIGNATURES, Disk
 
 MIB = 1 << 20
 SIZE = 64 * MIB

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relocator import states
-from relocator.control import answer
 from relocator.errors import ConfigError, StateError
-from relocator.latency import Histogram
-from relocator.states import State
-from relocator.status import RateMeter
+from relocator.running import states
+from relocator.running.control import answer
+from relocator.running.latency import Histogram
+from relocator.running.states import State
+from relocator.running.status import RateMeter
 
 
 def test_every_state_is_reached_only_by_its_events() -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from relocator import maps
-from relocator.bitmap import Bitmap
 from relocator.errors import ConfigError, StoreError
-from relocator.maps import PAGE_BITS, PAGE_BYTES, DurableMap
-from relocator.store import Store
+from relocator.store import maps
+from relocator.store.bitmap import Bitmap
+from relocator.store.maps import PAGE_BITS, PAGE_BYTES, DurableMap
+from relocator.store.store import Store
 from tests.support.stores import make_store
 
 BITS = PAGE_BITS * 2 + 100
@@ -102,7 +102,7 @@ def test_what_was_not_committed_survives_a_killed_process_but_not_a_reboot(
     store.mark_dirty(10, 11)
     store.abandon()  # the process dies here: nothing is committed any more
     if rebooted:
-        monkeypatch.setattr("relocator.store.boot_id", lambda: "another boot".ljust(36))
+        monkeypatch.setattr("relocator.store.store.boot_id", lambda: "another boot".ljust(36))
     store = open_small(tmp_path / "s")
     assert (store.present_blocks, store.dirty_blocks) == (present, dirty)
     assert store.meta.epoch == epoch + rebooted  # what the dirty map says is void after a crash

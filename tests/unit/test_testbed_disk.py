@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from relocator import partitions
+from relocator.filesystem import partitions
 from testbed import disk
 from testbed.disk import DiskError, Wanted
 from testbed.workloads.suite import Room

@@ -1,0 +1,78 @@
+"""The source's holes (`base:allocation`): they become present here without being transferred.
+
+The disk is asked about in steps of `STEP_BYTES`, `AHEAD` steps before the copy needs them, so that
+no round trip is waited for in the middle of the copy. A source that can't tell has no holes.
+"""
+
+import threading
+from dataclasses import dataclass, field
+
+from relocator.copying.hydration import Hydration
+from relocator.source.upstream import Request, Upstream
+from relocator.store.store import Store
+
+STEP_BYTES = 1 << 30
+AHEAD = 2
+_HOLE_AND_ZERO = 3  # NBD_STATE_HOLE | NBD_STATE_ZERO
+
+
+@dataclass(eq=False)
+class Step:
+    """One step's answer: extents `(offset, length)` in bytes that read as zero."""
+
+    offset: int
+    end: int
+    answered: threading.Event = field(default_factory=threading.Event)
+    zeros: list[tuple[int, int]] = field(default_factory=list)
+    filled: bool = False
+
+
+class Holes:
+    """Asks the source and fills; used by one thread, answers arrive on the connection's."""
+
+    def __init__(self, store: Store, upstream: Upstream, hydration: Hydration) -> None:
+        self._store = store
+        self._upstream = upstream
+        self._hydration = hydration
+        self._steps: dict[int, Step] = {}
+
+    def fill(self, first: int, end: int) -> None:
+        """Make the holes among the blocks `first..end` present; may wait for the source."""
+        offset, length = self._store.geometry.extent(first, end)
+        last = (offset + length - 1) // STEP_BYTES
+        for index in range(offset // STEP_BYTES, last + 1 + AHEAD):
+            self._ask(index)
+        for index in range(offset // STEP_BYTES, last + 1):
+            step = self._steps[index]
+            step.answered.wait()
+            if not step.filled:
+                self._fill(step)
+                step.filled = True
+
+    def _ask(self, index: int) -> None:
+        offset = index * STEP_BYTES
+        end = min(offset + STEP_BYTES, self._store.geometry.size_bytes)
+        if index in self._steps or offset >= end:
+            return
+        step = self._steps[index] = Step(offset, end)
+        self._upstream.block_status(offset, end - offset, lambda reply: self._answer(step, reply))
+
+    def _answer(self, step: Step, reply: Request) -> None:
+        """Note an answer; one that stops early is asked on from there."""
+        at = reply.offset
+        for length, flags in reply.runs:
+            if flags & _HOLE_AND_ZERO == _HOLE_AND_ZERO:
+                step.zeros.append((at, length))
+            at += length
+        if reply.error is not None or at == reply.offset or at >= step.end:
+            step.answered.set()
+        else:
+            self._upstream.block_status(at, step.end - at, lambda reply: self._answer(step, reply))
+
+    def _fill(self, step: Step) -> None:
+        geometry = self._store.geometry
+        for offset, length in step.zeros:
+            _, first, end = geometry.split(offset, min(length, step.end - offset))
+            if first < end:
+                self._hydration.fill_hole(first, end)
+        step.zeros.clear()

@@ -1,0 +1,286 @@
+"""The one path by which a block becomes present, for the guest and for the copier.
+
+A block is ABSENT, claimed, or PRESENT. A claim is a range of absent blocks that somebody is about
+to make present: a *fetch* from upstream, or a *write* of whole blocks by the guest (a hole found at
+the source counts as a write of zeros). Rules:
+
+1. A block has at most one owner, so it is fetched at most once and never while it is written.
+2. The guest's write wins: it takes blocks away from a fetch whose data is still on its way, and the
+   late arrival is dropped for them. A write waits only for a fetch that is *storing*: locally.
+3. Data first, then the present bit, then the claim goes and the waiters wake. A waiter looks again
+   from the start: what it waited for may have changed hands.
+
+`store.lock` guards the claims together with the bitmaps. It is never held across I/O, nor while
+waiting.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from relocator.errors import NotKeptError, RelocatorError, StoreError, UpstreamError
+from relocator.source.upstream import Request, Upstream
+from relocator.store.store import Store
+
+Range = tuple[int, int]
+_ZEROS = bytes(1 << 20)
+LOOK_EVERY_S = 0.25
+
+
+class Claim:
+    """Absent blocks `first..end` with an owner. `done` is set once they are released."""
+
+    __slots__ = ("background", "done", "end", "error", "first", "is_fetch", "lost", "storing")
+
+    def __init__(self, first: int, end: int, *, is_fetch: bool, background: bool = False) -> None:
+        self.first = first
+        self.end = end
+        self.is_fetch = is_fetch
+        self.background = background
+        self.storing = not is_fetch
+        self.lost: list[Range] = []
+        self.error: RelocatorError | None = None
+        self.done = threading.Event()
+
+    def overlaps(self, first: int, end: int) -> bool:
+        """Whether the claim has a block in `first..end`."""
+        return self.first < end and first < self.end
+
+    def owned(self) -> list[Range]:
+        """What is left of it after writes have taken their part."""
+        return subtract([(self.first, self.end)], self.lost)
+
+
+def subtract(ranges: list[Range], holes: list[Range]) -> list[Range]:
+    """The parts of `ranges` outside all `holes`, in order."""
+    for gap_first, gap_end in holes:
+        rest: list[Range] = []
+        for first, end in ranges:
+            if gap_end <= first or end <= gap_first:
+                rest.append((first, end))
+                continue
+            if first < gap_first:
+                rest.append((first, gap_first))
+            if gap_end < end:
+                rest.append((gap_end, end))
+        ranges = rest
+    return ranges
+
+
+class Hydration:
+    """Makes blocks of `store` present from `upstream`."""
+
+    def __init__(self, store: Store, upstream: Upstream, on_complete: Callable[[], None]) -> None:
+        self._store = store
+        self._upstream = upstream
+        self._on_complete = on_complete
+        #: told of every fetch that the guest waits for; what it returns is called at its end
+        self.on_demand: Callable[[Claim], Callable[[Claim], None] | None] = _ignore
+        self._claims: list[Claim] = []
+        self.on_demand_bytes = 0
+        self.background_bytes = 0
+        self.hole_bytes = 0
+        self.skipped_bytes = 0
+
+    def hydrate(self, first: int, end: int, meanwhile: Callable[[], None] | None = None) -> None:
+        """Return once every block of `first..end` is present.
+
+        `meanwhile` is called once, when all that is needed is on its way.
+
+        Raises:
+            UpstreamError: the source failed, or was lost for too long.
+            NotKeptError: the data came but the store could not keep it.
+        """
+        while True:
+            with self._store.lock:
+                if self._store.present.all(first, end):
+                    return
+                foreign = [claim for claim in self._claims if claim.overlaps(first, end)]
+                mine = self._claim_absent(first, end)
+            for claim in mine:
+                self.send(claim, self.on_demand(claim))
+            if meanwhile is not None:
+                meanwhile()
+                meanwhile = None
+            for claim in mine:
+                claim.done.wait()
+            for claim in foreign:
+                self._await(claim)
+            errors = [claim.error for claim in mine if claim.error is not None]
+            errors += [claim.error for claim in foreign if isinstance(claim.error, NotKeptError)]
+            if errors and not self._present(first, end):  # a write may have come to the rescue
+                raise errors[0]
+
+    def _present(self, first: int, end: int) -> bool:
+        with self._store.lock:
+            return self._store.present.all(first, end)
+
+    def _await(self, claim: Claim) -> None:
+        """Wait for somebody else's claim, but not for a source that is lost for too long."""
+        lost_since_s: float | None = None
+        while not claim.done.wait(LOOK_EVERY_S):
+            now_s = time.monotonic()
+            if not claim.is_fetch or self._upstream.connected:
+                lost_since_s = None
+            elif lost_since_s is None:
+                lost_since_s = now_s
+            elif now_s - lost_since_s > self._upstream.retry_timeout_s:
+                raise UpstreamError(f"the source {self._upstream.uri} can't be reached")
+
+    def claim_background(self, first: int, end: int, most_blocks: int) -> Claim | None:
+        """Claim the first absent, unowned run of `first..end`, at most `most_blocks` of it.
+
+        Returns None if there is none. The caller must `send` the claim.
+        """
+        with self._store.lock:
+            run = next(self._unowned(first, end), None)
+            if run is None:
+                return None
+            stop = min(run[1], run[0] + most_blocks)
+            claim = Claim(run[0], stop, is_fetch=True, background=True)
+            self._claims.append(claim)
+            return claim
+
+    def disown_fetches(self) -> None:
+        """Whatever fetches bring from here on is dropped.
+
+        Returns once none is storing: from then on no block becomes present that isn't claimed anew.
+        """
+        with self._store.lock:
+            fetches = [claim for claim in self._claims if claim.is_fetch]
+            storing = [claim for claim in fetches if claim.storing]
+            for claim in fetches:
+                if not claim.storing:
+                    claim.lost.append((claim.first, claim.end))
+        for claim in storing:
+            claim.done.wait()
+
+    def fill_hole(self, first: int, end: int, *, skipped: bool = False) -> None:
+        """Make the absent, unowned blocks of `first..end` present as zeros.
+
+        `skipped`: they are free at the source, not holes of it; only the count differs.
+
+        Raises:
+            StoreError: the store refused; nothing is marked.
+        """
+        with self._store.lock:
+            ranges = self._unowned(first, end)
+            claims = [Claim(*blocks, is_fetch=False) for blocks in ranges]
+            self._claims += claims
+        try:
+            for claim in claims:
+                extent = self._store.geometry.extent(claim.first, claim.end)
+                self._store.image.zero(extent.offset, extent.length, punch=True)
+        except OSError as error:
+            self._release(claims, present=False)
+            raise StoreError(f"the store can't hold zeros: {error}", error.errno or 5) from error
+        for claim in claims:
+            length = self._store.geometry.extent(claim.first, claim.end).length
+            if skipped:
+                self.skipped_bytes += length
+            else:
+                self.hole_bytes += length
+        self._release(claims, present=True)
+
+    @contextmanager
+    def writing(self, first: int, end: int) -> Iterator[None]:
+        """Own the absent blocks of `first..end` while the guest writes all of them.
+
+        They are present afterwards, or as before if the body raises.
+        """
+        claims = self._claim_for_write(first, end)
+        try:
+            yield
+        except BaseException:
+            self._release(claims, present=False)
+            raise
+        self._release(claims, present=True)
+
+    def _claim_for_write(self, first: int, end: int) -> list[Claim]:
+        while True:
+            with self._store.lock:
+                rivals = [claim for claim in self._claims if claim.overlaps(first, end)]
+                busy = next((claim for claim in rivals if claim.storing), None)
+                if busy is None:
+                    absent = list(self._store.present.clear_runs(first, end))
+                    for claim in rivals:
+                        claim.lost += absent
+                    claims = [Claim(*blocks, is_fetch=False) for blocks in absent]
+                    self._claims += claims
+                    return claims
+            busy.done.wait()
+
+    def _unowned(self, first: int, end: int) -> Iterator[Range]:
+        """Absent blocks of `first..end` that nobody has claimed. The caller holds the lock.
+
+        Found one after the other: who wants only the first doesn't pay for a fragmented map.
+        """
+        claimed = [(claim.first, claim.end) for claim in self._claims if claim.overlaps(first, end)]
+        for run in self._store.present.clear_runs(first, end):
+            yield from subtract([run], claimed)
+
+    def _claim_absent(self, first: int, end: int) -> list[Claim]:
+        """Claim the unowned runs of `first..end` for demand. The caller holds the lock."""
+        claims = [Claim(*blocks, is_fetch=True) for blocks in self._unowned(first, end)]
+        self._claims += claims
+        return claims
+
+    def send(self, claim: Claim, released: Callable[[Claim], None] | None = None) -> None:
+        """Fetch a claim's blocks; `released` is called once it is over, on another thread."""
+
+        def arrived(request: Request) -> None:
+            self._arrived(claim, request)
+            if released is not None:
+                released(claim)
+
+        extent = self._store.geometry.extent(claim.first, claim.end)
+        self._upstream.fetch(extent.offset, extent.length, arrived, background=claim.background)
+
+    def _arrived(self, claim: Claim, request: Request) -> None:
+        """Store a fetch's data where the guest hasn't written meanwhile; then publish it."""
+        claim.error = request.error
+        if claim.error is None:
+            with self._store.lock:
+                claim.storing = True
+                owned = claim.owned()
+            try:
+                for first, end in owned:
+                    self._keep(claim, first, end, request.data)
+            except OSError as error:
+                claim.error = NotKeptError(f"the store can't keep data: {error}", error.errno or 5)
+            if claim.background:
+                self.background_bytes += request.length
+            else:
+                self.on_demand_bytes += request.length
+        self._release([claim], present=claim.error is None)
+
+    def _keep(self, claim: Claim, first: int, end: int, data: bytearray) -> None:
+        extent = self._store.geometry.extent(first, end)
+        start = (first - claim.first) * self._store.geometry.block_bytes
+        piece = memoryview(data)[start : start + extent.length]
+        if piece == memoryview(_ZEROS)[: len(piece)]:
+            self._store.image.zero(extent.offset, extent.length, punch=True)
+        else:
+            self._store.image.write(piece, extent.offset)
+
+    def _release(self, claims: list[Claim], *, present: bool) -> None:
+        """Give claims up, marking what they still own if `present`; wake who waits."""
+        with self._store.lock:
+            for claim in claims:
+                if present:
+                    for first, end in claim.owned():
+                        self._store.mark_present(first, end)
+                self._claims.remove(claim)
+            complete = self._store.present_blocks == self._store.geometry.total_blocks
+        for claim in claims:
+            claim.done.set()
+        if complete:
+            self._on_complete()
+
+
+def _ignore(_claim: Claim) -> None:
+    """Nobody wants to know."""
+
+
+__all__ = ["Claim", "Hydration", "UpstreamError"]

@@ -1,0 +1,120 @@
+"""In which order the background copy visits the disk: iterators over ranges of blocks.
+
+The disk is parted into *units* of at most a heat group. Each unit is one or two items: its blocks
+in use and its free ones, if the file system's bitmaps are known and `in-use` is among the keys.
+Items are sorted by the keys, the first weighs most, once; after that an order is a walk. It yields
+ranges `(first, end)` that together cover the disk once and knows nothing of what is present: the
+copier skips that.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from relocator.store.bitmap import Bitmap
+
+Range = tuple[int, int]
+_RANDOM_SEED = 1
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What an order may rest on. `heat[i]` is that of the bytes `i << heat_shift` onwards."""
+
+    total_blocks: int
+    block_bytes: int
+    heat: Sequence[float] = ()
+    heat_shift: int = 20
+    in_use: Bitmap | None = None
+    trace: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Item:
+    """Blocks of `first..end` that are in use (True), free (False), or all of them (None)."""
+
+    first: int
+    end: int
+    in_use: bool | None
+
+    def ranges(self, knowledge: Knowledge) -> Iterator[Range]:
+        """The item's blocks."""
+        if self.in_use is None or knowledge.in_use is None:
+            yield self.first, self.end
+        elif self.in_use:
+            yield from knowledge.in_use.set_runs(self.first, self.end)
+        else:
+            yield from knowledge.in_use.clear_runs(self.first, self.end)
+
+
+def build(keys: Sequence[str], knowledge: Knowledge) -> Iterator[Range]:
+    """The order that `keys` describe: `in-use`, `hot`, `sequential`, `random`, `trace:FILE`."""
+    yield from _trace(keys, knowledge)
+    rank = [_rank(key, knowledge) for key in keys]
+    items = list(_items(knowledge, parted=knowledge.in_use is not None and "in-use" in keys))
+    items.sort(key=lambda item: (*(value(item) for value in rank), item.first))
+    for item in items:
+        yield from item.ranges(knowledge)
+
+
+def unit_blocks(knowledge: Knowledge) -> int:
+    """Blocks of a unit."""
+    return max(1, (1 << knowledge.heat_shift) // knowledge.block_bytes)
+
+
+def _items(knowledge: Knowledge, *, parted: bool) -> Iterator[Item]:
+    step = unit_blocks(knowledge)
+    for first in range(0, knowledge.total_blocks, step):
+        end = min(first + step, knowledge.total_blocks)
+        if not parted or knowledge.in_use is None:
+            yield Item(first, end, None)
+            continue
+        if knowledge.in_use.any(first, end):
+            yield Item(first, end, True)
+        if not knowledge.in_use.all(first, end):
+            yield Item(first, end, False)
+
+
+def _rank(key: str, knowledge: Knowledge) -> Callable[[Item], float]:
+    """What `key` sorts by; smaller comes first."""
+    step = unit_blocks(knowledge)
+    if key == "in-use":
+        return lambda item: 1.0 if item.in_use is False else 0.0
+    if key == "hot":
+        heat = knowledge.heat
+        return lambda item: -heat[item.first // step] if item.first // step < len(heat) else 0.0
+    if key == "random":
+        shuffle = random.Random(_RANDOM_SEED)
+        places: dict[int, float] = {}
+        return lambda item: places.setdefault(item.first, shuffle.random())
+    if key == "sequential":
+        return lambda item: float(item.first)
+    return lambda _item: 0.0  # a trace has been walked before all else
+
+
+def _trace(keys: Sequence[str], knowledge: Knowledge) -> Iterator[Range]:
+    """The blocks of a recorded trace, in its order."""
+    if any(key.startswith("trace:") for key in keys):
+        for block in knowledge.trace:
+            if block < knowledge.total_blocks:
+                yield block, block + 1
+
+
+def read_trace(text: str, block_bytes: int) -> list[int]:
+    """Blocks in the order of their first access, from lines `OFFSET[,LENGTH]` in bytes.
+
+    Raises:
+        ValueError: a line is something else; names its number.
+    """
+    seen: dict[int, None] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        parts = line.split(",")
+        try:
+            offset, length = int(parts[0]), int(parts[1]) if len(parts) > 1 else 1
+        except ValueError as error:
+            raise ValueError(f"line {number}: '{line}' is not OFFSET[,LENGTH] in bytes") from error
+        for block in range(offset // block_bytes, -(-(offset + length) // block_bytes)):
+            seen[block] = None
+    return list(seen)

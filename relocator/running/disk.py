@@ -1,0 +1,221 @@
+"""What a guest's request does to the disk.
+
+What is present is read from the store, the rest is hydrated; writes are local whatever the state,
+and the source is never written. Blocks covered in part by a write are hydrated first. Zero and trim
+make blocks present too, or old data would come back. In standby, reads pass through and nothing is
+kept.
+
+Trim is advice, so on a disk with an upstream it is rounded inwards to whole blocks: a block trimmed
+in part keeps its data and costs no round trip. What is trimmed wholly reads as zero from then on.
+
+Once all is here (`all_here`) reads no longer consult the maps. Every change passes the gate, which
+counts it, and refuses it when the disk is sealed or not active yet.
+"""
+
+import errno
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any, TypeVar
+
+from relocator.copying.heat import Heat
+from relocator.copying.hydration import Hydration
+from relocator.errors import NotKeptError, StateError, StoreError
+from relocator.running.gate import Gate
+from relocator.running.latency import Histogram
+from relocator.source.upstream import Upstream
+from relocator.store.store import Store
+
+#: (offset, length, whether it holds data), ascending
+Run = tuple[int, int, bool]
+_MOST_RUNS = 4096
+T = TypeVar("T")
+_ZERO_STEP_BYTES = 1 << 30
+
+
+def clipped(offset: int, end: int, step: int) -> Iterator[tuple[int, int]]:
+    """`offset..end` in pieces of at most `step` bytes that end at its multiples."""
+    while offset < end:
+        stop = min(end, (offset // step + 1) * step)
+        yield offset, stop
+        offset = stop
+
+
+class Disk:
+    """The disk as its clients see it. Without `hydration`, all of it is here."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        gate: Gate,
+        heat: Heat,
+        upstream: Upstream | None = None,
+        hydration: Hydration | None = None,
+    ) -> None:
+        self._store = store
+        self._geometry = store.geometry
+        self._image = store.image
+        self._gate = gate
+        self._heat = heat
+        self._upstream = upstream
+        self._hydration = hydration
+        self.all_here = hydration is None
+        self.pass_through = False
+        #: what to do when the gate refuses a write: raise, or make it pass and return
+        self.on_refusal: Callable[[StateError], None] = _raise
+        #: told of every read that had to wait for the source: (first block, end)
+        self.on_miss: Callable[[int, int], None] = _ignore
+        self.size_bytes = store.geometry.size_bytes
+        self.requests = {name: Histogram() for name in ("read_present", "read_absent", "write")}
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill `buffer` with the bytes at `offset`, fetching what is absent."""
+        start_ns = time.perf_counter_ns()
+        self._heat.note_read(offset)
+        first, end = self._geometry.touched(offset, len(buffer))
+        if self.all_here or (not self.pass_through and self._store.present.all(first, end)):
+            self._image.read_into(buffer, offset)
+            self.requests["read_present"].add(time.perf_counter_ns() - start_ns)
+            return
+        self._read_absent(buffer, offset, first, end)
+        self.requests["read_absent"].add(time.perf_counter_ns() - start_ns)
+
+    def write(self, data: memoryview, offset: int, *, fua: bool) -> None:
+        """Write `data` at `offset`; with `fua`, durably."""
+        start_ns = time.perf_counter_ns()
+        self._heat.note_write(offset)
+        self._modify(offset, len(data), lambda: self._image.write(data, offset))
+        if fua:
+            self.flush()
+        self.requests["write"].add(time.perf_counter_ns() - start_ns)
+
+    def zero(self, offset: int, length: int, *, punch: bool, fua: bool) -> None:
+        """Make `length` bytes read as zero; `punch` gives their space back."""
+        for start, stop in clipped(offset, offset + length, _ZERO_STEP_BYTES):
+            self._zero_piece(start, stop - start, punch)
+        if fua:
+            self.flush()
+
+    def _zero_piece(self, offset: int, length: int, punch: bool) -> None:
+        self._modify(offset, length, lambda: self._image.zero(offset, length, punch=punch))
+
+    def trim(self, offset: int, length: int, *, fua: bool) -> None:
+        """Give the space of `length` bytes back, of whole blocks where there is an upstream."""
+        if self._hydration is not None:
+            _, first, end = self._geometry.split(offset, length)
+            offset, length = self._geometry.extent(first, end) if first < end else (offset, 0)
+        self.zero(offset, length, punch=True, fua=fua)
+
+    def flush(self) -> None:
+        """Make every acknowledged write durable."""
+        self._store.commit()
+
+    def runs(self, offset: int, length: int) -> list[Run]:
+        """What holds data and what is a hole, from `offset` on; absent blocks count as data."""
+        if self.all_here:
+            found = self._image.data_runs(offset, offset + length)
+            return [(start, end - start, data) for start, end, data in islice(found, _MOST_RUNS)]
+        return self._runs_of_maps(offset, offset + length)
+
+    def status(self) -> dict[str, Any]:
+        """The disk's part of the status object."""
+        return {
+            "size_bytes": self.size_bytes,
+            "requests": {name: histogram.as_dict() for name, histogram in self.requests.items()},
+        }
+
+    def _runs_of_maps(self, offset: int, end: int) -> list[Run]:
+        found: list[Run] = []
+        block = self._geometry.block_bytes
+        while offset < end and len(found) < _MOST_RUNS:
+            first, last = self._geometry.touched(offset, end - offset)
+            stop = min(end, self._store.present.next_set(first, last) * block)
+            if self.pass_through:
+                stop = end
+            if stop > offset:
+                found.append((offset, stop - offset, True))
+                offset = stop
+                continue
+            stop = min(end, self._store.present.next_clear(first, last) * block)
+            for start, run_end, data in self._image.data_runs(offset, stop):
+                found.append((start, run_end - start, data))
+            offset = stop
+        return found
+
+    def _read_absent(self, buffer: memoryview, offset: int, first: int, end: int) -> None:
+        if self.pass_through:
+            _needed(self._upstream).read_into(buffer, offset)
+            return
+        try:
+            self._hydrate(first, end, meanwhile=lambda: self.on_miss(first, end))
+        except NotKeptError:
+            self._read_around_the_store(buffer, offset)
+        else:
+            self._image.read_into(buffer, offset)
+
+    def _hydrate(self, first: int, end: int, meanwhile: Callable[[], None] | None = None) -> None:
+        _needed(self._hydration).hydrate(first, end, meanwhile)
+
+    def _read_around_the_store(self, buffer: memoryview, offset: int) -> None:
+        """The store is full: present blocks from it, the others from the source, not kept."""
+        block = self._geometry.block_bytes
+        for start, stop in clipped(offset, offset + len(buffer), block):
+            piece = buffer[start - offset : stop - offset]
+            if self._store.present[start // block]:
+                self._image.read_into(piece, start)
+            else:
+                _needed(self._upstream).read_into(piece, start)
+
+    def _modify(self, offset: int, length: int, apply: Callable[[], None]) -> None:
+        """Let `apply` change the bytes `offset..offset+length`, by the rules of gate and maps.
+
+        Raises:
+            StateError: the gate is shut.
+            StoreError: the store refused; nothing was marked present.
+        """
+        if length == 0:
+            return
+        self._enter()
+        try:
+            self._change(offset, length, apply)
+        except OSError as error:
+            message = f"write of {length} bytes at {offset}: {error}"
+            raise StoreError(message, error.errno or errno.EIO) from error
+        finally:
+            self._gate.leave()
+
+    def _enter(self) -> None:
+        try:
+            self._gate.enter()
+        except StateError as refusal:
+            self.on_refusal(refusal)
+            self._gate.enter()
+
+    def _change(self, offset: int, length: int, apply: Callable[[], None]) -> None:
+        touched = self._geometry.touched(offset, length)
+        if self.all_here or self._store.present.all(*touched):
+            self._store.mark_dirty(*touched)
+            apply()
+            return
+        edges, first, end = self._geometry.split(offset, length)
+        for edge in edges:
+            self._hydrate(edge, edge + 1)
+        with _needed(self._hydration).writing(first, end):
+            self._store.mark_dirty(*touched)
+            apply()
+
+
+def _needed(part: T | None) -> T:
+    """What an absent block is fetched with; a disk without upstream has no such block."""
+    if part is None:
+        raise StoreError("a complete disk has an absent block: its maps are damaged")
+    return part
+
+
+def _raise(refusal: StateError) -> None:
+    raise refusal
+
+
+def _ignore(_first: int, _end: int) -> None:
+    """Nobody wants to know."""

@@ -1,0 +1,96 @@
+"""What a disk offers besides its bytes, as further exports of the same NBD port, all read-only.
+
+    heat, dirty, diverged   a snapshot made when the export is opened (see docs/exports.md)
+    control                 the status object, JSON, padded with spaces
+    control/VERB            a verb that another site's relocator uses: identify, epoch, seal, moved
+
+A verb is carried out by the *first read* of its export, not by opening it, and not by a write: so a
+connection can be made ready long before the switch, when one round trip is all there is, and
+nothing is ever written to a server that ignores export names and would take it for the disk.
+
+A verb's reply is one line of JSON, then the maps that the line's `attachments` tells the places of.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from relocator.errors import RelocatorError
+from relocator.store import runs
+from relocator.store.store import Store
+
+MAGIC = "relocator-1"
+FIRST_READ_BYTES = 8 << 10  # less than what TCP sends at once over a connection that was idle
+STATUS_BYTES = 64 << 10
+VERBS = ("identify", "epoch", "seal", "moved")
+NAMES = ("", "heat", "dirty", "diverged", "digest", "control")
+
+Reply = tuple[dict[str, Any], dict[str, bytes]]
+
+
+class Snapshot:
+    """An export with the bytes `make` gives; they are made at the first read."""
+
+    def __init__(self, size_bytes: int, make: Callable[[], bytes]) -> None:
+        self.size_bytes = size_bytes
+        self._make = make
+        self._content: bytes | None = None
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill `buffer` from `offset` on; past the content there are spaces."""
+        if self._content is None:
+            self._content = self._make()
+        piece = self._content[offset : offset + len(buffer)]
+        buffer[:] = piece.ljust(len(buffer), b" ")
+
+    def runs(self, offset: int, length: int) -> list[tuple[int, int, bool]]:
+        """All of it is data."""
+        return [(offset, length, True)]
+
+
+def encode(reply: Reply) -> bytes:
+    """A verb's reply as bytes."""
+    fields, attachments = reply
+    places: dict[str, tuple[int, int]] = {}
+    body = b""
+    for name, content in attachments.items():
+        places[name] = (len(body), len(content))
+        body += content
+    line = json.dumps({"relocator": MAGIC, **fields, "attachments": places}) + "\n"
+    return line.encode() + body
+
+
+def decode_line(data: bytes) -> tuple[dict[str, Any], int] | None:
+    """The line of a reply and where its attachments begin; None if this is no such reply."""
+    end = data.find(b"\n", 0, FIRST_READ_BYTES)
+    if end < 0 or not data.startswith(b'{"relocator": "' + MAGIC.encode()):
+        return None
+    try:
+        fields = json.loads(data[:end])
+    except ValueError:
+        return None
+    return (fields, end + 1) if isinstance(fields, dict) else None
+
+
+def verb_export(store: Store, call: Callable[[str], Reply], verb: str) -> Snapshot:
+    """The export that carries out `verb` when it is first read."""
+
+    def make() -> bytes:
+        try:
+            fields, attachments = call(verb)
+            return encode(({"ok": True, **fields}, attachments))
+        except RelocatorError as error:
+            return encode(({"ok": False, "error": str(error)}, {}))
+
+    maps_bytes = 2 * runs.most_bytes(store.geometry.total_blocks)
+    return Snapshot(-(-(STATUS_BYTES + maps_bytes) // 4096) * 4096, make)
+
+
+def status_export(status: Callable[[], dict[str, Any]]) -> Snapshot:
+    """The export `control`: the status object when it is first read."""
+    return Snapshot(STATUS_BYTES, lambda: json.dumps(status(), sort_keys=True).encode() + b"\n")
+
+
+def content_export(content: bytes) -> Snapshot:
+    """An export of fixed content."""
+    return Snapshot(max(len(content), 1), lambda: content)

@@ -1,0 +1,126 @@
+"""Graduation: a complete disk is handed to a plain server, which knows nothing of maps.
+
+Complete means that every block is in the image, so the image alone is the disk and any server may
+serve it. But nothing records writes from then on. So meta.json says *graduated* before the plain
+server starts, and an engine that opens the store later takes every block for written since the
+epoch: what was pre-seeded elsewhere is dropped, a return trip takes back everything. A superset of
+what was written is always safe (store.py).
+
+Graduating begins with the locks of store and image: whoever held them has ended, and with it every
+write. The plain server inherits them (`lock_fds`), so they last as long as somebody serves the
+disk. A sealed disk has moved on and doesn't graduate.
+"""
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from relocator import __version__
+from relocator.errors import StateError
+from relocator.running.latency import Histogram
+from relocator.running.states import Role, State
+from relocator.store import meta as metadata
+from relocator.store.image import Image
+from relocator.store.meta import Meta
+from relocator.store.opening import open_image, take_lock
+
+_REFUSAL = (
+    "'{verb}' is refused: the disk has graduated, and what serves it now records no writes; "
+    "stop it and start the proxy without --graduate"
+)
+_MOST_CELLS = 1 << 16
+
+
+@dataclass(frozen=True)
+class Graduated:
+    """A graduated disk, held by its locks."""
+
+    meta: Meta
+    image: Image
+    lock_fds: tuple[int, ...]
+
+    @property
+    def exceeds(self) -> bool:
+        """Whether the image is longer than the disk."""
+        return self.image.size_bytes > self.meta.size_bytes
+
+    def call(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Answer a verb of the control socket: what can be said without an engine.
+
+        Raises:
+            StateError: the verb needs an engine.
+        """
+        if verb in ("status", "wait"):
+            return self.status()
+        if verb == "map":
+            cells = min(arguments.get("cells", 1), self._total_blocks, _MOST_CELLS)
+            return {**self.status(), "map": {"present": [1.0] * cells, "dirty": [1.0] * cells}}
+        raise StateError(_REFUSAL.format(verb=verb))
+
+    def status(self) -> dict[str, Any]:
+        """The status object; nothing is counted any more."""
+        kinds = ("read_present", "read_absent", "write")
+        counters = ("on_demand_bytes", "background_bytes", "hole_bytes", "skipped_bytes")
+        return {
+            "version": __version__,
+            "role": Role.TARGET.value,
+            "state": State.COMPLETE.value,
+            "graduated": True,
+            "id": self.meta.id,
+            "epoch": self.meta.epoch,
+            "size_bytes": self.meta.size_bytes,
+            "source": self.meta.source,
+            "source_connected": False,
+            "source_connections": 0,
+            "source_offers": None,
+            "block_bytes": self.meta.block_bytes,
+            "total_blocks": self._total_blocks,
+            "present_blocks": self._total_blocks,
+            "dirty_blocks": self._total_blocks,
+            **dict.fromkeys(counters, 0),
+            "notes": ["graduated: requests are no longer counted, nor is what they write recorded"],
+            "known": [],
+            "background": "off",
+            "order": "",
+            "rate_bits_per_s": 0.0,
+            "rate_cap_bits_per_s": None,
+            "window_bytes": 0,
+            "in_flight_bytes": 0,
+            "eta_s": 0.0,
+            "error": None,
+            "requests": {kind: Histogram().as_dict() for kind in kinds},
+        }
+
+    @property
+    def _total_blocks(self) -> int:
+        return -(-self.meta.size_bytes // self.meta.block_bytes)
+
+
+def may_graduate(meta: Meta | None) -> bool:
+    """Whether all of the disk is here, and it has not moved on."""
+    return meta is not None and not meta.creating and meta.complete and meta.seal is None
+
+
+def graduate(directory: Path) -> Graduated | None:
+    """Take over the store at `directory` and note that it has graduated; None if it may not.
+
+    Raises:
+        ConfigError: the store is in use or damaged.
+    """
+    if not may_graduate(metadata.read(directory)):
+        return None
+    lock_fd = take_lock(directory)
+    try:
+        meta = metadata.read(directory)
+        if meta is None or not may_graduate(meta):  # it was sealed at the last moment
+            os.close(lock_fd)
+            return None
+        image = open_image(directory, meta)
+        if not meta.graduated:
+            meta = replace(meta, graduated=True, clean=False)
+            metadata.write(directory, meta)
+    except BaseException:
+        os.close(lock_fd)
+        raise
+    return Graduated(meta, image, (lock_fd, image.fileno()))

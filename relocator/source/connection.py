@@ -1,0 +1,301 @@
+"""One NBD connection to the source: one libnbd handle, owned by one thread.
+
+Other threads hand requests over through a queue and an eventfd; replies are delivered on the
+connection's thread through each request's `done`. The handle is never touched from outside, so it
+needs no lock; `_lock` guards only the queue and the flag `_closing`.
+
+What a server takes in one request is limited by its block sizes: a request is widened and cut to
+fit, and its owner gets what was asked for.
+
+A connection heals itself: when it breaks, or when nothing arrives for `STALL_S` although something
+is owed, requests without a reply are kept, sent again once it is up, and given up only past their
+own deadline. Reads and block status are idempotent, so sending again is safe.
+"""
+
+import errno
+import os
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import nbd
+
+from relocator.errors import OtherDiskError, UpstreamError
+from relocator.source.endpoint import Endpoint
+from relocator.source.handles import ALLOCATION, Limits, aio_pread, limits_of, open_handle, progress
+
+STALL_S = 10.0
+#: Errors that say nothing of the request: the connection is gone, or the server is about to go.
+_BROKEN = frozenset(
+    {errno.ENOTCONN, errno.ESHUTDOWN, errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT}
+)
+
+
+class Guard(Protocol):
+    """Refuses a source that has become another disk (see identity.py), by an UpstreamError."""
+
+    def check(self, handle: Any, *, first: bool) -> None:
+        """Look at a handle that has just connected."""
+
+
+@dataclass(eq=False)
+class Request:
+    """A read, or a block status query, on its way.
+
+    `done(request)` is called exactly once, on the connection's thread, with either `error` set or
+    the result in `data` (a read) or `runs` (`(length, flags)` in bytes from `offset` on, which may
+    cover less than was asked).
+    """
+
+    kind: str
+    offset: int
+    length: int
+    done: Callable[["Request"], None]
+    deadline_s: float | None = None
+    data: bytearray = field(default_factory=bytearray)
+    runs: list[tuple[int, int]] = field(default_factory=list)
+    error: UpstreamError | None = None
+
+
+def backoff(first_s: float = 0.1, factor: float = 2.0, limit_s: float = 2.0) -> Iterator[float]:
+    """Waiting times between attempts, growing up to a limit."""
+    while True:
+        yield first_s
+        first_s = min(first_s * factor, limit_s)
+
+
+@dataclass(eq=False)
+class _Flight:
+    """A request that was sent, in `parts` pieces that have no reply yet."""
+
+    request: Request
+    parts: int = 1
+    error: int = 0
+
+
+class Connection:
+    """A self-healing connection to `endpoint`; call `start` after nbdkit has forked."""
+
+    def __init__(self, endpoint: Endpoint, name: str, guard: Guard | None = None) -> None:
+        self._endpoint = endpoint
+        self._guard = guard
+        self._queue: deque[Request] = deque()
+        self._in_flight: dict[int, _Flight] = {}
+        self._lock = threading.Lock()
+        self._closing = False
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._finished: list[Request] = []
+        self._heard_s = 0.0
+        self._size_bytes: int | None = None
+        self._limits = Limits(0, 1, 1)
+        self._lost = False
+        self._why = "not connected yet"
+        self.connected = False
+        #: why the source is not taken for the one it was
+        self.refusal: str | None = None
+        self.has_allocation = False
+        self.multi_conn: bool | None = None
+        self.received_bytes = 0
+        self._asked_bytes = 0  # under `_lock`
+        self._answered_bytes = 0  # by the connection's own thread
+
+    def start(self) -> None:
+        """Start the thread and begin to connect."""
+        self._thread.start()
+
+    @property
+    def owed_bytes(self) -> int:
+        """How much was asked for and has no reply yet."""
+        return self._asked_bytes - self._answered_bytes
+
+    def submit(self, request: Request) -> None:
+        """Queue a request; safe from any thread, never waits."""
+        with self._lock:
+            if not self._closing:
+                self._queue.append(request)
+                self._asked_bytes += request.length
+                os.eventfd_write(self._wake_fd, 1)
+                return
+        request.error = UpstreamError("the connection to the source was closed", errno.ESHUTDOWN)
+        request.done(request)
+
+    def close(self) -> None:
+        """Disconnect; requests without a reply fail. Must not be called from a `done`."""
+        with self._lock:
+            self._closing = True
+        os.eventfd_write(self._wake_fd, 1)
+        if self._thread.is_alive():
+            self._thread.join()
+
+    # Below this line everything runs on the connection's own thread.
+
+    def _run(self) -> None:
+        delays = backoff()
+        while not self._closing:
+            handle = None
+            try:
+                handle = self._connect()
+                delays = backoff()
+                self._serve(handle)
+            except (nbd.Error, UpstreamError) as error:
+                self._why = str(error)
+                self.refusal = self._why if isinstance(error, OtherDiskError) else None
+                # What it owed is sent again by the next connection.
+            self.connected = False
+            self._put_back()
+            del handle
+            if not self._closing:
+                self._pause(next(delays))
+        self._put_back()
+        self._expire(all_of_them=True)
+
+    def _connect(self) -> Any:
+        """Connect and negotiate."""
+
+        def idle() -> None:
+            if self._closing:
+                raise UpstreamError("the connection to the source was closed", errno.ESHUTDOWN)
+            self._expire()
+
+        handle = open_handle(self._endpoint, idle=idle, wake_fd=self._wake_fd)
+        size_bytes = handle.get_size()
+        if self._size_bytes not in (None, size_bytes):
+            raise OtherDiskError(
+                f"the source has become another disk: {size_bytes} bytes, not {self._size_bytes}"
+            )
+        if self._guard is not None:
+            self._guard.check(handle, first=self._size_bytes is None)
+        self._size_bytes = size_bytes
+        self.has_allocation = handle.can_meta_context(ALLOCATION)
+        self.multi_conn = handle.can_multi_conn()
+        self._limits = limits_of(handle)
+        self._lost = False
+        self.refusal = None
+        self.connected = True
+        self._heard_s = time.monotonic()
+        return handle
+
+    def _serve(self, handle: Any) -> None:
+        """Send what is queued and take replies until the connection breaks or is closed."""
+        while not self._closing:
+            while self._queue:
+                self._send(handle, self._queue.popleft())
+            if progress(handle, 1.0, self._wake_fd):
+                self._heard_s = time.monotonic()
+            self._deliver()
+            if self._lost or handle.aio_is_dead() or handle.aio_is_closed():
+                raise UpstreamError("the source ended the connection", errno.ENOTCONN)
+            if not self._in_flight:
+                self._heard_s = time.monotonic()
+            elif time.monotonic() - self._heard_s > STALL_S:
+                raise UpstreamError(f"no reply for {STALL_S:.0f} s", errno.ETIMEDOUT)
+        handle.aio_disconnect(0)
+
+    def _send(self, handle: Any, request: Request) -> None:
+        flight = self._in_flight[id(request)] = _Flight(request)
+
+        def completed(error: Any) -> int:
+            self._complete(flight, error.value)
+            return 1
+
+        if request.kind == "read":
+            pieces = self._limits.pieces(request.offset, request.length)
+            start, flight.parts = pieces[0].offset, len(pieces)
+            request.data = bytearray(sum(piece.length for piece in pieces))
+            for piece in pieces:
+                aio_pread(handle, request.data, piece, start, completed)
+        elif self.has_allocation:
+            self._ask_status(handle, request, completed)
+        else:
+            request.runs = [(request.length, 0)]
+            self._complete(flight, 0)
+
+    def _ask_status(self, handle: Any, request: Request, completed: Callable[[Any], int]) -> None:
+        start, length = self._limits.widen(request.offset, request.length)
+        request.runs = []
+
+        def extents(_context: str, _offset: int, entries: list[int], _error: Any) -> int:
+            request.runs += zip(entries[::2], entries[1::2], strict=True)
+            return 0
+
+        handle.aio_block_status(length, start, extents, completion=completed)
+
+    def _complete(self, flight: _Flight, number: int) -> None:
+        """A reply, or the end of the connection: then the request stays in flight, to be resent."""
+        if number in _BROKEN:
+            self._lost = True
+            return
+        flight.parts -= 1
+        flight.error = flight.error or number
+        request = flight.request
+        if flight.parts or self._in_flight.pop(id(request), None) is None:
+            return
+        if flight.error:
+            what = f"{request.kind} of {request.length} bytes at {request.offset}"
+            request.error = UpstreamError(
+                f"the source failed a {what}: {os.strerror(flight.error)}", flight.error
+            )
+        else:
+            self.received_bytes += len(request.data)
+            self._trim(request)
+        self._finished.append(request)
+
+    def _trim(self, request: Request) -> None:
+        """Cut off what was added in front of and behind the request for the server's sake."""
+        if request.kind == "read":
+            if len(request.data) != request.length:
+                skip = request.offset - self._limits.widen(request.offset, request.length).offset
+                request.data = request.data[skip : skip + request.length]
+            return
+        skip = request.offset - self._limits.widen(request.offset, request.length).offset
+        while skip > 0 and request.runs:
+            length, flags = request.runs.pop(0)
+            if length > skip:
+                request.runs.insert(0, (length - skip, flags))
+            skip -= length
+
+    def _deliver(self) -> None:
+        """Hand finished requests to their owners, outside libnbd's callbacks."""
+        finished, self._finished = self._finished, []
+        for request in finished:
+            self._answered_bytes += request.length
+            request.done(request)
+
+    def _put_back(self) -> None:
+        """Queue again, in order and first, whatever has no reply."""
+        self._deliver()
+        owed = [flight.request for flight in self._in_flight.values()]
+        self._in_flight = {}
+        with self._lock:
+            self._queue.extendleft(reversed(owed))
+
+    def _expire(self, *, all_of_them: bool = False) -> None:
+        """Fail the queued requests whose time is up."""
+        now_s = time.monotonic()
+        with self._lock:
+            queued: deque[Request] = deque()
+            late: list[Request] = []
+            for request in self._queue:
+                expired = request.deadline_s is not None and now_s > request.deadline_s
+                (late if expired or all_of_them else queued).append(request)
+            self._queue = queued
+        for request in late:
+            what = f"the source {self._endpoint.uri} can't be reached: {self._why}"
+            request.error = UpstreamError(what, errno.EIO)
+            self._answered_bytes += request.length
+            request.done(request)
+
+    def _pause(self, delay_s: float) -> None:
+        """Wait before the next attempt, but not past anybody's deadline or a close."""
+        until_s = time.monotonic() + delay_s
+        while not self._closing and (left_s := until_s - time.monotonic()) > 0:
+            poller = select.poll()
+            poller.register(self._wake_fd, select.POLLIN)
+            if poller.poll(min(left_s, 0.25) * 1000):
+                os.eventfd_read(self._wake_fd)
+            self._expire()

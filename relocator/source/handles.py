@@ -1,0 +1,196 @@
+"""libnbd handles: how one is opened, and what may be asked of it.
+
+Every connection to a source, for its data or for control, is opened by `open_handle`, which alone
+knows of TLS and ssh.
+"""
+
+import errno
+import os
+import select
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import nbd
+
+from relocator.errors import UpstreamError
+from relocator.source.endpoint import Endpoint
+from relocator.source.tunnel import Tunnel
+from relocator.store.geometry import Extent
+
+CONNECT_S = 10.0
+ALLOCATION = "base:allocation"
+#: What a client may ask for at once when the server doesn't say (NBD protocol, "Block size").
+DEFAULT_MAXIMUM_BYTES = 32 << 20
+_TLS = {"off": nbd.TLS_DISABLE, "on": nbd.TLS_ALLOW, "require": nbd.TLS_REQUIRE}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """A server's block sizes in bytes: what it takes is a multiple of one, at most the other."""
+
+    size_bytes: int
+    minimum_bytes: int
+    maximum_bytes: int
+
+    def widen(self, offset: int, length: int) -> Extent:
+        """The smallest extent around the given one that starts and ends at whole blocks."""
+        start = offset // self.minimum_bytes * self.minimum_bytes
+        end = -(-(offset + length) // self.minimum_bytes) * self.minimum_bytes
+        return Extent(start, max(min(end, self.size_bytes), offset + length) - start)
+
+    def pieces(self, offset: int, length: int) -> list[Extent]:
+        """Requests that together cover the extent, each of which the server takes."""
+        start, whole = self.widen(offset, length)
+        most = self.maximum_bytes
+        return [Extent(start + at, min(most, whole - at)) for at in range(0, whole, most)]
+
+
+def limits_of(handle: Any) -> Limits:
+    """What the server behind a connected handle asks for."""
+    minimum = max(handle.get_block_size(nbd.SIZE_MINIMUM), 1)
+    maximum = handle.get_block_size(nbd.SIZE_MAXIMUM) or DEFAULT_MAXIMUM_BYTES
+    maximum = min(maximum, DEFAULT_MAXIMUM_BYTES) // minimum * minimum
+    return Limits(handle.get_size(), minimum, max(maximum, minimum))
+
+
+def open_handle(
+    endpoint: Endpoint, *, idle: Callable[[], None] | None = None, wake_fd: int | None = None
+) -> Any:
+    """A handle connected to `endpoint`, ready for requests.
+
+    `idle` is called while waiting, once a second and when `wake_fd` (an eventfd) was written to;
+    what it raises ends the attempt.
+
+    Raises:
+        UpstreamError: it can't be connected to within `CONNECT_S`.
+    """
+    tunnel: Tunnel | None = None
+    give_up_s = time.monotonic() + CONNECT_S
+    try:
+        handle = _new_handle(endpoint)
+        if endpoint.scheme == "ssh":
+            tunnel = Tunnel(endpoint.ssh_command())
+            weakref.finalize(handle, tunnel.end)
+            handle.aio_connect_socket(tunnel.socket_fd)
+        else:
+            handle.aio_connect_uri(endpoint.uri)
+        while not handle.aio_is_ready():
+            left_s = give_up_s - time.monotonic()
+            if left_s <= 0:
+                what = f"{endpoint.uri}: no answer within {CONNECT_S:.0f} s"
+                raise UpstreamError(what, errno.ETIMEDOUT)
+            progress(handle, min(left_s, 1.0), wake_fd)
+            if idle is not None:
+                idle()
+    except nbd.Error as error:
+        why = (tunnel.complaint() if tunnel is not None else "") or error.string
+        raise UpstreamError(f"{endpoint.uri}: {why}", error.errnum or errno.EIO) from error
+    return handle
+
+
+@contextmanager
+def connected(endpoint: Endpoint) -> Iterator[Any]:
+    """A handle for a few requests, with a goodbye at the end that waits for no answer.
+
+    Raises:
+        UpstreamError: it can't be connected to.
+    """
+    handle = open_handle(endpoint)
+    try:
+        yield handle
+    finally:
+        with suppress(nbd.Error):  # the source has gone by itself
+            handle.aio_disconnect(0)
+
+
+def _new_handle(endpoint: Endpoint) -> Any:
+    handle = nbd.NBD()
+    handle.add_meta_context(ALLOCATION)
+    handle.set_pread_initialize(False)
+    handle.set_tls(_TLS[endpoint.encryption])
+    if endpoint.certificates is not None:
+        handle.set_tls_certificates(str(endpoint.certificates))
+    if endpoint.psk is not None:
+        handle.set_tls_psk_file(str(endpoint.psk))
+    handle.set_export_name(endpoint.export)
+    return handle
+
+
+def progress(handle: Any, timeout_s: float, wake_fd: int | None = None) -> bool:
+    """Wait for the handle, or for `wake_fd`, and let the handle go on; whether it had to read."""
+    poller = select.poll()
+    reads = bool(handle.aio_get_direction() & nbd.AIO_DIRECTION_READ)
+    writes = bool(handle.aio_get_direction() & nbd.AIO_DIRECTION_WRITE)
+    poller.register(
+        handle.aio_get_fd(), (select.POLLIN if reads else 0) | (select.POLLOUT if writes else 0)
+    )
+    if wake_fd is not None:
+        poller.register(wake_fd, select.POLLIN)
+    heard = False
+    for ready_fd, ready in poller.poll(max(timeout_s, 0.0) * 1000):
+        if ready_fd == wake_fd:
+            os.eventfd_read(wake_fd)
+        elif reads and ready & ~select.POLLOUT:
+            heard = True
+            handle.aio_notify_read()
+        else:  # an error too: a refused address makes libnbd try the host's next one
+            handle.aio_notify_write()
+    return heard
+
+
+def read(handle: Any, offset: int, length: int, timeout_s: float = CONNECT_S) -> bytes:
+    """Read over a handle that nothing else uses at the moment; errors as `read_many`."""
+    return read_many(handle, [Extent(offset, length)], timeout_s)[0]
+
+
+def read_many(handle: Any, extents: list[Extent], timeout_s: float = CONNECT_S) -> list[bytes]:
+    """Read extents at once, pipelined, over a handle that nothing else uses at the moment.
+
+    Raises:
+        UpstreamError: one fails, or all together take longer than `timeout_s`.
+    """
+    errors: list[int] = []
+    owed = 0
+
+    def completed(error: Any) -> int:
+        errors.append(error.value)
+        return 1
+
+    give_up_s = time.monotonic() + timeout_s
+    try:
+        limits = limits_of(handle)
+        wholes = [limits.widen(*extent) for extent in extents]
+        buffers = [bytearray(whole.length) for whole in wholes]
+        for whole, buffer in zip(wholes, buffers, strict=True):
+            for piece in limits.pieces(*whole):
+                owed += 1
+                aio_pread(handle, buffer, piece, whole.offset, completed)
+        while len(errors) < owed:
+            left_s = give_up_s - time.monotonic()
+            if left_s <= 0:
+                raise UpstreamError(f"no answer within {timeout_s:g} s", errno.ETIMEDOUT)
+            progress(handle, left_s)
+    except nbd.Error as error:
+        raise UpstreamError(error.string, error.errnum or errno.EIO) from error
+    if worst := max(errors, default=0):
+        raise UpstreamError(f"the source failed a read: {os.strerror(worst)}", worst)
+    return [
+        bytes(memoryview(buffer)[extent.offset - whole.offset :][: extent.length])
+        for extent, whole, buffer in zip(extents, wholes, buffers, strict=True)
+    ]
+
+
+def aio_pread(
+    handle: Any, buffer: bytearray, piece: Extent, start: int, completed: Callable[[Any], int]
+) -> None:
+    """Ask for `piece`, to be put where it belongs in a buffer that begins at offset `start`.
+
+    The view goes to libnbd as it is: wrapped in an `nbd.Buffer` its memory would never be freed
+    (libnbd 1.14 takes a reference to what the wrapper holds and doesn't give it back).
+    """
+    view = memoryview(buffer)[piece.offset - start :][: piece.length]
+    handle.aio_pread(view, piece.offset, completion=completed)

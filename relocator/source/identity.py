@@ -1,0 +1,136 @@
+"""Whether a source that comes back is still the one the copy was begun from.
+
+Same size is not same disk: blocks of another one, mixed with what is here, would be a ruin that
+nothing detects. A relocator with a store has an id of its own, which decides. Everything else is
+known by *samples*: digests of a few places of the disk, those that differ between any two disks
+that were partitioned or formatted apart (the first blocks, the last, the usual place of the first
+partition's superblock) and some spread over the rest. It is taken once the source stands still, so
+a restart of any server on the same image is accepted, also of a relocator that kept its maps in
+memory. Two disks that are equal in all samples, clones of one template perhaps, are not told apart.
+
+In standby the source is still written and samples mean nothing; there the handover itself drops
+what was copied from a source with another id.
+"""
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+from relocator.errors import OtherDiskError, StateError, UpstreamError
+from relocator.source.endpoint import Endpoint
+from relocator.source.handles import connected, read_many
+from relocator.source.verbs import Answer, Source
+from relocator.store.geometry import Extent
+from relocator.store.meta import Meta
+from relocator.store.store import Store
+
+_SAMPLE_BYTES = 4096
+_SPREAD = 14
+_PARTITION_BYTES = 1 << 20  # where tools let the first partition begin
+
+
+def places(size_bytes: int) -> list[Extent]:
+    """The extents that are sampled, ascending, each within the disk."""
+    step = (size_bytes // _SPREAD // _SAMPLE_BYTES + 1) * _SAMPLE_BYTES
+    starts = {0, _SAMPLE_BYTES, _PARTITION_BYTES, max(0, size_bytes - _SAMPLE_BYTES)}
+    starts.update(range(0, size_bytes, step))
+    return [
+        Extent(start, min(_SAMPLE_BYTES, size_bytes - start))
+        for start in sorted(starts)
+        if start < size_bytes
+    ]
+
+
+def samples(handle: Any) -> str:
+    """The digests of a disk's samples, read in one round trip over a handle nothing else uses.
+
+    A place that can't be read has `-` for a digest: a bad block must not make a disk a stranger.
+
+    Raises:
+        UpstreamError: the connection is lost.
+    """
+    wanted = places(handle.get_size())
+    try:
+        found: list[bytes | None] = [*read_many(handle, wanted)]
+    except UpstreamError:
+        found = [_read_one(handle, place) for place in wanted]
+    return " ".join("-" if data is None else _digest(data) for data in found)
+
+
+def _read_one(handle: Any, place: Extent) -> bytes | None:
+    try:
+        return read_many(handle, [place])[0]
+    except UpstreamError:
+        if handle.aio_is_ready():
+            return None
+        raise
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=8).hexdigest()
+
+
+def agree(known: str, found: str) -> bool:
+    """Whether no place that could be read both times has changed."""
+    pairs = zip(known.split(), found.split(), strict=True)
+    return all(one == other or "-" in (one, other) for one, other in pairs)
+
+
+def samples_at(endpoint: Endpoint) -> str | None:
+    """`samples` over a connection of its own; None if it is lost."""
+    try:
+        with connected(endpoint) as handle:
+            return samples(handle)
+    except UpstreamError:
+        return None
+
+
+def mismatch(meta: Meta, answer: Answer | None, sample: Callable[[], str | None]) -> str | None:
+    """Why the source is not the one that `meta` was copied from; None if nothing says so.
+
+    `answer` is the source's to `identify`, None if it is not ours.
+    """
+    if answer is not None and answer["id"] == meta.origin_id:
+        return None
+    if meta.origin_samples is not None:
+        found = sample()
+        if found is None:
+            return "it can't be read"
+        return None if agree(meta.origin_samples, found) else "its content is another"
+    return None if meta.origin_id is None else "it has another id"
+
+
+class Guard:
+    """Asked on each new connection to the source, before anything is believed of it."""
+
+    def __init__(self, store: Store, endpoint: Endpoint) -> None:
+        self._store = store
+        self._endpoint = endpoint
+
+    def check(self, handle: Any, *, first: bool) -> None:
+        """Refuse another disk; `first`: no connection was up before.
+
+        A source of ours that has forgotten its seal is sealed again.
+
+        Raises:
+            OtherDiskError: it is another disk, was written meanwhile, or refuses to be sealed.
+            UpstreamError: it can't be asked.
+        """
+        meta = self._store.meta
+        if meta.standby or (first and self._store.present_blocks == 0):
+            return
+        try:
+            self._check(handle, meta)
+        except StateError as error:
+            raise OtherDiskError(f"the source may change: {error}") from error
+
+    def _check(self, handle: Any, meta: Meta) -> None:
+        source = Source(self._endpoint)
+        answer = None if meta.origin_id is None else source.identify()
+        why = mismatch(meta, answer, lambda: samples(handle))
+        if why is not None:
+            raise OtherDiskError(f"the source has become another disk: {why}")
+        if answer is not None and answer["seal"] is None:
+            total = self._store.geometry.total_blocks
+            if source.call("seal").map("dirty", total):
+                raise OtherDiskError("the source was written after the disk had moved here")

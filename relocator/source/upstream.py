@@ -1,0 +1,142 @@
+"""The disk's upstream: the site it comes from, over a pool of connections.
+
+Demand and background have connections of their own, so that a read the guest waits for never
+queues behind background replies in a socket's buffer. What is asked for and not yet received is
+all there is on the link: the copier bounds it (see pacing.py).
+"""
+
+import threading
+import time
+from collections.abc import Callable
+
+from relocator.errors import UpstreamError
+from relocator.source.connection import Connection, Guard, Request
+from relocator.source.endpoint import Endpoint
+from relocator.source.handles import connected
+
+Done = Callable[[Request], None]
+FEWEST = 2
+
+
+def probe_size(endpoint: Endpoint) -> int:
+    """Size of the disk behind `endpoint` in bytes, by a connection of its own, closed again.
+
+    Raises:
+        UpstreamError: the source can't be reached.
+    """
+    with connected(endpoint) as handle:
+        return int(handle.get_size())
+
+
+class Upstream:
+    """Reads from the source. Replies arrive on the connections' threads.
+
+    Of `connections`, one is for demand. The others share the background's requests, the one that
+    owes least taking the next; the second of them is only opened once the source has said that it
+    bears several (`can_multi_conn`). `_lock` guards that they are opened once; it is not held
+    across I/O. With `shared`, none is set apart: both kinds take the one that owes least.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        retry_timeout_s: float,
+        connections: int = FEWEST,
+        guard: Guard | None = None,
+        *,
+        shared: bool = False,
+    ) -> None:
+        self.uri = endpoint.uri
+        self.retry_timeout_s = retry_timeout_s
+        self._demand = Connection(endpoint, "upstream-demand", guard)
+        self._background = [
+            Connection(endpoint, f"upstream-background-{number}", guard)
+            for number in range(1, connections)
+        ]
+        self._shared = shared
+        self._lock = threading.Lock()
+        self._opened = 1
+
+    def start(self) -> None:
+        """Connect, in the background."""
+        self._demand.start()
+        self._background[0].start()
+
+    @property
+    def connected(self) -> bool:
+        """Whether a read would be sent at once."""
+        return self._demand.connected and self._background[0].connected
+
+    @property
+    def connections(self) -> int:
+        """How many connections are up."""
+        return sum(one.connected for one in [self._demand, *self._background])
+
+    @property
+    def refusal(self) -> str | None:
+        """Why what answers is not taken for the source; None if it is, or nothing answers."""
+        return self._demand.refusal or self._background[0].refusal
+
+    @property
+    def received_bytes(self) -> int:
+        """Payload received so far."""
+        return sum(one.received_bytes for one in [self._demand, *self._background])
+
+    def _least_busy(self) -> Connection:
+        """The background connection for the next request."""
+        first = self._background[0]
+        if len(self._background) > 1 and first.multi_conn:
+            with self._lock:
+                unopened, self._opened = self._background[self._opened :], len(self._background)
+            for one in unopened:
+                one.start()
+        candidates = [self._demand, *self._background] if self._shared else self._background
+        return min(
+            (one for one in candidates if one.connected),
+            key=lambda one: one.owed_bytes,
+            default=first,
+        )
+
+    def fetch(self, offset: int, length: int, done: Done, *, background: bool) -> None:
+        """Read `length` bytes at `offset`; `done` gets them, or the error.
+
+        A demand read fails once the source has been lost for the retry timeout; a background read
+        waits for it as long as it takes.
+        """
+        if background:
+            self._least_busy().submit(Request("read", offset, length, done))
+        else:
+            deadline_s = time.monotonic() + self.retry_timeout_s
+            connection = self._least_busy() if self._shared else self._demand
+            connection.submit(Request("read", offset, length, done, deadline_s))
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Read through, keeping nothing.
+
+        Raises:
+            UpstreamError: the source failed it or is lost.
+        """
+        arrived = threading.Event()
+        answer: list[Request] = []
+
+        def done(request: Request) -> None:
+            answer.append(request)
+            arrived.set()
+
+        self.fetch(offset, len(buffer), done, background=False)
+        arrived.wait()
+        if answer[0].error is not None:
+            raise answer[0].error
+        buffer[:] = answer[0].data
+
+    def block_status(self, offset: int, length: int, done: Done) -> None:
+        """Ask which parts are holes; a source that can't tell answers 'all data'."""
+        self._least_busy().submit(Request("block status", offset, length, done))
+
+    def close(self) -> None:
+        """Disconnect; whatever waits fails. Must not be called from a `done`."""
+        for one in [self._demand, *self._background]:
+            one.close()
+
+
+__all__ = ["Done", "Request", "Upstream", "UpstreamError", "probe_size"]

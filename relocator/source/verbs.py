@@ -1,0 +1,142 @@
+"""The other end of exports.py: what a proxy asks of its source besides blocks.
+
+A source that is not ours has none of it: it refuses the export's name, or serves its disk under
+every name, which the reply's magic tells. Then everything works but heat, pre-seed, sealing and the
+return trip, and the status says so.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from relocator.errors import StateError, UpstreamError
+from relocator.filesystem.rounds import Rounds
+from relocator.running import exports
+from relocator.source.endpoint import Endpoint
+from relocator.source.handles import connected, open_handle, read, read_many
+from relocator.store import runs
+
+T = TypeVar("T")
+Runs = list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A verb's reply: its fields, and the packed maps attached to it.
+
+    What it lacks is the source's fault: UpstreamError.
+    """
+
+    fields: dict[str, Any]
+    attachments: dict[str, bytes]
+
+    def __getitem__(self, name: str) -> Any:
+        return _known(self.fields, name)
+
+    def map(self, name: str, bits: int) -> Runs:
+        """The set runs of an attached map."""
+        return runs.unpack(_known(self.attachments, name), bits)
+
+
+def _known(found: Mapping[str, T], name: str) -> T:
+    if name not in found:
+        raise UpstreamError(f"the source's answer lacks '{name}'")
+    return found[name]
+
+
+class Source:
+    """Control of the source at `endpoint`."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self._ready: dict[str, Any] = {}
+
+    def prepare(self, verb: str) -> None:
+        """Connect for `verb` now, so that carrying it out takes one round trip.
+
+        Raises:
+            UpstreamError: the source can't be reached, or has no such export.
+        """
+        self._ready[verb] = open_handle(self.endpoint.with_export(f"control/{verb}"))
+
+    def identify(self) -> Answer | None:
+        """Who the source is; None if it is not ours.
+
+        Raises:
+            UpstreamError: it can't be reached: a relocator must never be taken for something else.
+        """
+        try:
+            return self.call("identify")
+        except UpstreamError:
+            with connected(self.endpoint):
+                return None
+
+    def call(self, verb: str) -> Answer:
+        """Carry out a verb at the source.
+
+        Raises:
+            UpstreamError: the source can't be reached, or is not ours.
+            StateError: it refused.
+        """
+        try:
+            return self._ask(verb)
+        except UpstreamError:
+            if verb not in self._ready:
+                raise
+            del self._ready[verb]  # it was made ready long ago and has died since
+            return self._ask(verb)
+
+    def _ask(self, verb: str) -> Answer:
+        if verb not in self._ready:
+            self.prepare(verb)
+        handle = self._ready[verb]
+        size = handle.get_size()
+        data = read(handle, 0, min(size, exports.FIRST_READ_BYTES))
+        found = exports.decode_line(data)
+        if found is None:
+            raise UpstreamError(f"the source {self.endpoint.uri} is not a relocator")
+        fields, start = found
+        try:
+            places = {
+                name: (int(at), int(length)) for name, (at, length) in fields["attachments"].items()
+            }
+            refused = None if fields["ok"] else str(fields["error"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UpstreamError(f"the source's answer to '{verb}' can't be understood") from error
+        need = start + max((at + length for at, length in places.values()), default=0)
+        while len(data) < need:
+            data += read(handle, len(data), min(need - len(data), 1 << 20), timeout_s=60.0)
+        del self._ready[verb]  # closes it; a shutdown would wait a round trip for nothing
+        if refused is not None:
+            raise StateError(f"the source refused '{verb}': {refused}")
+        maps = {name: data[start + at :][:length] for name, (at, length) in places.items()}
+        return Answer(fields, maps)
+
+    def export(self, name: str) -> bytes:
+        """The whole content of a further export, such as `heat`."""
+        with connected(self.endpoint.with_export(name)) as handle:
+            size = handle.get_size()
+            return b"".join(
+                read(handle, at, min(1 << 20, size - at), timeout_s=60.0)
+                for at in range(0, size, 1 << 20)
+            )
+
+    def serve(self, rounds: Rounds[T]) -> T:
+        """Serve the rounds of a reader from the disk itself, each in one round trip.
+
+        Raises:
+            UpstreamError: the source can't be reached, or fails a read.
+        """
+        with connected(self.endpoint) as handle:
+            try:
+                wanted = next(rounds)
+                while True:
+                    wanted = rounds.send(read_many(handle, wanted, timeout_s=60.0))
+            except StopIteration as over:
+                result: T = over.value
+                return result
+
+    def reader(self, name: str) -> Callable[[int, int], bytes]:
+        """A function `(offset, length)` that reads from a further export."""
+        handle = open_handle(self.endpoint.with_export(name))
+        return lambda offset, length: read(handle, offset, length, timeout_s=60.0)

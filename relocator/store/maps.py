@@ -1,0 +1,192 @@
+"""The two copies of the maps: a live one for a killed process, a durable one for a power failure.
+
+*Live* is a file mapped shared: what the engine sets is in the page cache at once and survives
+kill -9. It carries the kernel's boot id; after a reboot it proves nothing, as its pages may have
+reached the disk before the data they speak of, and is thrown away.
+
+*Durable* is rewritten only by a commit, after the data. It is an array of 4 KiB pages, each in two
+slots: a page goes to the slot that doesn't hold its newest version, with a sequence number and a
+checksum, so a torn write leaves the older version. Every bit speaks for itself, so pages need not
+be written as one, and a commit costs what has changed, not what the disk measures.
+
+Both hold the planes of `PLANES`, one bit a block.
+"""
+
+import mmap
+import os
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from relocator.errors import ConfigError, StoreError
+from relocator.store.bitmap import Bitmap
+
+PLANES = ("present", "dirty", "diverged")
+PAGE_BYTES = 4096
+_MAGIC = b"RELOCMAP"
+_VERSION = 1
+_LIVE_HEADER = struct.Struct("<8sIIQ36s")  # magic, version, planes, bits, boot id
+_SLOT_HEADER = struct.Struct("<IIQ")  # crc32 of the rest, page index, sequence number
+PAYLOAD_BYTES = PAGE_BYTES - _SLOT_HEADER.size
+PAGE_BITS = PAYLOAD_BYTES * 8
+_NEVER_WRITTEN = bytes(PAGE_BYTES)
+_PAGES_A_READ = 128
+
+
+def boot_id() -> str:
+    """The kernel's name for this boot: 36 characters."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+class LiveMap:
+    """The planes in a file mapped shared; `believed` says whether its old content may be used.
+
+    Without a path they are in memory only, and end with the process.
+    """
+
+    believed = False
+
+    def __init__(self, path: Path | None, bits: int, boot: str) -> None:
+        plane_bytes = -(-bits // 8 // PAGE_BYTES) * PAGE_BYTES + PAGE_BYTES
+        size_bytes = PAGE_BYTES + plane_bytes * len(PLANES)
+        header = _LIVE_HEADER.pack(_MAGIC, _VERSION, len(PLANES), bits, boot.encode())
+        self._memory = (
+            _anonymous(size_bytes) if path is None else self._map(path, size_bytes, header)
+        )
+        self._header = header
+        self.planes = {
+            name: Bitmap(bits, self._memory, PAGE_BYTES + index * plane_bytes)
+            for index, name in enumerate(PLANES)
+        }
+
+    def _map(self, path: Path, size_bytes: int, header: bytes) -> mmap.mmap:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self.believed = (
+                os.fstat(fd).st_size == size_bytes and os.pread(fd, len(header), 0) == header
+            )
+            if not self.believed:
+                os.ftruncate(fd, 0)
+            take_room(fd, path, size_bytes)
+            return mmap.mmap(fd, size_bytes)
+        finally:
+            os.close(fd)
+
+    def vouch(self) -> None:
+        """Declare the content good from here on: written last, once the planes are filled."""
+        self._memory[: len(self._header)] = self._header
+
+    def close(self) -> None:
+        """Unmap; the planes must not be used afterwards."""
+        self._memory.close()
+
+
+def take_room(fd: int, path: Path, size_bytes: int) -> None:
+    """Allocate all of a map file: a mapped page that can't be allocated later would be a SIGBUS.
+
+    Raises:
+        ConfigError: there is no room.
+    """
+    if size_bytes == 0:
+        return
+    try:
+        os.posix_fallocate(fd, 0, size_bytes)
+    except OSError as error:
+        raise ConfigError(
+            f"store={path.parent}: {error.strerror}; its map {path.name} needs {size_bytes} bytes"
+        ) from error
+
+
+def _anonymous(size_bytes: int) -> mmap.mmap:
+    return mmap.mmap(-1, size_bytes)
+
+
+class DurableMap:
+    """The planes' committed pages in a file."""
+
+    def __init__(self, path: Path, bits: int) -> None:
+        self.pages_per_plane = -(-bits // PAGE_BITS)
+        self._bits = bits
+        count = self.pages_per_plane * len(PLANES)
+        self._sequence = [0] * count
+        self._written: list[int] = []
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            take_room(self._fd, path, count * 2 * PAGE_BYTES)
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+    def pages(self, plane: int, first: int, end: int) -> range:
+        """The pages that hold the bits `first..end` of the plane with index `plane`."""
+        base = plane * self.pages_per_plane
+        return range(base + first // PAGE_BITS, base + (end - 1) // PAGE_BITS + 1)
+
+    def span(self, page: int) -> tuple[int, int, int]:
+        """(plane, first bit, end bit) of a page."""
+        plane, index = divmod(page, self.pages_per_plane)
+        return plane, index * PAGE_BITS, min((index + 1) * PAGE_BITS, self._bits)
+
+    def load(self, planes: list[Bitmap]) -> None:
+        """Fill `planes` (clear before) with the newest good version of every page.
+
+        Raises:
+            StoreError: a page was written and neither of its versions is readable.
+        """
+        for page, slots in self._written_pages():
+            versions = [_decode(slots[at : at + PAGE_BYTES], page) for at in (0, PAGE_BYTES)]
+            good = [version for version in versions if version is not None]
+            if not good:
+                raise StoreError(f"page {page} of the durable map is damaged in both versions")
+            self._sequence[page], payload = max(good)
+            if self._sequence[page]:
+                plane, first, end = self.span(page)
+                bits = Bitmap(end - first, bytearray(payload))
+                for start, stop in bits.set_runs(0, end - first):
+                    planes[plane].set(first + start, first + stop)
+
+    def _written_pages(self) -> Iterator[tuple[int, bytes]]:
+        """Every page that was ever written, with both its slots; read in pieces."""
+        pair_bytes = 2 * PAGE_BYTES
+        for first in range(0, len(self._sequence), _PAGES_A_READ):
+            data = os.pread(self._fd, _PAGES_A_READ * pair_bytes, first * pair_bytes)
+            if data == bytes(len(data)):
+                continue
+            for page in range(first, min(first + _PAGES_A_READ, len(self._sequence))):
+                at = (page - first) * pair_bytes
+                yield page, data[at : at + pair_bytes]
+
+    def write(self, pages: Iterable[tuple[int, bytes]]) -> None:
+        """Write new versions of `(page, payload)`, each to the slot of its older one.
+
+        Until `sync` has succeeded they don't count: a further write takes the same slots.
+        """
+        self._written.clear()
+        for page, payload in pages:
+            sequence = self._sequence[page] + 1
+            body = _SLOT_HEADER.pack(0, page, sequence)[4:] + payload.ljust(PAYLOAD_BYTES, b"\0")
+            slot = page * 2 + sequence % 2
+            os.pwrite(self._fd, zlib.crc32(body).to_bytes(4, "little") + body, slot * PAGE_BYTES)
+            self._written.append(page)
+
+    def sync(self) -> None:
+        """Make what was written durable."""
+        os.fdatasync(self._fd)
+        for page in self._written:
+            self._sequence[page] += 1
+        self._written.clear()
+
+
+def _decode(slot: bytes, page: int) -> tuple[int, bytes] | None:
+    """(sequence, payload) of one slot; sequence 0 if never written; None if damaged."""
+    if slot == _NEVER_WRITTEN:
+        return 0, b""
+    crc, index, sequence = _SLOT_HEADER.unpack_from(slot)
+    if index != page or sequence == 0 or zlib.crc32(slot[4:]) != crc:
+        return None
+    return sequence, slot[_SLOT_HEADER.size :]

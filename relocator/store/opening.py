@@ -1,0 +1,154 @@
+"""Opening a store, or making one: what is checked before a byte of it is believed.
+
+A missing or foreign image is never taken for an empty one; a store in use, of another disk or of
+another format is refused. meta.json is written last when a store is made: where it is, the rest is.
+"""
+
+import fcntl
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from relocator.errors import ConfigError
+from relocator.store import meta as metadata
+from relocator.store.image import Image
+from relocator.store.meta import Meta, new_token
+from relocator.store.store import Store
+
+
+def open_target(disk: Path, directory: Path | None, block_bytes: int) -> Store:
+    """A disk that is all here: the image `disk`, its maps in `directory` or in memory.
+
+    Raises:
+        ConfigError: the image can't be used, or the directory belongs to another disk.
+    """
+    beside = metadata.read(disk.parent) if disk.name == "disk.img" else None
+    if beside is not None and not beside.complete:
+        raise ConfigError(f"disk={disk}: is the copy of a store that is not complete")
+    image = _existing("disk", disk)
+    fresh = Meta(
+        id=new_token(),
+        size_bytes=image.size_bytes,
+        block_bytes=block_bytes,
+        source=None,
+        complete=True,
+        disk=str(disk),
+    )
+    if directory is None:
+        return Store(fresh, image)
+    image.close()
+    return open_store(directory, fresh)
+
+
+def open_store(directory: Path, fresh: Meta) -> Store:
+    """Open the store at `directory`, or make the one that `fresh` describes.
+
+    Raises:
+        ConfigError: it is in use, was made for another disk, or is damaged.
+    """
+    lock_fd = take_lock(directory)
+    try:
+        found = metadata.read(directory)
+        if found is None or found.creating:
+            return _create(directory, fresh, lock_fd, again=found is not None)
+        check_same(directory, found, fresh)
+        if not (directory / "map.durable").exists():
+            raise ConfigError(
+                f"store={directory}: map.durable is missing, so nothing says which blocks are valid"
+            )
+        store = Store(found, open_image(directory, found), directory, lock_fd)
+        if found.graduated:
+            store.mark_all_written()
+        store.update(clean=False, graduated=False)
+        return store
+    except BaseException:
+        os.close(lock_fd)
+        raise
+
+
+def _create(directory: Path, fresh: Meta, lock_fd: int, *, again: bool) -> Store:
+    """Make a store: meta.json says so first and last, so a crash on the way is made good."""
+    path = directory / "disk.img"
+    if fresh.disk is None and path.exists() and not again:
+        raise ConfigError(
+            f"store={directory}: holds a disk.img but no meta.json, so it is not a store; "
+            "remove it or give another directory"
+        )
+    making = replace(fresh, clean=True, creating=True)
+    metadata.write(directory, making)
+    for name in ("map.live", "map.durable", *(["disk.img"] if fresh.disk is None else [])):
+        (directory / name).unlink(missing_ok=True)
+    if fresh.disk is None:
+        image = Image(path, create_bytes=fresh.size_bytes)
+    else:
+        image = open_image(directory, fresh)
+    store = Store(making, image, directory, lock_fd)
+    if fresh.complete:
+        store.begin_copy([])
+    store.update(clean=False, creating=False)
+    return store
+
+
+def check_same(directory: Path, meta: Meta, fresh: Meta) -> None:
+    """Refuse a store that was made for another disk than `fresh` describes."""
+    for key in ("size_bytes", "block_bytes"):
+        has, wanted = getattr(meta, key), getattr(fresh, key)
+        if has != wanted:
+            raise ConfigError(
+                f"store={directory}: holds a copy with {key}={has}, not {wanted}; "
+                "give the source and block it was made with, or another directory"
+            )
+    if meta.disk is not None and fresh.disk not in (None, meta.disk):
+        raise ConfigError(
+            f"disk={fresh.disk}: the store {directory} is for {meta.disk}; give that, or another "
+            "store"
+        )
+
+
+def open_image(directory: Path, meta: Meta) -> Image:
+    """The store's image, which must exist and have the right size."""
+    if meta.disk is not None:
+        image = _existing("disk", Path(meta.disk))
+    else:
+        image = _existing(f"store={directory}: disk.img", directory / "disk.img")
+    found = image.size_bytes
+    if found < meta.size_bytes or (meta.disk is None and found > meta.size_bytes):
+        image.close()
+        raise ConfigError(
+            f"store={directory}: {image.path.name} is {found} bytes long, not {meta.size_bytes}"
+        )
+    return image
+
+
+def _existing(key: str, path: Path) -> Image:
+    try:
+        return Image(path)
+    except BlockingIOError as error:
+        raise ConfigError(f"disk={path}: is in use by another process") from error
+    except OSError as error:
+        what = f"{key}={path}" if key == "disk" else key
+        raise ConfigError(
+            f"{what}: {error.strerror}; give an existing image file or block device"
+        ) from error
+
+
+def take_lock(directory: Path) -> int:
+    """Take the store's lock, for as long as the file descriptor returned is open.
+
+    Raises:
+        ConfigError: another process uses the store, or it can't be made.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        what = "is a file" if directory.is_file() else error.strerror
+        raise ConfigError(
+            f"store={directory}: {what}; give a directory that can be written"
+        ) from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(fd)
+        raise ConfigError(f"store={directory}: is in use by another process") from error
+    return fd

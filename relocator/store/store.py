@@ -1,0 +1,258 @@
+"""The local store of a disk: the raw image, the maps, and the commit that ties them together.
+
+    DIR/disk.img    sparse raw image; once complete, an ordinary image for anything
+    DIR/map.live    present, dirty and diverged bits, mapped shared (see maps.py)
+    DIR/map.durable the same as of the last commit
+    DIR/meta.json   what the disk knows of itself (see meta.py)
+    DIR/lock        held while a process uses the store
+
+The image may also be elsewhere (a block device, say), and a target may do without a directory: its
+maps are then in memory and end with it.
+
+The crash rule. Data is written before its present bit is set, and the bit is set before the reply:
+so the live map never promises more than the page cache holds. A commit makes bits durable only
+after the data they speak of: so the durable map never promises more than the disk holds. A dirty
+bit is set before the data; after a power failure unflushed data may be on the disk without its
+dirty bit, so then the dirty maps are void: the epoch ends, and with it all that rests on it.
+
+`lock` guards the bitmaps, the counts, the set of changed pages and `meta`. It is never held across
+I/O. Commits run one at a time and are shared: a flush that arrives while one runs waits for the
+next, however many flushes wait with it.
+"""
+
+import errno
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from relocator.errors import StoreError
+from relocator.store import meta as metadata
+from relocator.store.bitmap import Bitmap
+from relocator.store.geometry import Geometry
+from relocator.store.image import Image
+from relocator.store.maps import PLANES, DurableMap, LiveMap, boot_id
+from relocator.store.meta import Meta
+
+Runs = list[tuple[int, int]]
+_PRESENT, _DIRTY, _DIVERGED = range(len(PLANES))
+
+
+class Store:
+    """An open store. Made by `open_store` and `open_target` (see opening.py)."""
+
+    def __init__(
+        self, meta: Meta, image: Image, directory: Path | None = None, lock_fd: int | None = None
+    ) -> None:
+        self.directory = directory
+        self.meta = meta
+        self.geometry = Geometry(meta.size_bytes, meta.block_bytes)
+        self.image = image
+        self.lock = threading.Lock()
+        self._lock_fd = lock_fd
+        total = self.geometry.total_blocks
+        self._live = LiveMap(directory / "map.live" if directory else None, total, boot_id())
+        self._durable = DurableMap(directory / "map.durable", total) if directory else None
+        self._planes = [self._live.planes[name] for name in PLANES]
+        self.present, self.dirty, self.diverged = self._planes
+        self._changed: set[int] = set()
+        if self._durable is not None:
+            self._recover(self._durable)
+        self.present_blocks = total if meta.complete else self.present.count()
+        self.dirty_blocks = self.dirty.count()
+        self._commit_lock = threading.Lock()
+        self._commits_asked = 0
+        self._commits_done = 0
+        #: why no commit can succeed any more, once the disk has failed one
+        self.failure: str | None = None
+
+    def _recover(self, durable: DurableMap) -> None:
+        """Start from the live map if it is of this boot, else from the durable one."""
+        if self.meta.creating:
+            self._live.vouch()
+            return
+        committed = [Bitmap(self.geometry.total_blocks) for _ in PLANES]
+        durable.load(committed)
+        if self._live.believed and self.meta.clean:
+            return  # closed in order, by a process of this boot: both say the same
+        if not self._live.believed:
+            for live, saved in zip(self._planes, committed, strict=True):
+                for first, end in saved.set_runs(0, saved.bits):
+                    live.set(first, end)
+            if not self.meta.clean and not self.meta.graduated:  # then all counts as written
+                self.meta = replace(self.meta, epoch=self.meta.epoch + 1, base=None)
+            self._live.vouch()
+        # Whatever the live map has and the durable one hasn't is owed to the next commit.
+        total = self.geometry.total_blocks
+        for plane, (live, saved) in enumerate(zip(self._planes, committed, strict=True)):
+            if total == 0 or not (live.any(0, total) or saved.any(0, total)):
+                continue
+            for page in durable.pages(plane, 0, total):
+                _, first, end = durable.span(page)
+                if live.extract(first, end) != saved.extract(first, end):
+                    self._changed.add(page)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every block is present and that is durable."""
+        return self.meta.complete
+
+    @property
+    def owes_commit(self) -> bool:
+        """Whether a map has changed since the last commit."""
+        return bool(self._changed)
+
+    def mark_present(self, first: int, end: int) -> None:
+        """Blocks whose data has been written are valid here. The caller holds `lock`."""
+        if added := self.present.set(first, end):
+            self.present_blocks += added
+            self._owe(_PRESENT, first, end)
+
+    def mark_dirty(self, first: int, end: int) -> None:
+        """Blocks are about to be written by the VM: a superset is safe, so before the data.
+
+        What is dirty has diverged, so one look at the dirty plane is enough.
+        """
+        if first == end or self.dirty.all(first, end):
+            return
+        with self.lock:
+            self.dirty_blocks += self.dirty.set(first, end)
+            self._owe(_DIRTY, first, end)
+            if self.diverged.set(first, end):
+                self._owe(_DIVERGED, first, end)
+
+    def drop(self, stale: Runs) -> int:
+        """Blocks are no longer valid here; returns how many were. Not durable until a commit.
+
+        Blocks written here are kept: they are newer than any source.
+        """
+        dropped = 0
+        with self.lock:
+            for start, stop in stale:
+                for first, end in self.diverged.clear_runs(start, stop):
+                    dropped += self.present.clear(first, end)
+                    self._owe(_PRESENT, first, end)
+            self.present_blocks -= dropped
+        return dropped
+
+    def begin_epoch(self) -> None:
+        """Begin the dirty map anew. The caller has made sure that no write is in progress."""
+        with self.lock:
+            self._wipe(_DIRTY)
+            self.dirty_blocks = 0
+        self.update(epoch=self.meta.epoch + 1)
+
+    def begin_copy(self, absent: Runs) -> None:
+        """Everything but `absent` is valid, nothing has been written here: a return trip begins."""
+        total = self.geometry.total_blocks
+        with self.lock:
+            for plane in (_DIRTY, _DIVERGED):
+                self._wipe(plane)
+            self.dirty_blocks = 0
+            self.present.set(0, total)
+            for first, end in absent:
+                self.present.clear(first, end)
+            self._owe(_PRESENT, 0, total)
+            self.present_blocks = self.present.count()
+
+    def mark_all_written(self) -> None:
+        """What was written here is not known: any block of a complete disk may have been."""
+        total = self.geometry.total_blocks
+        with self.lock:
+            for plane in (_DIRTY, _DIVERGED):
+                self._planes[plane].set(0, total)
+                self._owe(plane, 0, total)
+            self.dirty_blocks = total
+
+    def _wipe(self, plane: int) -> None:
+        total = self.geometry.total_blocks
+        for first, end in list(self._planes[plane].set_runs(0, total)):
+            self._planes[plane].clear(first, end)
+            self._owe(plane, first, end)
+
+    def _owe(self, plane: int, first: int, end: int) -> None:
+        if self._durable is not None and first < end:
+            self._changed.update(self._durable.pages(plane, first, end))
+
+    def update(self, **changes: Any) -> None:
+        """Change fields of `meta`, durably after everything written so far."""
+        self.commit()
+        with self.lock:
+            self.meta = replace(self.meta, **changes)
+        if self.directory is not None:
+            metadata.write(self.directory, self.meta)
+
+    def commit(self) -> None:
+        """Make every acknowledged write, and the bits that speak of them, durable.
+
+        Raises:
+            StoreError: the data or the map could not be made durable, now or at an earlier
+                commit; after that no commit succeeds, as the kernel may have dropped the data.
+        """
+        with self.lock:
+            self._commits_asked += 1
+            ticket = self._commits_asked
+        with self._commit_lock:
+            if self._commits_done >= ticket:
+                return
+            with self.lock:
+                covered = self._commits_asked
+            self._commit()
+            self._commits_done = covered
+
+    def _commit(self) -> None:
+        if self.failure is not None:
+            raise StoreError(f"an earlier commit failed: {self.failure}", errno.EIO)
+        # 1. Snapshot the bits: what they promise has been written, if not yet to the disk.
+        snapshot = [] if self._durable is None else self._snapshot(self._durable)
+        # 2. The data.
+        self._sync(self.image.sync)
+        if self._durable is None or not snapshot:
+            return
+        # 3. The map beside the old one, with a checksum.
+        try:
+            self._durable.write(snapshot)
+        except OSError as error:  # nothing is lost: the old map stands, the next commit tries again
+            with self.lock:
+                self._changed.update(page for page, _ in snapshot)
+            raise StoreError(f"commit of {self.directory}: {error}", error.errno or 5) from error
+        # 4. And that to the disk.
+        self._sync(self._durable.sync)
+
+    def _sync(self, sync: Callable[[], None]) -> None:
+        """Make something durable. After a failure nothing here is believed durable any more.
+
+        The kernel may have dropped what it could not write, and would report the next one as done.
+        """
+        try:
+            sync()
+        except OSError as error:
+            self.failure = f"commit of {self.image.path}: {error}"
+            raise StoreError(self.failure, errno.EIO) from error
+
+    def _snapshot(self, durable: DurableMap) -> list[tuple[int, bytes]]:
+        with self.lock:
+            pages = sorted(self._changed)
+            self._changed.clear()
+            spans = [(page, *durable.span(page)) for page in pages]
+            return [
+                (page, self._planes[plane].extract(first, end)) for page, plane, first, end in spans
+            ]
+
+    def close(self) -> None:
+        """Commit and let go of the store."""
+        try:
+            self.update(clean=True)
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Let go of the store without making anything durable."""
+        self._live.close()
+        if self._durable is not None:
+            self._durable.close()
+        self.image.close()
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
