@@ -83,7 +83,7 @@ def get_ready() -> None:
     parsed = settings.parse(_pairs)
     _engine = open_engine(parsed)
     if parsed.control is not None:
-        _control = ControlServer(parsed.control, _engine.call)
+        _control = ControlServer(parsed.control, _engine.verbs.call)
 
 
 def _fail_stop(failure: threading.ExceptHookArgs) -> None:
@@ -117,7 +117,7 @@ def list_exports(readonly: builtins.bool, is_tls: builtins.bool) -> list[tuple[s
 
 @_with_errno
 def open(readonly: builtins.bool) -> Any:
-    return _engine.open_export(nbdkit.export_name())
+    return _engine.verbs.open_export(nbdkit.export_name())
 
 
 def get_size(h: Any) -> int:

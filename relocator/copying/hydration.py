@@ -10,8 +10,8 @@ the source counts as a write of zeros). Rules:
 3. Data first, then the present bit, then the claim goes and the waiters wake. A waiter looks again
    from the start: what it waited for may have changed hands.
 
-`store.lock` guards the claims together with the bitmaps. It is never held across I/O, nor while
-waiting.
+`store.lock` guards the claims and the counts together with the bitmaps. It is never held across
+I/O, nor while waiting.
 """
 
 import threading
@@ -24,6 +24,8 @@ from relocator.source.upstream import Request, Upstream
 from relocator.store.store import Store
 
 Range = tuple[int, int]
+#: told of a fetch's end: None, or why it failed
+Released = Callable[[RelocatorError | None], None]
 _ZEROS = bytes(1 << 20)
 LOOK_EVERY_S = 0.25
 
@@ -69,14 +71,25 @@ def subtract(ranges: list[Range], holes: list[Range]) -> list[Range]:
 
 
 class Hydration:
-    """Makes blocks of `store` present from `upstream`."""
+    """Makes blocks of `store` present from `upstream`.
 
-    def __init__(self, store: Store, upstream: Upstream, on_complete: Callable[[], None]) -> None:
+    `on_demand` is given the length in bytes of every fetch that the guest waits for, and what it
+    returns is called at the fetch's end. `on_complete` is called whenever the last absent block has
+    become present. Both are called on any thread, without a lock.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        upstream: Upstream,
+        *,
+        on_demand: Callable[[int], Released],
+        on_complete: Callable[[], None],
+    ) -> None:
         self._store = store
         self._upstream = upstream
+        self._on_demand = on_demand
         self._on_complete = on_complete
-        #: told of every fetch that the guest waits for; what it returns is called at its end
-        self.on_demand: Callable[[Claim], Callable[[Claim], None] | None] = _ignore
         self._claims: list[Claim] = []
         self.on_demand_bytes = 0
         self.background_bytes = 0
@@ -97,9 +110,9 @@ class Hydration:
                 if self._store.present.all(first, end):
                     return
                 foreign = [claim for claim in self._claims if claim.overlaps(first, end)]
-                mine = self._claim_absent(first, end)
+                mine = self._claim_absent_locked(first, end)
             for claim in mine:
-                self.send(claim, self.on_demand(claim))
+                self.send(claim, self._on_demand(self._length(claim)))
             if meanwhile is not None:
                 meanwhile()
                 meanwhile = None
@@ -111,6 +124,10 @@ class Hydration:
             errors += [claim.error for claim in foreign if isinstance(claim.error, NotKeptError)]
             if errors and not self._present(first, end):  # a write may have come to the rescue
                 raise errors[0]
+
+    def _length(self, claim: Claim) -> int:
+        """A claim's bytes."""
+        return self._store.geometry.extent(claim.first, claim.end).length
 
     def _present(self, first: int, end: int) -> bool:
         with self._store.lock:
@@ -134,7 +151,7 @@ class Hydration:
         Returns None if there is none. The caller must `send` the claim.
         """
         with self._store.lock:
-            run = next(self._unowned(first, end), None)
+            run = next(self._unowned_locked(first, end), None)
             if run is None:
                 return None
             stop = min(run[1], run[0] + most_blocks)
@@ -165,7 +182,7 @@ class Hydration:
             StoreError: the store refused; nothing is marked.
         """
         with self._store.lock:
-            ranges = self._unowned(first, end)
+            ranges = self._unowned_locked(first, end)
             claims = [Claim(*blocks, is_fetch=False) for blocks in ranges]
             self._claims += claims
         try:
@@ -175,8 +192,8 @@ class Hydration:
         except OSError as error:
             self._release(claims, present=False)
             raise StoreError(f"the store can't hold zeros: {error}", error.errno or 5) from error
-        for claim in claims:
-            length = self._store.geometry.extent(claim.first, claim.end).length
+        length = sum(self._length(claim) for claim in claims)
+        with self._store.lock:
             if skipped:
                 self.skipped_bytes += length
             else:
@@ -211,8 +228,8 @@ class Hydration:
                     return claims
             busy.done.wait()
 
-    def _unowned(self, first: int, end: int) -> Iterator[Range]:
-        """Absent blocks of `first..end` that nobody has claimed. The caller holds the lock.
+    def _unowned_locked(self, first: int, end: int) -> Iterator[Range]:
+        """Absent blocks of `first..end` that nobody has claimed.
 
         Found one after the other: who wants only the first doesn't pay for a fragmented map.
         """
@@ -220,19 +237,26 @@ class Hydration:
         for run in self._store.present.clear_runs(first, end):
             yield from subtract([run], claimed)
 
-    def _claim_absent(self, first: int, end: int) -> list[Claim]:
-        """Claim the unowned runs of `first..end` for demand. The caller holds the lock."""
-        claims = [Claim(*blocks, is_fetch=True) for blocks in self._unowned(first, end)]
+    def _claim_absent_locked(self, first: int, end: int) -> list[Claim]:
+        """Claim the unowned runs of `first..end` for demand."""
+        claims = [Claim(*blocks, is_fetch=True) for blocks in self._unowned_locked(first, end)]
         self._claims += claims
         return claims
 
-    def send(self, claim: Claim, released: Callable[[Claim], None] | None = None) -> None:
+    def read_through(self, buffer: memoryview, offset: int) -> None:
+        """Fill `buffer` from the source's bytes at `offset`, keeping nothing.
+
+        Raises:
+            UpstreamError: the source failed, or was lost for too long.
+        """
+        self._upstream.read_into(buffer, offset)
+
+    def send(self, claim: Claim, released: Released) -> None:
         """Fetch a claim's blocks; `released` is called once it is over, on another thread."""
 
         def arrived(request: Request) -> None:
             self._arrived(claim, request)
-            if released is not None:
-                released(claim)
+            released(claim.error)
 
         extent = self._store.geometry.extent(claim.first, claim.end)
         self._upstream.fetch(extent.offset, extent.length, arrived, background=claim.background)
@@ -244,15 +268,15 @@ class Hydration:
             with self._store.lock:
                 claim.storing = True
                 owned = claim.owned()
+                if claim.background:
+                    self.background_bytes += request.length
+                else:
+                    self.on_demand_bytes += request.length
             try:
                 for first, end in owned:
                     self._keep(claim, first, end, request.data)
             except OSError as error:
                 claim.error = NotKeptError(f"the store can't keep data: {error}", error.errno or 5)
-            if claim.background:
-                self.background_bytes += request.length
-            else:
-                self.on_demand_bytes += request.length
         self._release([claim], present=claim.error is None)
 
     def _keep(self, claim: Claim, first: int, end: int, data: bytearray) -> None:
@@ -270,17 +294,10 @@ class Hydration:
             for claim in claims:
                 if present:
                     for first, end in claim.owned():
-                        self._store.mark_present(first, end)
+                        self._store.mark_present_locked(first, end)
                 self._claims.remove(claim)
-            complete = self._store.present_blocks == self._store.geometry.total_blocks
+            complete = self._store.all_present
         for claim in claims:
             claim.done.set()
         if complete:
             self._on_complete()
-
-
-def _ignore(_claim: Claim) -> None:
-    """Nobody wants to know."""
-
-
-__all__ = ["Claim", "Hydration", "UpstreamError"]

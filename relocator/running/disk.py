@@ -8,8 +8,8 @@ kept.
 Trim is advice, so on a disk with an upstream it is rounded inwards to whole blocks: a block trimmed
 in part keeps its data and costs no round trip. What is trimmed wholly reads as zero from then on.
 
-Once all is here (`all_here`) reads no longer consult the maps. Every change passes the gate, which
-counts it, and refuses it when the disk is sealed or not active yet.
+Once all is here reads no longer consult the maps. Every change passes the gate, which counts it,
+and refuses it when the disk is sealed or not active yet. The lifecycle says which of these holds.
 """
 
 import errno
@@ -21,9 +21,8 @@ from typing import Any, TypeVar
 from relocator.copying.heat import Heat
 from relocator.copying.hydration import Hydration
 from relocator.errors import NotKeptError, StateError, StoreError
-from relocator.running.gate import Gate
 from relocator.running.latency import Histogram
-from relocator.source.upstream import Upstream
+from relocator.running.lifecycle import Lifecycle
 from relocator.store.store import Store
 
 #: (offset, length, whether it holds data), ascending
@@ -42,30 +41,31 @@ def clipped(offset: int, end: int, step: int) -> Iterator[tuple[int, int]]:
 
 
 class Disk:
-    """The disk as its clients see it. Without `hydration`, all of it is here."""
+    """The disk as its clients see it. Without `hydration`, all of it is here.
+
+    `on_miss` is told of every read that waits for the source: the blocks `(first, end)`.
+    `on_refusal` is told when the gate refuses a write: it raises, or makes writes pass and returns.
+    """
 
     def __init__(
         self,
         store: Store,
-        *,
-        gate: Gate,
+        lifecycle: Lifecycle,
         heat: Heat,
-        upstream: Upstream | None = None,
+        *,
         hydration: Hydration | None = None,
+        on_miss: Callable[[int, int], None] | None = None,
+        on_refusal: Callable[[StateError], None] | None = None,
     ) -> None:
         self._store = store
         self._geometry = store.geometry
         self._image = store.image
-        self._gate = gate
+        self._lifecycle = lifecycle
+        self._gate = lifecycle.gate
         self._heat = heat
-        self._upstream = upstream
         self._hydration = hydration
-        self.all_here = hydration is None
-        self.pass_through = False
-        #: what to do when the gate refuses a write: raise, or make it pass and return
-        self.on_refusal: Callable[[StateError], None] = _raise
-        #: told of every read that had to wait for the source: (first block, end)
-        self.on_miss: Callable[[int, int], None] = _ignore
+        self._on_miss = on_miss
+        self._on_refusal = on_refusal
         self.size_bytes = store.geometry.size_bytes
         self.requests = {name: Histogram() for name in ("read_present", "read_absent", "write")}
 
@@ -74,7 +74,9 @@ class Disk:
         start_ns = time.perf_counter_ns()
         self._heat.note_read(offset)
         first, end = self._geometry.touched(offset, len(buffer))
-        if self.all_here or (not self.pass_through and self._store.present.all(first, end)):
+        if self._lifecycle.all_here or (
+            not self._lifecycle.pass_through and self._store.present.all(first, end)
+        ):
             self._image.read_into(buffer, offset)
             self.requests["read_present"].add(time.perf_counter_ns() - start_ns)
             return
@@ -113,7 +115,7 @@ class Disk:
 
     def runs(self, offset: int, length: int) -> list[Run]:
         """What holds data and what is a hole, from `offset` on; absent blocks count as data."""
-        if self.all_here:
+        if self._lifecycle.all_here:
             found = self._image.data_runs(offset, offset + length)
             return [(start, end - start, data) for start, end, data in islice(found, _MOST_RUNS)]
         return self._runs_of_maps(offset, offset + length)
@@ -131,7 +133,7 @@ class Disk:
         while offset < end and len(found) < _MOST_RUNS:
             first, last = self._geometry.touched(offset, end - offset)
             stop = min(end, self._store.present.next_set(first, last) * block)
-            if self.pass_through:
+            if self._lifecycle.pass_through:
                 stop = end
             if stop > offset:
                 found.append((offset, stop - offset, True))
@@ -144,11 +146,13 @@ class Disk:
         return found
 
     def _read_absent(self, buffer: memoryview, offset: int, first: int, end: int) -> None:
-        if self.pass_through:
-            _needed(self._upstream).read_into(buffer, offset)
+        if self._lifecycle.pass_through:
+            _needed(self._hydration).read_through(buffer, offset)
             return
+        on_miss = self._on_miss
+        meanwhile = None if on_miss is None else lambda: on_miss(first, end)
         try:
-            self._hydrate(first, end, meanwhile=lambda: self.on_miss(first, end))
+            self._hydrate(first, end, meanwhile)
         except NotKeptError:
             self._read_around_the_store(buffer, offset)
         else:
@@ -165,7 +169,7 @@ class Disk:
             if self._store.present[start // block]:
                 self._image.read_into(piece, start)
             else:
-                _needed(self._upstream).read_into(piece, start)
+                _needed(self._hydration).read_through(piece, start)
 
     def _modify(self, offset: int, length: int, apply: Callable[[], None]) -> None:
         """Let `apply` change the bytes `offset..offset+length`, by the rules of gate and maps.
@@ -189,12 +193,14 @@ class Disk:
         try:
             self._gate.enter()
         except StateError as refusal:
-            self.on_refusal(refusal)
+            if self._on_refusal is None:
+                raise
+            self._on_refusal(refusal)
             self._gate.enter()
 
     def _change(self, offset: int, length: int, apply: Callable[[], None]) -> None:
         touched = self._geometry.touched(offset, length)
-        if self.all_here or self._store.present.all(*touched):
+        if self._lifecycle.all_here or self._store.present.all(*touched):
             self._store.mark_dirty(*touched)
             apply()
             return
@@ -211,11 +217,3 @@ def _needed(part: T | None) -> T:
     if part is None:
         raise StoreError("a complete disk has an absent block: its maps are damaged")
     return part
-
-
-def _raise(refusal: StateError) -> None:
-    raise refusal
-
-
-def _ignore(_first: int, _end: int) -> None:
-    """Nobody wants to know."""

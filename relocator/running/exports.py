@@ -6,9 +6,8 @@
 
 A verb is carried out by the *first read* of its export, not by opening it, and not by a write: so a
 connection can be made ready long before the switch, when one round trip is all there is, and
-nothing is ever written to a server that ignores export names and would take it for the disk.
-
-A verb's reply is one line of JSON, then the maps that the line's `attachments` tells the places of.
+nothing is ever written to a server that ignores export names and would take it for the disk. What a
+reply looks like is in source/replies.py.
 """
 
 import json
@@ -16,16 +15,13 @@ from collections.abc import Callable
 from typing import Any
 
 from relocator.errors import RelocatorError
+from relocator.source.replies import Reply, encode
 from relocator.store import runs
 from relocator.store.store import Store
 
-MAGIC = "relocator-1"
-FIRST_READ_BYTES = 8 << 10  # less than what TCP sends at once over a connection that was idle
 STATUS_BYTES = 64 << 10
 VERBS = ("identify", "epoch", "seal", "moved")
 NAMES = ("", "heat", "dirty", "diverged", "digest", "control")
-
-Reply = tuple[dict[str, Any], dict[str, bytes]]
 
 
 class Snapshot:
@@ -46,30 +42,6 @@ class Snapshot:
     def runs(self, offset: int, length: int) -> list[tuple[int, int, bool]]:
         """All of it is data."""
         return [(offset, length, True)]
-
-
-def encode(reply: Reply) -> bytes:
-    """A verb's reply as bytes."""
-    fields, attachments = reply
-    places: dict[str, tuple[int, int]] = {}
-    body = b""
-    for name, content in attachments.items():
-        places[name] = (len(body), len(content))
-        body += content
-    line = json.dumps({"relocator": MAGIC, **fields, "attachments": places}) + "\n"
-    return line.encode() + body
-
-
-def decode_line(data: bytes) -> tuple[dict[str, Any], int] | None:
-    """The line of a reply and where its attachments begin; None if this is no such reply."""
-    end = data.find(b"\n", 0, FIRST_READ_BYTES)
-    if end < 0 or not data.startswith(b'{"relocator": "' + MAGIC.encode()):
-        return None
-    try:
-        fields = json.loads(data[:end])
-    except ValueError:
-        return None
-    return (fields, end + 1) if isinstance(fields, dict) else None
 
 
 def verb_export(store: Store, call: Callable[[str], Reply], verb: str) -> Snapshot:

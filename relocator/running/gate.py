@@ -1,8 +1,8 @@
 """The gate every change of the disk passes: so that a seal can be told from a write in progress.
 
 Open, changes pass and are counted. *Held*, they wait: for the instant in which an epoch begins.
-*Shut*, they are refused with the reason: the disk is sealed, or not active yet. `drained` returns
-once no change is in progress, and from then on the disk stands still.
+*Shut*, they are refused with the reason: the disk is sealed, or not active yet. `held` and `shut`
+drain: once no change is in progress any more, the disk stands still.
 
 `_lock` guards the count and the mode; it is never held across I/O.
 """
@@ -17,12 +17,12 @@ from relocator.errors import StateError
 class Gate:
     """Counts changes in progress; holds or refuses new ones."""
 
-    def __init__(self, refusal: str | None = None) -> None:
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._moved = threading.Condition(self._lock)
         self._inside = 0
         self._held = False
-        self._refusal = refusal
+        self._refusal: str | None = None
 
     def enter(self) -> None:
         """Begin a change.

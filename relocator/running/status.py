@@ -4,18 +4,19 @@ Every field is described in docs/status.md. On-demand and background are counted
 payload bytes, rates are bits a second over the last few seconds.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from relocator import __version__
+from relocator.copying.pacer import Pacer
 from relocator.errors import ConfigError
+from relocator.running.disk import Disk
+from relocator.running.parts import Parts, Transfer
 from relocator.store.bitmap import Bitmap
-
-if TYPE_CHECKING:
-    from relocator.copying.copier import Copier
-    from relocator.running.engine import Engine
+from relocator.store.meta import Meta
 
 METER_S = 5.0
 MAP_CELLS = 240
@@ -39,76 +40,102 @@ class RateMeter:
         return (total_bytes - then_bytes) * 8 / (now_s - then_s) if now_s > then_s else 0.0
 
 
-def status_of(engine: "Engine") -> dict[str, Any]:
-    """The status object of a disk, whatever it is at the moment."""
-    store, hydration, copier = engine.store, engine.hydration, engine.copier
-    copying = copier if engine.role.value == "proxy" else None
-    arrived = 0 if hydration is None else hydration.on_demand_bytes + hydration.background_bytes
-    rate = engine.meter.bits_per_s(arrived)
-    missing = (store.geometry.total_blocks - store.present_blocks) * store.geometry.block_bytes
-    connected = copying is not None and engine.upstream is not None and engine.upstream.connected
-    return {
-        "version": __version__,
-        "role": engine.role.value,
-        "state": engine.state.value,
-        "graduated": False,
-        "id": store.meta.id,
-        "epoch": store.meta.epoch,
-        "source": store.meta.source,
-        "source_connected": connected,
-        "source_connections": engine.upstream.connections if connected and engine.upstream else 0,
-        "source_offers": _offers(engine),
-        "block_bytes": store.geometry.block_bytes,
-        "total_blocks": store.geometry.total_blocks,
-        "present_blocks": store.present_blocks,
-        "dirty_blocks": store.dirty_blocks,
-        "on_demand_bytes": 0 if hydration is None else hydration.on_demand_bytes,
-        "background_bytes": 0 if hydration is None else hydration.background_bytes,
-        "hole_bytes": 0 if hydration is None else hydration.hole_bytes,
-        "skipped_bytes": 0 if hydration is None else hydration.skipped_bytes,
-        "notes": list(engine.notes),
-        "known": _known(engine),
-        "background": _background(copying),
-        "order": ",".join(engine.order),
-        "rate_bits_per_s": rate,
-        "rate_cap_bits_per_s": None if copying is None else copying.rate_cap_bits_per_s,
-        "window_bytes": 0 if copying is None else copying.window.limit_bytes,
-        "in_flight_bytes": 0 if copying is None else copying.window.in_flight_bytes,
-        "eta_s": 0.0 if missing == 0 else (missing * 8 / rate if rate > 0 else None),
-        "error": _trouble(engine, copying),
-        **engine.disk.status(),
-    }
+class Status:
+    """Says what a running disk is doing."""
 
+    def __init__(self, parts: Parts, disk: Disk) -> None:
+        self._parts = parts
+        self._disk = disk
+        self._meter = RateMeter(time.monotonic)
 
-def _trouble(engine: "Engine", copier: "Copier | None") -> str | None:
-    """What stands in the way of the copy, the worst first."""
-    if copier is None or engine.upstream is None:
-        return engine.failure
-    return engine.upstream.refusal or engine.failure or copier.last_error
+    def now(self) -> dict[str, Any]:
+        """The status object."""
+        return {
+            "version": __version__,
+            "graduated": False,
+            **self._of_disk(),
+            **self._of_source(),
+            **self._of_copy(),
+            **self._disk.status(),
+        }
 
+    def _of_disk(self) -> dict[str, Any]:
+        store, lifecycle = self._parts.store, self._parts.lifecycle
+        return {
+            "role": lifecycle.role.value,
+            "state": lifecycle.state.value,
+            "id": store.meta.id,
+            "epoch": store.meta.epoch,
+            "block_bytes": store.geometry.block_bytes,
+            "total_blocks": store.geometry.total_blocks,
+            "present_blocks": store.present_blocks,
+            "dirty_blocks": store.dirty_blocks,
+        }
 
-def map_of(engine: "Engine", cells: Any) -> dict[str, list[float]]:
-    """For each of `cells` equal stretches of the disk the share present and the share dirty.
+    def _of_source(self) -> dict[str, Any]:
+        meta, transfer = self._parts.store.meta, self._copying
+        connected = transfer is not None and transfer.upstream.connected
+        refusal = None if transfer is None else transfer.upstream.refusal
+        return {
+            "source": meta.source,
+            "source_connected": connected,
+            "source_connections": transfer.upstream.connections if transfer and connected else 0,
+            "source_offers": _offers(meta),
+            "error": refusal or self._parts.faults.worst,
+        }
 
-    There are no more stretches than blocks. A share of 0 or 1 is exact.
+    def _of_copy(self) -> dict[str, Any]:
+        store, plan = self._parts.store, self._parts.plan
+        hydration = None if self._parts.transfer is None else self._parts.transfer.hydration
+        pacer = None if self._copying is None else self._copying.pacer
+        on_demand = 0 if hydration is None else hydration.on_demand_bytes
+        background = 0 if hydration is None else hydration.background_bytes
+        rate = self._meter.bits_per_s(on_demand + background)
+        missing = (store.geometry.total_blocks - store.present_blocks) * store.geometry.block_bytes
+        return {
+            "on_demand_bytes": on_demand,
+            "background_bytes": background,
+            "hole_bytes": 0 if hydration is None else hydration.hole_bytes,
+            "skipped_bytes": 0 if hydration is None else hydration.skipped_bytes,
+            "notes": list(plan.notes),
+            "known": plan.known,
+            "background": _background(pacer),
+            "order": ",".join(plan.keys),
+            "rate_bits_per_s": rate,
+            "rate_cap_bits_per_s": None if pacer is None else pacer.rate_cap_bits_per_s,
+            "window_bytes": 0 if pacer is None else pacer.window_bytes,
+            "in_flight_bytes": 0 if pacer is None else pacer.in_flight_bytes,
+            "eta_s": 0.0 if missing == 0 else (missing * 8 / rate if rate > 0 else None),
+        }
 
-    Raises:
-        ConfigError: `cells` isn't a number from 1 to 65536.
-    """
-    if type(cells) is not int or not 1 <= cells <= _MOST_CELLS:
-        raise ConfigError(f"cells={cells}: must be a number from 1 to {_MOST_CELLS}")
-    store = engine.store
-    total = store.geometry.total_blocks
-    cells = min(cells, total)
-    edges = [total * at // cells for at in range(cells + 1)] if cells else []
+    @property
+    def _copying(self) -> Transfer | None:
+        """What brings blocks here, as long as some are absent."""
+        return self._parts.transfer if self._parts.lifecycle.unfinished else None
 
-    def shares(bitmap: Bitmap) -> list[float]:
-        return [_share(bitmap.count(a, b), b - a) for a, b in pairwise(edges)]
+    def map(self, cells: Any) -> dict[str, list[float]]:
+        """For each of `cells` equal stretches of the disk the share present and the share dirty.
 
-    return {
-        "present": [1.0] * cells if engine.disk.all_here else shares(store.present),
-        "dirty": shares(store.dirty) if store.dirty_blocks else [0.0] * cells,
-    }
+        There are no more stretches than blocks. A share of 0 or 1 is exact.
+
+        Raises:
+            ConfigError: `cells` isn't a number from 1 to 65536.
+        """
+        if type(cells) is not int or not 1 <= cells <= _MOST_CELLS:
+            raise ConfigError(f"cells={cells}: must be a number from 1 to {_MOST_CELLS}")
+        store = self._parts.store
+        total = store.geometry.total_blocks
+        cells = min(cells, total)
+        edges = [total * at // cells for at in range(cells + 1)] if cells else []
+
+        def shares(bitmap: Bitmap) -> list[float]:
+            return [_share(bitmap.count(a, b), b - a) for a, b in pairwise(edges)]
+
+        all_here = self._parts.lifecycle.all_here
+        return {
+            "present": [1.0] * cells if all_here else shares(store.present),
+            "dirty": shares(store.dirty) if store.dirty_blocks else [0.0] * cells,
+        }
 
 
 def _share(count: int, of: int) -> float:
@@ -116,22 +143,15 @@ def _share(count: int, of: int) -> float:
     return count / of if count in (0, of) else min(0.9999, max(0.0001, round(count / of, 4)))
 
 
-def _offers(engine: "Engine") -> str | None:
+def _offers(meta: Meta) -> str | None:
     """Whether the source is a relocator, with heat, pre-seed and sealing, or offers blocks only."""
-    if engine.store.meta.source is None:
+    if meta.source is None:
         return None
-    return "everything" if engine.store.meta.base is not None else "blocks"
+    return "everything" if meta.base is not None else "blocks"
 
 
-def _known(engine: "Engine") -> list[str]:
-    """What the order of the background copy can rest on by now."""
-    knowledge = engine.knowledge
-    found = {"hot": bool(knowledge.heat), "in-use": knowledge.in_use is not None}
-    return [name for name, known in found.items() if known]
-
-
-def _background(copier: "Copier | None") -> str:
+def _background(pacer: Pacer | None) -> str:
     """`on`, `paused` or `off`."""
-    if copier is None:
+    if pacer is None:
         return "off"
-    return "paused" if copier.paused else "on" if copier.running else "off"
+    return "paused" if pacer.paused else "on" if pacer.running else "off"

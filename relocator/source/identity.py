@@ -19,7 +19,7 @@ from typing import Any
 from relocator.errors import OtherDiskError, StateError, UpstreamError
 from relocator.source.endpoint import Endpoint
 from relocator.source.handles import connected, read_many
-from relocator.source.verbs import Answer, Source
+from relocator.source.remote import Answer, Source
 from relocator.store.geometry import Extent
 from relocator.store.meta import Meta
 from relocator.store.store import Store

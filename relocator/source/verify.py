@@ -9,7 +9,7 @@ import hashlib
 from typing import Any
 
 from relocator.errors import StateError
-from relocator.source.verbs import Source
+from relocator.source.remote import Source
 from relocator.store.image import Image
 from relocator.store.store import Store
 

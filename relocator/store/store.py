@@ -16,8 +16,10 @@ bit is set before the data; after a power failure unflushed data may be on the d
 dirty bit, so then the dirty maps are void: the epoch ends, and with it all that rests on it.
 
 `lock` guards the bitmaps, the counts, the set of changed pages and `meta`. It is never held across
-I/O. Commits run one at a time and are shared: a flush that arrives while one runs waits for the
-next, however many flushes wait with it.
+I/O; who calls a function whose name ends in `_locked` holds it. Commits run one at a time
+(`_commit_lock`) and are shared: a flush that arrives while one runs waits for the next, however
+many flushes wait with it. Changes of `meta` run one at a time too (`_update_lock`), each from the
+newest value to the file; both locks are held across I/O and guard nothing else.
 """
 
 import errno
@@ -63,6 +65,7 @@ class Store:
         self.present_blocks = total if meta.complete else self.present.count()
         self.dirty_blocks = self.dirty.count()
         self._commit_lock = threading.Lock()
+        self._update_lock = threading.Lock()
         self._commits_asked = 0
         self._commits_done = 0
         #: why no commit can succeed any more, once the disk has failed one
@@ -100,15 +103,20 @@ class Store:
         return self.meta.complete
 
     @property
+    def all_present(self) -> bool:
+        """Whether every block is present, though perhaps not durably."""
+        return self.present_blocks == self.geometry.total_blocks
+
+    @property
     def owes_commit(self) -> bool:
         """Whether a map has changed since the last commit."""
         return bool(self._changed)
 
-    def mark_present(self, first: int, end: int) -> None:
-        """Blocks whose data has been written are valid here. The caller holds `lock`."""
+    def mark_present_locked(self, first: int, end: int) -> None:
+        """Blocks whose data has been written are valid here."""
         if added := self.present.set(first, end):
             self.present_blocks += added
-            self._owe(_PRESENT, first, end)
+            self._owe_locked(_PRESENT, first, end)
 
     def mark_dirty(self, first: int, end: int) -> None:
         """Blocks are about to be written by the VM: a superset is safe, so before the data.
@@ -119,9 +127,9 @@ class Store:
             return
         with self.lock:
             self.dirty_blocks += self.dirty.set(first, end)
-            self._owe(_DIRTY, first, end)
+            self._owe_locked(_DIRTY, first, end)
             if self.diverged.set(first, end):
-                self._owe(_DIVERGED, first, end)
+                self._owe_locked(_DIVERGED, first, end)
 
     def drop(self, stale: Runs) -> int:
         """Blocks are no longer valid here; returns how many were. Not durable until a commit.
@@ -133,28 +141,31 @@ class Store:
             for start, stop in stale:
                 for first, end in self.diverged.clear_runs(start, stop):
                     dropped += self.present.clear(first, end)
-                    self._owe(_PRESENT, first, end)
+                    self._owe_locked(_PRESENT, first, end)
             self.present_blocks -= dropped
         return dropped
 
     def begin_epoch(self) -> None:
-        """Begin the dirty map anew. The caller has made sure that no write is in progress."""
-        with self.lock:
-            self._wipe(_DIRTY)
-            self.dirty_blocks = 0
+        """Begin the dirty map anew. The caller has made sure that no write is in progress.
+
+        The new epoch is durable before the map is wiped: a crash in between leaves too much dirty.
+        """
         self.update(epoch=self.meta.epoch + 1)
+        with self.lock:
+            self._wipe_locked(_DIRTY)
+            self.dirty_blocks = 0
 
     def begin_copy(self, absent: Runs) -> None:
         """Everything but `absent` is valid, nothing has been written here: a return trip begins."""
         total = self.geometry.total_blocks
         with self.lock:
             for plane in (_DIRTY, _DIVERGED):
-                self._wipe(plane)
+                self._wipe_locked(plane)
             self.dirty_blocks = 0
             self.present.set(0, total)
             for first, end in absent:
                 self.present.clear(first, end)
-            self._owe(_PRESENT, 0, total)
+            self._owe_locked(_PRESENT, 0, total)
             self.present_blocks = self.present.count()
 
     def mark_all_written(self) -> None:
@@ -163,26 +174,35 @@ class Store:
         with self.lock:
             for plane in (_DIRTY, _DIVERGED):
                 self._planes[plane].set(0, total)
-                self._owe(plane, 0, total)
+                self._owe_locked(plane, 0, total)
             self.dirty_blocks = total
 
-    def _wipe(self, plane: int) -> None:
+    def _wipe_locked(self, plane: int) -> None:
         total = self.geometry.total_blocks
         for first, end in list(self._planes[plane].set_runs(0, total)):
             self._planes[plane].clear(first, end)
-            self._owe(plane, first, end)
+            self._owe_locked(plane, first, end)
 
-    def _owe(self, plane: int, first: int, end: int) -> None:
+    def _owe_locked(self, plane: int, first: int, end: int) -> None:
         if self._durable is not None and first < end:
             self._changed.update(self._durable.pages(plane, first, end))
 
     def update(self, **changes: Any) -> None:
-        """Change fields of `meta`, durably after everything written so far."""
-        self.commit()
-        with self.lock:
-            self.meta = replace(self.meta, **changes)
-        if self.directory is not None:
-            metadata.write(self.directory, self.meta)
+        """Change fields of `meta`, durably after everything written so far.
+
+        Nobody sees the new value before it is durable.
+
+        Raises:
+            StoreError: the commit failed; nothing has changed.
+            OSError: meta.json could not be replaced; `meta` has not changed.
+        """
+        with self._update_lock:
+            self.commit()
+            fresh = replace(self.meta, **changes)
+            if self.directory is not None:
+                metadata.write(self.directory, fresh)
+            with self.lock:
+                self.meta = fresh
 
     def commit(self) -> None:
         """Make every acknowledged write, and the bits that speak of them, durable.

@@ -51,7 +51,7 @@ def test_a_mistake_in_what_nobody_waits_for_is_told_and_ends_nothing(tmp_path: P
         "from relocator.running import handover\n\n"
         "def mistaken(*_, **__):\n"
         "    raise LookupError('a mistake')\n\n"
-        "handover.learn = mistaken\n",
+        "handover.hints.ask = mistaken\n",
     )
     with plugin(tmp_path, "target", f"disk={tmp_path / 'disk.img'}") as target:
         keys = (f"store={tmp_path / 'store'}", f"source={target.uri}", "rate=8M")
@@ -67,9 +67,9 @@ def test_a_thread_that_dies_of_a_mistake_ends_the_server_and_not_the_data(tmp_pa
     (tmp_path / "disk.img").write_bytes(source_bytes(SIZE_BYTES))
     wrong = mistaken(
         tmp_path,
-        "import time\nfrom relocator.copier import Copier\n\n"
+        "import time\nfrom relocator.copying.copier import Copier\n\n"
         "def mistaken(self):\n"
-        "    while not self._enabled:\n"
+        "    while not self._pacer.running:\n"
         "        time.sleep(0.3)\n"
         "    raise LookupError('a mistake')\n\n"
         "Copier._run = mistaken\n",

@@ -10,7 +10,7 @@ import nbd
 import pytest
 
 from relocator.source.endpoint import Endpoint
-from relocator.source.verbs import Source
+from relocator.source.remote import Source
 from tests.support.model import source_bytes
 from tests.support.servers import (
     PLUGIN,
@@ -170,7 +170,7 @@ def test_a_source_that_refuses_to_be_sealed_again_is_not_read_and_ends_nothing(
         wrong = mistaken(
             tmp_path,
             "from pathlib import Path\nfrom relocator.errors import StateError\n"
-            "from relocator.handover import Handover\n\n"
+            "from relocator.running.handover import Handover\n\n"
             "def refuse(self):\n"
             "    raise StateError('no, never')\n\n"
             f"if Path({str(refuses)!r}).exists():\n"

@@ -13,7 +13,7 @@ import pytest
 from relocator.errors import UpstreamError
 from relocator.filesystem.rounds import Rounds
 from relocator.source.endpoint import Endpoint
-from relocator.source.verbs import Source
+from relocator.source.remote import Source
 from relocator.store.geometry import Extent
 from tests.support.model import source_bytes
 from tests.support.servers import Server, plugin, wait_for

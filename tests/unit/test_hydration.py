@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from relocator.copying.heat import Heat
 from relocator.copying.hydration import Hydration, subtract
-from relocator.errors import StoreError, UpstreamError
+from relocator.errors import RelocatorError, StoreError, UpstreamError
 from relocator.running.disk import Disk
-from relocator.running.gate import Gate
+from relocator.running.lifecycle import Lifecycle
 from relocator.source.upstream import Upstream
 from relocator.store.store import Store
 from tests.support.fake_upstream import FakeUpstream
@@ -27,6 +27,10 @@ BLOCKS = 16
 DATA = random.Random(1).randbytes(BLOCK * BLOCKS)
 
 
+def unheard(_error: RelocatorError | None) -> None:
+    """The end of a fetch, for which nothing is paced here."""
+
+
 class Bench:
     """A store, a fake upstream, and the disk over both."""
 
@@ -34,15 +38,14 @@ class Bench:
         self.store: Store = make_store(directory / "store", len(DATA), BLOCK)
         self.upstream = FakeUpstream(DATA)
         self.completed = threading.Event()
-        upstream = cast(Upstream, self.upstream)
-        self.hydration = Hydration(self.store, upstream, self.completed.set)
-        self.disk = Disk(
+        self.hydration = Hydration(
             self.store,
-            gate=Gate(),
-            heat=Heat(len(DATA), lambda: 0.0),
-            upstream=upstream,
-            hydration=self.hydration,
+            cast(Upstream, self.upstream),
+            on_demand=lambda _length: unheard,
+            on_complete=self.completed.set,
         )
+        heat = Heat(len(DATA), lambda: 0.0)
+        self.disk = Disk(self.store, Lifecycle(self.store), heat, hydration=self.hydration)
 
     def read(self, first: int, end: int) -> bytes:
         buffer = bytearray((end - first) * BLOCK)
@@ -133,7 +136,7 @@ def test_a_failed_fetch_reaches_its_own_reader_and_leaves_the_block_absent(bench
 def test_a_reader_survives_the_failure_of_a_background_fetch(bench: Bench) -> None:
     claim = bench.hydration.claim_background(0, 4, 4)
     assert claim is not None
-    bench.hydration.send(claim)
+    bench.hydration.send(claim, unheard)
     reader = bench.in_thread(bench.read, 2, 3)
     bench.upstream.fail()
     waiting(bench, 1)  # it asks again, on its own account, for its own block

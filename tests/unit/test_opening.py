@@ -17,7 +17,7 @@ SIZE_BYTES = 1 << 20
 
 def mark(store: Store, first: int, end: int) -> None:
     with store.lock:
-        store.mark_present(first, end)
+        store.mark_present_locked(first, end)
 
 
 def test_a_store_whose_making_was_cut_short_is_made_again(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def open_small(directory: Path) -> Store:
 
 def mark(store: Store, first: int, end: int) -> None:
     with store.lock:
-        store.mark_present(first, end)
+        store.mark_present_locked(first, end)
 
 
 @pytest.mark.parametrize(("rebooted", "present", "dirty"), [(False, 5, 1), (True, 3, 0)])

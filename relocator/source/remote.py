@@ -1,4 +1,4 @@
-"""The other end of exports.py: what a proxy asks of its source besides blocks.
+"""What a proxy asks of its source besides blocks: the other end of running/exports.py.
 
 A source that is not ours has none of it: it refuses the export's name, or serves its disk under
 every name, which the reply's magic tells. Then everything works but heat, pre-seed, sealing and the
@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 
 from relocator.errors import StateError, UpstreamError
 from relocator.filesystem.rounds import Rounds
-from relocator.running import exports
 from relocator.source.endpoint import Endpoint
 from relocator.source.handles import connected, open_handle, read, read_many
+from relocator.source.replies import FIRST_READ_BYTES, decode_line
 from relocator.store import runs
+from relocator.store.meta import Base
 
 T = TypeVar("T")
 Runs = list[tuple[int, int]]
@@ -36,6 +37,11 @@ class Answer:
     def map(self, name: str, bits: int) -> Runs:
         """The set runs of an attached map."""
         return runs.unpack(_known(self.attachments, name), bits)
+
+
+def base_of(answer: Answer) -> Base:
+    """What a copy is taken from, by the source's answer to a verb."""
+    return Base(answer["id"], answer["epoch"], answer["seal"])
 
 
 def _known(found: Mapping[str, T], name: str) -> T:
@@ -91,8 +97,8 @@ class Source:
             self.prepare(verb)
         handle = self._ready[verb]
         size = handle.get_size()
-        data = read(handle, 0, min(size, exports.FIRST_READ_BYTES))
-        found = exports.decode_line(data)
+        data = read(handle, 0, min(size, FIRST_READ_BYTES))
+        found = decode_line(data)
         if found is None:
             raise UpstreamError(f"the source {self.endpoint.uri} is not a relocator")
         fields, start = found

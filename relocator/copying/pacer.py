@@ -1,0 +1,167 @@
+"""When the background copy may send: switched on, not paused, window open, within the rate cap.
+
+The copier's thread waits here for its turn; guests' threads report what they have asked for, and
+connections' threads what has come. What decides is pure and in pacing.py.
+
+`_turn` guards all of it; it is never held across I/O.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+
+from relocator.copying.hydration import Released
+from relocator.copying.pacing import Sent, TokenBucket, Window
+from relocator.errors import RelocatorError
+
+HOLD_S = 1.0
+
+
+class Pacer:
+    """Gives out turns until `over` says that nothing more is to be copied.
+
+    `complain` is told why the background's newest fetch failed, or None once one has succeeded.
+    """
+
+    def __init__(
+        self,
+        window: Window,
+        bucket: TokenBucket,
+        *,
+        over: Callable[[], bool],
+        complain: Callable[[str | None], None],
+    ) -> None:
+        self._window = window
+        self._bucket = bucket
+        self._all_here = over
+        self._complain = complain
+        self._turn = threading.Condition()
+        self._enabled = False
+        self._paused = False
+        self._stopping = False
+        self._hold_until_s = 0.0
+
+    def stop(self) -> None:
+        """Give out no more turns."""
+        with self._turn:
+            self._stopping = True
+            self._turn.notify_all()
+
+    def set_enabled(self, enabled: bool) -> None:
+        """Switch the background copy on or off."""
+        with self._turn:
+            self._enabled = enabled
+            self._turn.notify_all()
+
+    def set_paused(self, paused: bool) -> None:
+        """Pause, or go on."""
+        with self._turn:
+            self._paused = paused
+            self._turn.notify_all()
+
+    def set_rate(self, rate_bits_per_s: float | None) -> None:
+        """Cap the rate; None is no cap."""
+        with self._turn:
+            self._bucket.rate_bits_per_s = rate_bits_per_s
+            self._turn.notify_all()
+
+    def set_window(self, window_bytes: int | None) -> None:
+        """Fix the window, or let it follow the link (None)."""
+        with self._turn:
+            self._window.fixed_bytes = window_bytes
+            self._turn.notify_all()
+
+    def wake(self) -> None:
+        """Let whoever waits look again whether all is over; safe from any thread."""
+        with self._turn:
+            self._turn.notify_all()
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more is to be sent."""
+        return self._stopping or self._all_here()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it was told to stop."""
+        return self._stopping
+
+    @property
+    def running(self) -> bool:
+        """Whether the background copy is switched on and not paused."""
+        return self._enabled and not self._paused
+
+    @property
+    def paused(self) -> bool:
+        """Whether it was told to pause."""
+        return self._paused
+
+    @property
+    def link_idle(self) -> bool:
+        """Whether no background fetch is on its way."""
+        return self._window.in_flight_bytes == 0
+
+    @property
+    def window_bytes(self) -> int:
+        """How many background bytes may be on their way."""
+        return self._window.limit_bytes
+
+    @property
+    def in_flight_bytes(self) -> int:
+        """How many background bytes are on their way."""
+        return self._window.in_flight_bytes
+
+    @property
+    def rate_cap_bits_per_s(self) -> float | None:
+        """The operator's cap."""
+        return self._bucket.rate_bits_per_s
+
+    def demand(self, length: int) -> Released:
+        """A guest waits for a fetch of `length` bytes: the copy leaves it room on the link.
+
+        What is returned is to be called at the fetch's end; both from any thread.
+        """
+        with self._turn:
+            sent = self._window.send(length, time.monotonic(), demand=True)
+        return lambda error: self._released(sent, error)
+
+    def background(self, length: int) -> Released:
+        """A background fetch of `length` bytes is being sent; returns as `demand` does."""
+        with self._turn:
+            now_s = time.monotonic()
+            sent = self._window.send(length, now_s)
+            self._bucket.take(length, now_s)
+        return lambda error: self._released(sent, error)
+
+    def _released(self, sent: Sent, error: RelocatorError | None) -> None:
+        """A fetch is over; runs on the connection's thread."""
+        with self._turn:
+            if error is None:
+                self._window.received(sent, time.monotonic())
+                self._complain(None)
+            else:
+                self._window.lost(sent)
+                if not sent.demand:
+                    self._complain(str(error))
+                    self._hold_until_s = time.monotonic() + HOLD_S
+            self._turn.notify_all()
+
+    def wait_turn(self) -> int:
+        """Wait until a request may be sent; returns its size in bytes, or 0 once all is over."""
+        with self._turn:
+            while not self.over:
+                now_s = time.monotonic()
+                if not self.running or not self._window.open:
+                    self._turn.wait()
+                    continue
+                wait_s = max(self._hold_until_s - now_s, self._bucket.delay_s(now_s))
+                if wait_s <= 0:
+                    return self._window.request_bytes
+                self._turn.wait(wait_s)
+        return 0
+
+    def sleep(self, delay_s: float) -> None:
+        """Wait, but not past the end."""
+        with self._turn:
+            if not self.over:
+                self._turn.wait(delay_s)

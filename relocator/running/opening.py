@@ -1,0 +1,137 @@
+"""Opening a disk against its source: a copy begins, goes on, or comes back.
+
+    begins   the store is new: it notes what it is taken from (its base), and samples
+    goes on  the source must still be the disk that the copy was begun from
+    returns  the disk was sealed here and its successor is the source: what diverged there is absent
+
+Everything is checked before anything is changed, and while nbdkit still has a terminal to tell it.
+"""
+
+from dataclasses import replace
+
+from relocator.config import DEFAULT_BLOCK_BYTES, Config
+from relocator.errors import ConfigError, UpstreamError
+from relocator.source.identity import mismatch, samples_at
+from relocator.source.remote import Source, base_of
+from relocator.source.upstream import probe_size
+from relocator.store import meta as metadata
+from relocator.store.meta import Meta, new_token
+from relocator.store.opening import check_same, open_store, open_target
+from relocator.store.store import Store
+
+
+def open_disk(settings: Config) -> Store:
+    """Open the disk that `settings` name: one that is all here, or a copy.
+
+    Raises:
+        ConfigError: disk, store or source doesn't fit.
+    """
+    if settings.source is None and settings.disk is not None:
+        block_bytes = settings.block_bytes or DEFAULT_BLOCK_BYTES
+        return open_target(settings.disk, settings.store, block_bytes)
+    return _copy_of(settings)
+
+
+def _copy_of(settings: Config) -> Store:
+    """The store of a copy that begins, goes on, is complete, or returns."""
+    assert settings.store is not None
+    found = metadata.read(settings.store)
+    if found is not None and found.complete and (found.seal is None or settings.source is None):
+        return open_store(settings.store, found)
+    if (endpoint := settings.endpoint) is None:
+        what = f"the store {settings.store} is new" if found is None else "the copy is not complete"
+        raise ConfigError(f"source is missing: {what}; give source=nbd://HOST[:PORT]")
+    source = Source(endpoint)
+    try:
+        size_bytes = probe_size(endpoint)
+    except UpstreamError as error:
+        if found is None or found.complete:
+            message = f"source={settings.source}: can't be connected to: {error}"
+            raise ConfigError(message) from error
+        return open_store(settings.store, found)  # what is here can be served meanwhile
+    if found is None:
+        return _begin(settings, source, size_bytes)
+    wanted = replace(
+        found, size_bytes=size_bytes, block_bytes=settings.block_bytes or found.block_bytes
+    )
+    check_same(settings.store, found, wanted)
+    return _return(settings, source, found) if found.complete else _resume(settings, source, found)
+
+
+def _begin(settings: Config, source: Source, size_bytes: int) -> Store:
+    assert settings.store is not None
+    base = None
+    if source.identify() is not None:
+        base = base_of(source.call("epoch" if settings.standby else "seal"))
+    samples = None if settings.standby else samples_at(source.endpoint)  # it stands still by now
+    fresh = Meta(
+        id=new_token(),
+        size_bytes=size_bytes,
+        block_bytes=settings.block_bytes or DEFAULT_BLOCK_BYTES,
+        source=settings.source,
+        complete=False,
+        standby=settings.standby,
+        base=base,
+        disk=None if settings.disk is None else str(settings.disk),
+        origin_id=None if base is None else base.id,
+        origin_samples=samples,
+    )
+    return open_store(settings.store, fresh)
+
+
+def _resume(settings: Config, source: Source, found: Meta) -> Store:
+    """Go on with a copy, if the source is still what it was."""
+    assert settings.store is not None
+    answer = source.identify()
+    why = None
+    if not found.standby:
+        why = mismatch(found, answer, lambda: samples_at(source.endpoint))
+    elif found.base is not None and (answer is None or answer["id"] != found.base.id):
+        why = "it has another id"
+    if why is not None:
+        raise ConfigError(
+            f"source={settings.source}: is not the disk that the store {settings.store} was "
+            f"copied from ({found.source}): {why}; give that source, or another store"
+        )
+    if found.base is not None and not found.standby and answer is not None:
+        _check_unchanged(settings, source, found)
+    return open_store(settings.store, found)
+
+
+def _check_unchanged(settings: Config, source: Source, found: Meta) -> None:
+    """A source with its maps in memory forgets its seal when it restarts: it is sealed anew."""
+    assert found.base is not None
+    answer = source.call("seal")
+    total = -(-found.size_bytes // found.block_bytes)
+    if answer["seal"] != found.base.seal and answer.map("dirty", total):
+        raise ConfigError(
+            f"source={settings.source}: was written after the disk had moved to "
+            f"{settings.store}; one of the two must be given up"
+        )
+
+
+def _return(settings: Config, source: Source, found: Meta) -> Store:
+    """The disk comes back: only what diverged at its successor is absent here."""
+    assert settings.store is not None
+    answer = source.identify()
+    base = None if answer is None else answer["base"]
+    if answer is None or base is None or (base["id"], base["seal"]) != (found.id, found.seal):
+        raise ConfigError(
+            f"source={settings.source}: is not the successor of the sealed disk in "
+            f"{settings.store}; give the site it has moved to, or another store"
+        )
+    answer = source.call("epoch" if settings.standby else "seal")
+    store = open_store(settings.store, found)
+    store.begin_copy(answer.map("diverged", store.geometry.total_blocks))
+    store.update(
+        complete=False,
+        standby=settings.standby,
+        source=settings.source,
+        base=base_of(answer),
+        origin_id=answer["id"],
+        origin_samples=None if settings.standby else samples_at(source.endpoint),
+        seal=None,
+        moved=False,
+        epoch=found.epoch + 1,
+    )
+    return store

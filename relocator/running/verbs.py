@@ -1,0 +1,157 @@
+"""The verbs of the control socket and of other sites: which there are, and what each does.
+
+Whether a verb is legal in a state is told by the table in states.py. Every verb of the control
+socket answers with the status after it.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from relocator import config
+from relocator.errors import ConfigError, StateError
+from relocator.running import exports, states
+from relocator.running.disk import Disk
+from relocator.running.handover import Handover
+from relocator.running.parts import Parts, Transfer
+from relocator.running.status import MAP_CELLS, Status
+from relocator.source.replies import Reply
+from relocator.source.verify import DigestExport
+from relocator.store import runs
+
+_MOST_WAIT_S = 3600.0
+
+
+class Verbs:
+    """What may be asked of one disk."""
+
+    def __init__(self, parts: Parts, disk: Disk, handover: Handover, status: Status) -> None:
+        self._parts = parts
+        self._disk = disk
+        self._handover = handover
+        self._status = status
+        #: verb -> what it does; what it returns is added to the status
+        self._actions: dict[str, Callable[[], dict[str, Any] | None]] = {
+            "flush": disk.flush,
+            "pause": lambda: self._transfer.pacer.set_paused(True),
+            "resume": lambda: self._transfer.pacer.set_paused(False),
+            "activate": handover.activate,
+            "identify": handover.identify,
+            "epoch": handover.epoch,
+            "seal": handover.seal,
+            "unseal": handover.unseal,
+            "moved": handover.moved,
+            "verify": handover.verify,
+        }
+        self._settings: dict[str, Callable[[str, str], Callable[[], None]]] = {
+            "rate": self._set_rate,
+            "window": self._set_window,
+            "background": self._set_background,
+            "order": self._set_order,
+        }
+
+    def call(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Carry out a verb from the control socket.
+
+        Raises:
+            StateError: not legal in this state.
+            ConfigError: an argument is unknown or wrong.
+        """
+        states.check(self._parts.lifecycle.state, verb)
+        known = {"wait": {"timeout_s"}, "map": {"cells"}, "set": set(self._settings)}
+        _refuse_unknown(verb, arguments, known.get(verb, set()))
+        extra: dict[str, Any] | None = None
+        if verb == "wait":
+            self._wait(arguments)
+        elif verb == "map":
+            extra = {"map": self._status.map(arguments.get("cells", MAP_CELLS))}
+        elif verb == "set":
+            self._set(arguments)
+        elif verb != "status":
+            extra = self._actions[verb]()
+        return {**self._status.now(), **(extra or {})}
+
+    def remote(self, verb: str) -> Reply:
+        """Carry out a verb from another site; returns its answer with the maps that it needs.
+
+        Raises:
+            StateError: not legal in this state.
+        """
+        states.check(self._parts.lifecycle.state, verb)
+        fields = self._actions[verb]() or {}
+        if verb == "moved":
+            return fields, {}
+        store = self._parts.store
+        return fields, {"dirty": runs.pack(store.dirty), "diverged": runs.pack(store.diverged)}
+
+    def open_export(self, name: str) -> Disk | exports.Snapshot | DigestExport:
+        """What a client that asks for export `name` gets.
+
+        Raises:
+            ConfigError: there is no such export.
+        """
+        store = self._parts.store
+        if name == "":
+            return self._disk
+        if name == "heat":
+            return exports.content_export(self._parts.heat.pack())
+        if name in ("dirty", "diverged"):
+            bitmap = getattr(store, name)
+            return exports.content_export(bitmap.extract(0, bitmap.bits))
+        if name == "digest":
+            return DigestExport(store)
+        if name == "control":
+            return exports.status_export(self._status.now)
+        verb = name.removeprefix("control/")
+        if name.startswith("control/") and verb in exports.VERBS:
+            return exports.verb_export(store, self.remote, verb)
+        raise ConfigError(f"export '{name}': unknown; there are: {', '.join(exports.NAMES)}")
+
+    def _wait(self, arguments: dict[str, Any]) -> None:
+        timeout_s = config.parse_seconds("timeout_s", str(arguments.get("timeout_s", _MOST_WAIT_S)))
+        give_up_s = time.monotonic() + timeout_s
+        lifecycle = self._parts.lifecycle
+        while not lifecycle.finished.wait(min(1.0, max(0.0, give_up_s - time.monotonic()))):
+            if lifecycle.stopping.is_set():
+                raise StateError("the proxy is being stopped; the relocation is not complete")
+            if time.monotonic() >= give_up_s:
+                raise StateError(f"'wait' gave up after {timeout_s:g} s: not complete yet")
+
+    def _set(self, arguments: dict[str, Any]) -> None:
+        if not arguments:
+            raise ConfigError(f"'set' needs at least one of: {', '.join(self._settings)}")
+        # All values are read before any takes effect: a refusal changes nothing.
+        steps = [self._settings[key](key, str(text)) for key, text in arguments.items()]
+        for step in steps:
+            step()
+
+    @property
+    def _transfer(self) -> Transfer:
+        if self._parts.transfer is None:
+            raise StateError(f"nothing is being copied in state '{self._parts.lifecycle.state}'")
+        return self._parts.transfer
+
+    def _set_rate(self, key: str, text: str) -> Callable[[], None]:
+        value, pacer = config.parse_rate(key, text), self._transfer.pacer
+        return lambda: pacer.set_rate(value)
+
+    def _set_window(self, key: str, text: str) -> Callable[[], None]:
+        value, pacer = config.parse_window(key, text), self._transfer.pacer
+        return lambda: pacer.set_window(value)
+
+    def _set_background(self, key: str, text: str) -> Callable[[], None]:
+        value, pacer = config.parse_switch(key, text), self._transfer.pacer
+        return lambda: pacer.set_enabled(value)
+
+    def _set_order(self, key: str, text: str) -> Callable[[], None]:
+        keys = config.parse_order(key, text)
+        trace = config.load_trace(keys, self._parts.store.geometry.block_bytes)
+        return lambda: self._parts.plan.set_keys(keys, trace)
+
+
+def _refuse_unknown(verb: str, arguments: dict[str, Any], known: set[str]) -> None:
+    """Refuse arguments that the verb doesn't have."""
+    for key in arguments:
+        if key not in known:
+            allowed = ", ".join(sorted(known)) or "none"
+            raise ConfigError(f"{key}: '{verb}' has no such argument; it takes: {allowed}")
