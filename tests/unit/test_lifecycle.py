@@ -1,0 +1,212 @@
+"""The life of a disk: transitions are one step, durable first, and everything follows the state."""
+
+import json
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from relocator.errors import StateError
+from relocator.running.lifecycle import Lifecycle
+from relocator.running.parts import COMMIT, HANDOVER, Faults
+from relocator.running.states import State
+from relocator.store import meta as metadata
+from relocator.store.meta import Meta, new_token
+from relocator.store.opening import open_store
+from relocator.store.store import Store
+
+SIZE_BYTES = 64 * 4096
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """A store whose disk is all here."""
+    fresh = Meta(new_token(), SIZE_BYTES, 4096, source=None, complete=True)
+    found = open_store(tmp_path / "store", fresh)
+    yield found
+    found.abandon()
+
+
+def on_disk(store: Store) -> dict[str, Any]:
+    assert store.directory is not None
+    found: dict[str, Any] = json.loads((store.directory / "meta.json").read_text())
+    return found
+
+
+def writable(lifecycle: Lifecycle) -> bool:
+    try:
+        lifecycle.gate.enter()
+    except StateError:
+        return False
+    lifecycle.gate.leave()
+    return True
+
+
+@contextmanager
+def meta_that_cannot_be_written(store: Store) -> Iterator[None]:
+    assert store.directory is not None
+    obstacle = store.directory / "meta.json.new"
+    obstacle.mkdir()
+    try:
+        yield
+    finally:
+        obstacle.rmdir()
+
+
+@contextmanager
+def slow_updates(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """Updates of the metadata don't begin before what is given has been called."""
+    go_on = threading.Event()
+    update = store.update
+
+    def slow(**changes: Any) -> None:
+        assert go_on.wait(10)
+        update(**changes)
+
+    monkeypatch.setattr(store, "update", slow)
+    yield go_on.set
+    go_on.set()
+
+
+@pytest.mark.parametrize(
+    ("meta", "state", "writes", "pass_through", "all_here", "role"),
+    [
+        ({"complete": False, "standby": True}, "standby", False, True, False, "proxy"),
+        ({"complete": False}, "active", True, False, False, "proxy"),
+        ({"complete": True}, "complete", True, False, True, "target"),
+        ({"complete": True, "seal": "s"}, "sealed", False, False, True, "target"),
+        ({"complete": False, "seal": "s"}, "relaying", False, False, False, "proxy"),
+    ],
+)
+def test_everything_follows_from_the_state(
+    store: Store,
+    meta: dict[str, Any],
+    state: str,
+    writes: bool,
+    pass_through: bool,
+    all_here: bool,
+    role: str,
+) -> None:
+    store.meta = replace(store.meta, **meta)
+    lifecycle = Lifecycle(store)
+    found = (lifecycle.state, lifecycle.pass_through, lifecycle.all_here, lifecycle.role)
+    assert found == (state, pass_through, all_here, role)
+    assert writable(lifecycle) is writes
+    assert lifecycle.finished.is_set() is all_here
+
+
+def test_updates_from_many_threads_are_all_kept(store: Store) -> None:
+    fields = ("epoch", "seal", "origin_id", "origin_samples")
+
+    def change(field: str) -> None:
+        for number in range(1, 41):
+            store.update(**{field: number if field == "epoch" else f"{field} {number}"})
+
+    with ThreadPoolExecutor(len(fields)) as pool:
+        list(pool.map(change, fields))
+    newest = {"epoch": 40, **{field: f"{field} 40" for field in fields[1:]}}
+    assert newest.items() <= on_disk(store).items()
+    assert newest.items() <= vars(store.meta).items()
+
+
+def test_metadata_that_cannot_be_written_are_not_believed_either(store: Store) -> None:
+    before = store.meta
+    with meta_that_cannot_be_written(store), pytest.raises(OSError, match=r"meta\.json\.new"):
+        store.update(epoch=7)
+    assert store.meta == before
+    store.update(moved=False)
+    assert on_disk(store)["epoch"] == before.epoch
+
+
+def test_a_seal_that_is_not_durable_is_none(store: Store) -> None:
+    lifecycle = Lifecycle(store)
+    with meta_that_cannot_be_written(store), pytest.raises(OSError, match=r"meta\.json\.new"):
+        lifecycle.seal()
+    assert lifecycle.state is State.COMPLETE
+    assert writable(lifecycle)
+    lifecycle.seal()
+    assert on_disk(store)["seal"] == store.meta.seal is not None
+    assert not writable(lifecycle)
+
+
+def test_an_epoch_that_is_not_durable_leaves_the_dirty_map(store: Store) -> None:
+    lifecycle = Lifecycle(store)
+    store.mark_dirty(3, 5)
+    with meta_that_cannot_be_written(store), pytest.raises(OSError, match=r"meta\.json\.new"):
+        lifecycle.begin_epoch()
+    assert list(store.dirty.set_runs(0, 64)) == [(3, 5)]
+    lifecycle.begin_epoch()
+    assert store.dirty_blocks == store.dirty.count() == 0
+
+
+def test_unseal_waits_for_word_that_the_disk_has_moved(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lifecycle = Lifecycle(store)
+    lifecycle.seal()
+    with ThreadPoolExecutor(2) as pool, slow_updates(store, monkeypatch) as go_on:
+        moved = pool.submit(lifecycle.note_moved)
+        unsealed = pool.submit(lifecycle.unseal)
+        go_on()
+        # Whichever came first, the other one was refused: never are both true.
+        outcomes = [moved.exception(10), unsealed.exception(10)]
+    assert sum(isinstance(outcome, StateError) for outcome in outcomes) == 1
+    assert store.meta.moved is not (store.meta.seal is None)
+    assert writable(lifecycle) is (store.meta.seal is None)
+
+
+def test_a_disk_that_has_moved_stays_sealed(store: Store) -> None:
+    lifecycle = Lifecycle(store)
+    lifecycle.seal()
+    lifecycle.note_moved()
+    with pytest.raises(StateError, match="a proxy is active"):
+        lifecycle.unseal()
+    assert not writable(lifecycle)
+
+
+def test_word_that_an_unsealed_disk_has_moved_is_refused(store: Store) -> None:
+    with pytest.raises(StateError, match="'moved' is refused in state 'complete'"):
+        Lifecycle(store).note_moved()
+    assert not store.meta.moved
+
+
+def test_a_commit_that_succeeds_does_not_hide_what_the_handover_has_to_say() -> None:
+    faults = Faults()
+    faults.report(HANDOVER, "the source can't be told")
+    faults.report(COMMIT, "no room")
+    assert faults.worst == "no room"
+    faults.report(COMMIT, None)
+    assert faults.worst == "the source can't be told"
+    faults.report(HANDOVER, None)
+    assert faults.worst is None
+
+
+def test_a_meta_file_is_whole_at_every_instant(store: Store) -> None:
+    """Readers in other processes (graduation) open it by name while it is being replaced."""
+    assert store.directory is not None
+    stop = threading.Event()
+
+    def change() -> None:
+        while not stop.is_set():
+            store.update(origin_id=new_token())
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            jobs = [pool.submit(change) for _ in range(2)]
+            try:
+                for _ in range(100):
+                    assert metadata.read(store.directory) is not None
+            finally:
+                stop.set()
+            for job in jobs:
+                job.result(10)
+    finally:
+        sys.setswitchinterval(interval)
