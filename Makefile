@@ -13,10 +13,11 @@ test: install check   ## every test, with progress
 	@scripts/install --reproduce
 	$(PYTHON) -m pytest
 
-check: install   ## ruff, mypy and format, as CI runs them
+check: install   ## linters, types and the direction of imports, as CI runs them
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/lint-imports
 
 power: install   ## power failures replayed at every point of a recorded log (POWER="--points N --seed N")
 	$(PYTHON) -m tests.crash.power $(POWER)

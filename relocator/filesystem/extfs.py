@@ -41,8 +41,6 @@ from relocator.filesystem.ext_layout import (
     INCOMPAT_EXTENTS,
     INCOMPAT_FLEX_BG,
     INCOMPAT_RECOVER,
-    RO_GDT_CSUM,
-    RO_METADATA_CSUM,
     STATE_ERROR,
     STATE_ORPHANS,
     STATE_VALID,
@@ -88,8 +86,6 @@ class ExtFilesystem:
     bitmaps: dict[int, bytes] = field(repr=False)
     #: Bytes in use, the volume's tail and doubted groups included.
     in_use_bytes: int
-    #: Inode tables' ends that never held an inode: in use by the bitmaps, but without content.
-    idle_tables: list[ByteRange] = field(repr=False)
 
     @property
     def kind(self) -> str:
@@ -135,28 +131,21 @@ class ExtFilesystem:
         boot = ((first, base),) if first < base else ()
         yield from _merged(chain(boot, ranges))
 
-    def in_use(self, *, idle_tables: bool = True) -> Iterator[ByteRange]:
-        """The ranges of the volume that are in use, ascending, merged.
-
-        With `idle_tables=False` without the inode tables' ends that never held an inode: they
-        need not be copied if what is not copied reads as zeros.
-        """
+    def in_use(self) -> Iterator[ByteRange]:
+        """The ranges of the volume that are in use, ascending, merged."""
         ranges = chain.from_iterable(map(self.group_in_use, range(self.group_count)))
         tail = (
             ((self.size_bytes, self.volume_bytes),) if self.size_bytes < self.volume_bytes else ()
         )
-        merged = _merged(chain(ranges, tail))
-        return merged if idle_tables else _without(merged, self.idle_tables)
+        return _merged(chain(ranges, tail))
 
-    def in_use_into(
-        self, bitmap: Bitmap, block_bytes: int, volume_offset: int = 0, *, idle_tables: bool = True
-    ) -> None:
+    def in_use_into(self, bitmap: Bitmap, block_bytes: int, volume_offset: int = 0) -> None:
         """Set the bit of every block of the disk that is in use in whole or part.
 
         `bitmap` is over the disk's blocks of `block_bytes`; the volume begins at the disk's byte
         `volume_offset`. Bits are only set, never cleared.
         """
-        for first, end in self.in_use(idle_tables=idle_tables):
+        for first, end in self.in_use():
             low = (volume_offset + first) // block_bytes
             high = -(-(volume_offset + end) // block_bytes)
             bitmap.set(low, min(high, bitmap.bits))
@@ -218,7 +207,6 @@ def _survey(volume_bytes: int, journal: bool) -> Rounds[ExtFilesystem]:
         doubts=dict(sorted(groups.doubts.items())),
         bitmaps=bitmaps,
         in_use_bytes=used_bytes + volume_bytes - layout.blocks * layout.block_bytes,
-        idle_tables=[] if caveat else _idle_tables(layout, groups),
     )
 
 
@@ -308,22 +296,6 @@ def _bitmaps(
     return believed, used_bytes
 
 
-def _idle_tables(layout: Layout, groups: Groups) -> list[ByteRange]:
-    """The ends of inode tables that checksummed descriptors call never used, ascending."""
-    if not layout.ro_compat & (RO_GDT_CSUM | RO_METADATA_CSUM):
-        return []
-    found = []
-    for number, group in enumerate(groups.groups):
-        if number in groups.doubts:
-            continue
-        inodes = layout.inodes_per_group - group.unused_inodes
-        blocks = -(-inodes * layout.inode_bytes // layout.block_bytes)
-        if blocks < layout.table_blocks:
-            idle = layout.extent(group.inode_table + blocks, layout.table_blocks - blocks)
-            found.append((idle.offset, idle.offset + idle.length))
-    return sorted(found)
-
-
 def _rounds_of(layout: Layout, blocks: list[int]) -> Iterator[list[list[int]]]:
     """Ascending blocks in pieces, each to be read as one extent, and the pieces of a round."""
     size = layout.block_bytes
@@ -371,20 +343,3 @@ def _merged(ranges: Iterator[ByteRange]) -> Iterator[ByteRange]:
         first, end = low, high
     if end > first:
         yield first, end
-
-
-def _without(ranges: Iterator[ByteRange], holes: list[ByteRange]) -> Iterator[ByteRange]:
-    """Ascending ranges less ascending holes."""
-    at = 0
-    for low, high in ranges:
-        first = low
-        while at < len(holes) and holes[at][1] <= first:
-            at += 1
-        here = at
-        while here < len(holes) and holes[here][0] < high:
-            if holes[here][0] > first:
-                yield first, holes[here][0]
-            first = max(first, min(holes[here][1], high))
-            here += 1
-        if first < high:
-            yield first, high

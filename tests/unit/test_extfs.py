@@ -143,23 +143,20 @@ def test_a_block_of_the_disk_that_is_in_use_in_part_is_in_use(
 def test_a_copy_of_what_is_in_use_is_a_whole_file_system(
     options: str, folder: Path, files: Path
 ) -> None:
-    """Also without the inode tables' ends that were never used."""
     image = images.make(folder / "whole.img", "64M", options.split(), files)
     answer = examine(image)
     copy = folder / "copy.img"
     with copy.open("wb") as file:
         file.truncate(64 << 20)
-        for first, end in answer.in_use(idle_tables=False):
+        for first, end in answer.in_use():
             file.seek(first)
             file.write(reader(image)(first, end - first))
     images.run("e2fsck", "-fn", copy)
     out = folder / "out"
     images.run("debugfs", "-R", f"dump deep/large {out}", copy)
     assert out.read_bytes() == (files / "deep" / "large").read_bytes()
-    idle_bytes = sum(end - first for first, end in answer.idle_tables)
-    assert (idle_bytes > 0) == ("ext4" in options)
-    kept_bytes = sum(end - first for first, end in answer.in_use(idle_tables=False))
-    assert kept_bytes == answer.in_use_bytes - idle_bytes
+    kept_bytes = sum(end - first for first, end in answer.in_use())
+    assert kept_bytes == answer.in_use_bytes
 
 
 def test_few_reads_and_small_rounds(folder: Path) -> None:

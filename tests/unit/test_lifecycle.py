@@ -75,13 +75,13 @@ def slow_updates(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
 
 
 @pytest.mark.parametrize(
-    ("meta", "state", "writes", "pass_through", "all_here", "role"),
+    ("meta", "state", "writes", "derived"),
     [
-        ({"complete": False, "standby": True}, "standby", False, True, False, "proxy"),
-        ({"complete": False}, "active", True, False, False, "proxy"),
-        ({"complete": True}, "complete", True, False, True, "target"),
-        ({"complete": True, "seal": "s"}, "sealed", False, False, True, "target"),
-        ({"complete": False, "seal": "s"}, "relaying", False, False, False, "proxy"),
+        ({"complete": False, "standby": True}, "standby", False, (True, False, "proxy")),
+        ({"complete": False}, "active", True, (False, False, "proxy")),
+        ({"complete": True}, "complete", True, (False, True, "target")),
+        ({"complete": True, "seal": "s"}, "sealed", False, (False, True, "target")),
+        ({"complete": False, "seal": "s"}, "relaying", False, (False, False, "proxy")),
     ],
 )
 def test_everything_follows_from_the_state(
@@ -89,16 +89,15 @@ def test_everything_follows_from_the_state(
     meta: dict[str, Any],
     state: str,
     writes: bool,
-    pass_through: bool,
-    all_here: bool,
-    role: str,
+    derived: tuple[bool, bool, str],
 ) -> None:
+    """`derived`: whether reads pass through, whether all is here, the role."""
     store.meta = replace(store.meta, **meta)
     lifecycle = Lifecycle(store)
-    found = (lifecycle.state, lifecycle.pass_through, lifecycle.all_here, lifecycle.role)
-    assert found == (state, pass_through, all_here, role)
+    assert lifecycle.state == state
+    assert (lifecycle.pass_through, lifecycle.all_here, lifecycle.role) == derived
     assert writable(lifecycle) is writes
-    assert lifecycle.finished.is_set() is all_here
+    assert lifecycle.finished.is_set() is lifecycle.all_here
 
 
 def test_updates_from_many_threads_are_all_kept(store: Store) -> None:
