@@ -9,7 +9,7 @@ flushed one, and no block is believed whose data is not.
     meta        what a disk knows of itself                                -> Meta, Base
     image       the bytes                                                  -> Image
     geometry    bytes and blocks; where a request is split                 -> Geometry, Extent
-    opening     what is checked before a byte is believed                  -> open_store, open_target
+    opening     what is checked before a byte is believed                  -> open_store
     runs        a bitmap on the wire
 
 May race: requests and copies set bits while a commit takes its snapshot. `Store.lock` guards bits,
