@@ -8,7 +8,7 @@ import errno
 
 
 class RelocatorError(Exception):
-    """Base of all errors that are expected to be shown to somebody."""
+    """Base of all errors whose message is for a guest's log or an operator."""
 
     errno = errno.EIO
 

@@ -87,9 +87,9 @@ def get_ready() -> None:
 
 
 def _fail_stop(failure: threading.ExceptHookArgs) -> None:
-    """End at once if one of our threads dies of a mistake of ours: guests would wait for ever.
+    """End nbdkit if a thread of the plugin dies of an exception: guests would wait for ever.
 
-    What was acknowledged is in the store, as after a kill; started again, it goes on.
+    What was acknowledged is in the store, as after a kill; a restarted plugin goes on from there.
     """
     threading.__excepthook__(failure)
     sys.stderr.write("nbdkit: error: a thread of relocator has died; ending, so as not to hang\n")

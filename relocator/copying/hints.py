@@ -1,12 +1,11 @@
 """What the source can tell of its disk once it stands still: which groups are hot, what is in use.
 
-The background copy has begun meanwhile; it is planned anew when something is known. Whatever can't
-be had costs only order: the copy then goes on by what it knows.
+The background copy has begun meanwhile; each hint makes it plan anew. A hint that can't be had costs
+nothing but order.
 
-Skipping free blocks altogether (`skip-free=yes`) makes them present as zeros. That is only done
-where a wrong verdict can't lose data: the file systems' journals were readable, and if one is
-mounted, the blocks that were written at the source since its maps began are known and counted as in
-use.
+`skip-free=yes` makes free blocks present as zeros instead of copying them. That is only done where a
+wrong verdict can't lose data: every file system's journal was read, and if one is mounted, the
+blocks written at the source since its maps began are known, and count as in use.
 """
 
 from relocator.copying import heat

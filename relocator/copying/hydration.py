@@ -1,6 +1,6 @@
 """The one path by which a block becomes present, for the guest and for the copier.
 
-A block is ABSENT, claimed, or PRESENT. A claim is a range of absent blocks that somebody is about
+A block is ABSENT, claimed, or PRESENT. A claim is a range of absent blocks that its owner is about
 to make present: a *fetch* from upstream, or a *write* of whole blocks by the guest (a hole found at
 the source counts as a write of zeros). Rules:
 

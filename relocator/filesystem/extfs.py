@@ -16,7 +16,7 @@ then is the running transaction, in guest memory only: blocks allocated since th
 free although their data is on the disk already. Such data was *written at the source* since that
 commit (5 s by default, `commit=` of the mount). So:
 
-- for the order of a copy, "free" may always be used: a mistake costs time;
+- for the order of a copy, "free" may always be used: a wrong one costs only time;
 - to leave free blocks out, `caveat` must be empty, and if `mounted` is true every block written at
   the source in the last minute before the switch must be counted as in use as well.
 

@@ -47,7 +47,7 @@ class _Handler(socketserver.StreamRequestHandler):
                 reply = json.dumps(answer(server.call, line)) + "\n"
                 self.wfile.write(reply.encode())
         except (BrokenPipeError, ConnectionResetError):
-            return  # the client went away: nobody is left to tell
+            return  # the client has gone, and its answer with it
 
 
 def remove_stale(path: Path, key: str) -> None:
@@ -91,7 +91,7 @@ class ControlServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
             os.umask(previous)
 
     def move_to(self, path: Path) -> None:
-        """Be found at `path` instead, at once: whoever was found there no longer is."""
+        """Rename the socket to `path`, in one step replacing that of another server."""
         self._path.rename(path)
         self._path = path
 

@@ -1,7 +1,7 @@
 """Whether a source that comes back is still the one the copy was begun from.
 
-Same size is not same disk: blocks of another one, mixed with what is here, would be a ruin that
-nothing detects. A relocator with a store has an id of its own, which decides. Everything else is
+Same size is not same disk: blocks of another one, mixed with what is here, would be a corruption
+that nothing detects. A relocator with a store has an id of its own, which decides. Everything else is
 known by *samples*: digests of a few places of the disk, those that differ between any two disks
 that were partitioned or formatted apart (the first blocks, the last, the usual place of the first
 partition's superblock) and some spread over the rest. It is taken once the source stands still, so
