@@ -1,10 +1,10 @@
 """What the source can tell of its disk once it stands still: which groups are hot, what is in use.
 
-The background copy has begun meanwhile; each hint makes it plan anew. A hint that can't be had costs
-nothing but order.
+The background copy has begun meanwhile; each hint makes it plan anew. A hint that can't be had
+costs nothing but order.
 
-`skip-free=yes` makes free blocks present as zeros instead of copying them. That is only done where a
-wrong verdict can't lose data: every file system's journal was read, and if one is mounted, the
+`skip-free=yes` makes free blocks present as zeros instead of copying them. That is only done where
+a wrong verdict can't lose data: every file system's journal was read, and if one is mounted, the
 blocks written at the source since its maps began are known, and count as in use.
 """
 

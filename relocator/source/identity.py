@@ -1,8 +1,8 @@
 """Whether a source that comes back is still the one the copy was begun from.
 
 Same size is not same disk: blocks of another one, mixed with what is here, would be a corruption
-that nothing detects. A relocator with a store has an id of its own, which decides. Everything else is
-known by *samples*: digests of a few places of the disk, those that differ between any two disks
+that nothing detects. A relocator with a store has an id of its own, which decides. Everything else
+is known by *samples*: digests of a few places of the disk, those that differ between any two disks
 that were partitioned or formatted apart (the first blocks, the last, the usual place of the first
 partition's superblock) and some spread over the rest. It is taken once the source stands still, so
 a restart of any server on the same image is accepted, also of a relocator that kept its maps in
