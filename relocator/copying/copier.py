@@ -27,8 +27,7 @@ IDLE_S = 0.02
 class Copier:
     """Copies in the background whenever `pacer` gives it a turn.
 
-    `finish` is called once all is present, again and again until it returns True. `complain` is
-    told why a hole could not be filled.
+    `finish` is called once all is present, again and again until it returns True.
     """
 
     def __init__(
@@ -40,14 +39,12 @@ class Copier:
         pacer: Pacer,
         plan: Plan,
         finish: Callable[[], bool],
-        complain: Callable[[str | None], None],
     ) -> None:
         self._store = store
         self._plan = plan
         self._hydration = hydration
         self._pacer = pacer
         self._finish = finish
-        self._complain = complain
         self._holes = Holes(store, upstream, hydration)
         self._pulled: deque[Range] = deque()
         self._pulled_lock = threading.Lock()
@@ -92,7 +89,7 @@ class Copier:
             try:
                 sent = self._pass()
             except StoreError as error:  # a hole could not be filled: the store may get room again
-                self._complain(str(error))
+                self._pacer.complain(str(error))
                 self._pacer.sleep(HOLD_S)
                 continue
             if not sent:  # all is present or in flight, or the source refused: look again later

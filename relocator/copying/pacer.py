@@ -20,7 +20,7 @@ HOLD_S = 1.0
 class Pacer:
     """Gives out turns until `over` says that nothing more is to be copied.
 
-    `complain` is told why the background's newest fetch failed, or None once one has succeeded.
+    `report` is told why the background copy fails, and None once a fetch has succeeded since.
     """
 
     def __init__(
@@ -29,17 +29,18 @@ class Pacer:
         bucket: TokenBucket,
         *,
         over: Callable[[], bool],
-        complain: Callable[[str | None], None],
+        report: Callable[[str | None], None],
     ) -> None:
         self._window = window
         self._bucket = bucket
         self._all_here = over
-        self._complain = complain
+        self._report = report
         self._turn = threading.Condition()
         self._enabled = False
         self._paused = False
         self._stopping = False
         self._hold_until_s = 0.0
+        self._failing = False
 
     def stop(self) -> None:
         """Give out no more turns."""
@@ -138,13 +139,24 @@ class Pacer:
         with self._turn:
             if error is None:
                 self._window.received(sent, time.monotonic())
-                self._complain(None)
+                if self._failing:
+                    self._failing = False
+                    self._report(None)
             else:
                 self._window.lost(sent)
                 if not sent.demand:
-                    self._complain(str(error))
+                    self._complain_locked(str(error))
                     self._hold_until_s = time.monotonic() + HOLD_S
             self._turn.notify_all()
+
+    def complain(self, message: str) -> None:
+        """The background copy fails for a reason of its own; until a fetch succeeds."""
+        with self._turn:
+            self._complain_locked(message)
+
+    def _complain_locked(self, message: str) -> None:
+        self._failing = True
+        self._report(message)
 
     def wait_turn(self) -> int:
         """Wait until a request may be sent; returns its size in bytes, or 0 once all is over."""

@@ -6,6 +6,7 @@ nbdkit still has a terminal; `start` begins to connect and to copy, after nbdkit
 
 import threading
 import time
+from functools import partial
 
 from relocator import config
 from relocator.config import Config
@@ -80,7 +81,7 @@ class Engine:
             Window(settings.window_bytes),
             TokenBucket(settings.rate_bits_per_s),
             over=lambda: store.all_present and lifecycle.state is not State.STANDBY,
-            complain=lambda message: faults.report(COPY, message),
+            report=partial(faults.report, COPY),
         )
         hydration = Hydration(store, upstream, on_demand=pacer.demand, on_complete=pacer.wake)
         copier = Copier(
@@ -90,7 +91,6 @@ class Engine:
             pacer=pacer,
             plan=self._plan,
             finish=self._finish,
-            complain=lambda message: faults.report(COPY, message),
         )
         return Transfer(upstream, hydration, pacer, copier)
 
