@@ -7,6 +7,7 @@ connections start in `after_fork`. One wrapper turns the engine's errors into er
 import builtins
 import errno
 import functools
+import importlib.util
 import os
 import sys
 import threading
@@ -15,6 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import nbdkit
+
+if importlib.util.find_spec("nbd") is None:
+    sys.stderr.write(
+        f"nbdkit: error: the Python inside nbdkit took its paths from {sys.prefix}, which has no "
+        "module nbd; put nbdkit's own python3 first, as in `env -u PYTHONHOME PATH=/usr/bin:$PATH "
+        "nbdkit ...`, or start the plugin by the command `relocator`\n"
+    )
+    os._exit(1)
 
 # A bare nbdkit knows nothing of the package this file belongs to.
 sys.path.insert(0, str(Path(__file__).absolute().parent.parent))

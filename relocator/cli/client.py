@@ -1,8 +1,8 @@
 """The other end of the control socket: one verb, one answer (see running/control.py)."""
 
 import json
+import os
 import socket
-from pathlib import Path
 from typing import Any
 
 from relocator.errors import RelocatorError
@@ -15,8 +15,8 @@ class Client:
         RelocatorError: the plugin refused, or can't be reached.
     """
 
-    def __init__(self, path: Path | str) -> None:
-        self._path = Path(path)
+    def __init__(self, path: os.PathLike[str] | str) -> None:
+        self._path = os.fspath(path)
 
     def call(self, verb: str, patience_s: float | None = 60.0, **arguments: Any) -> dict[str, Any]:
         """Send one verb and return its answer; None waits for it without limit."""
@@ -24,7 +24,7 @@ class Client:
         try:
             with socket.socket(socket.AF_UNIX) as link:
                 link.settimeout(patience_s)
-                link.connect(str(self._path))
+                link.connect(self._path)
                 link.sendall(request.encode())
                 with link.makefile("rb") as lines:
                     line = lines.readline()

@@ -8,6 +8,7 @@ import argparse
 from collections.abc import Iterator
 
 from relocator.cli.common import Commands
+from relocator.cli.parser import build_parser
 from relocator.errors import RelocatorError
 
 _FILES = ("CONTROL", "DISK", "PATH", "PIDFILE", "FILE")
@@ -32,8 +33,6 @@ def _run(options: argparse.Namespace) -> int:
         raise RelocatorError(
             "completion needs the Python package shtab: pip install shtab"
         ) from error
-    from relocator.cli.main import build_parser
-
     parser = build_parser()
     for action in _actions(parser):
         if action.metavar in _FILES:

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from relocator.cli.client import Client
+from relocator.cli.launch import become
 from relocator.cli.listening import Address, inherit
 from relocator.errors import RelocatorError, StateError
 from relocator.running.control import ControlServer
@@ -112,9 +113,9 @@ class _Supervisor:
             try:
                 inherit(self._sockets, locks)
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-                os.execvp(argv[0], argv)
-            except OSError as error:
-                print(f"relocator: {argv[0]}: {error.strerror}; see doctor", file=sys.stderr)
+                become(argv)
+            except RelocatorError as error:
+                print(f"relocator: {error}", file=sys.stderr)
             finally:
                 os._exit(_CANT_EXEC)
         supervisor = os.getpid()

@@ -6,15 +6,14 @@ Parameters are checked here first, for an error with the option's name and exit 
 """
 
 import argparse
-import os
 import shlex
 from pathlib import Path
 
 from relocator import config
-from relocator.cli import graduate
+from relocator.cli import graduate, launch
 from relocator.cli.common import Commands
 from relocator.cli.listening import add_address, address_of
-from relocator.errors import ConfigError, RelocatorError
+from relocator.errors import ConfigError
 
 PLUGIN = Path(__file__).resolve().parent.parent / "plugin.py"
 #: nbdkit's threads a connection. A proxy's requests may wait for the WAN, so many before others
@@ -152,10 +151,7 @@ def _run(options: argparse.Namespace) -> int:
         argv = plan.proxy
     else:
         argv = command_line(options)
-    if options.print:
-        print(shlex.join(argv))
-        return 0
-    try:
-        os.execvp(argv[0], argv)
-    except OSError as error:
-        raise RelocatorError(f"nbdkit can't be started: {error.strerror}; see doctor") from error
+    if not options.print:
+        launch.become(argv)
+    print(launch.shell_line(argv))
+    return 0
