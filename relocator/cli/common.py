@@ -5,11 +5,20 @@ from typing import Any
 
 # argparse doesn't export the type of what add_subparsers returns.
 Commands = Any
+_WIDE = 1000
 
 
 def add_control(parser: argparse.ArgumentParser) -> None:
     """The positional argument CONTROL."""
     parser.add_argument("control", metavar="CONTROL", help="the plugin's control socket")
+
+
+def console() -> Any:
+    """A rich console; what goes into a pipe or a file is not squeezed to a terminal's width."""
+    from rich.console import Console
+
+    found = Console()
+    return found if found.is_terminal else Console(width=_WIDE)
 
 
 def human_bytes(count: float) -> str:

@@ -2,10 +2,9 @@
 
 import argparse
 
-from rich.console import Console
 from rich.table import Table
 
-from relocator.cli import host
+from relocator.cli import common, host
 from relocator.cli.common import Commands
 
 #: Without these the product itself doesn't run; the rest is for the test bed.
@@ -22,7 +21,7 @@ def add(commands: Commands) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     del options
-    console = Console()
+    console = common.console()
     facts = host.survey()
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for fact in facts:

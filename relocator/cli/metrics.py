@@ -13,19 +13,18 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from relocator.cli.client import Client
 from relocator.cli.common import Commands
 from relocator.errors import ConfigError, RelocatorError
 from relocator.running.states import Role, State
 
-if TYPE_CHECKING:
-    from prometheus_client.core import Metric
-
 DEFAULT_LISTEN = "127.0.0.1:9464"
 PATIENCE_S = 5.0
 Status = dict[str, Any]
+#: prometheus_client's metric family; the package is optional and imported where it is used
+Metric = Any
 #: name of the counter (without _total), field of the status, meaning
 _COUNTERS = (
     ("on_demand_bytes", "Payload fetched because a request of the VM waited for it"),
@@ -74,7 +73,7 @@ class StatusCollector:
                 f"{' '.join(controls)}: two sockets have the same name, which tells disks apart"
             )
 
-    def collect(self) -> Iterator["Metric"]:
+    def collect(self) -> Iterator[Metric]:
         """The metrics of now."""
         with ThreadPoolExecutor(max_workers=min(16, len(self._controls))) as pool:
             answers = dict(
@@ -82,7 +81,7 @@ class StatusCollector:
             )
         return families(answers)
 
-    def describe(self) -> list["Metric"]:
+    def describe(self) -> list[Metric]:
         """Nothing: registering must not ask the plugins."""
         return []
 
@@ -95,7 +94,7 @@ def _ask(control: str) -> Status | None:
         return None
 
 
-def families(answers: dict[str, Status | None]) -> Iterator["Metric"]:
+def families(answers: dict[str, Status | None]) -> Iterator[Metric]:
     """Metric families of the disks' statuses; None for a disk that didn't answer."""
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
@@ -152,7 +151,7 @@ def _blocks(status: Status, field: str) -> int:
     return min(int(status["size_bytes"]), int(status[field] * status["block_bytes"]))
 
 
-def _enums(alive: dict[str, Status]) -> Iterator["Metric"]:
+def _enums(alive: dict[str, Status]) -> Iterator[Metric]:
     from prometheus_client.core import StateSetMetricFamily
 
     for name, text, values in _ENUMS:
@@ -162,7 +161,7 @@ def _enums(alive: dict[str, Status]) -> Iterator["Metric"]:
         yield family
 
 
-def _requests(alive: dict[str, Status]) -> Iterator["Metric"]:
+def _requests(alive: dict[str, Status]) -> Iterator[Metric]:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
     count = CounterMetricFamily("relocator_requests", "Requests of the VM", labels=["disk", "kind"])

@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from relocator.cli.client import Client
-from relocator.cli.common import Commands, add_control, human_bytes, human_rate, human_time
+from relocator.cli.common import Commands, add_control, console, human_bytes, human_rate, human_time
 from relocator.cli.page import History, Page, line
 from relocator.errors import RelocatorError
 
@@ -43,7 +43,7 @@ def page(status: dict[str, Any]) -> Table:
     """The status as a page for a person."""
     rows = Table.grid(padding=(0, 2))
     rows.add_column(style="bold")
-    if "total_blocks" in status:
+    if status["role"] == "proxy":
         total, present = status["total_blocks"], status["present_blocks"]
         rows.add_row("", ProgressBar(total=total, completed=present, width=50))
     for name, value in _rows(status):
@@ -56,20 +56,9 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str]]:
         ("role", f"{status['role']}, {status['state']}"),
         ("size", human_bytes(status["size_bytes"])),
     ]
-    if "total_blocks" in status:
-        present, total = status["present_blocks"], status["total_blocks"]
-        share = 100 * present / total if total else 100.0
-        link = "connected" if status["source_connected"] else "not connected"
-        link = "no longer needed" if status["state"] == "complete" else link
-        rows += [
-            ("source", f"{status['source']} ({link})"),
-            ("present", f"{share:.1f} % ({present:,} of {total:,} blocks)"),
-            ("written here", f"{status['dirty_blocks']:,} blocks"),
-            ("on-demand copy", human_bytes(status["on_demand_bytes"])),
-            ("background copy", f"{human_bytes(status['background_bytes'])} ({_copying(status)})"),
-            ("holes", human_bytes(status["hole_bytes"])),
-            ("time left", human_time(status["eta_s"])),
-        ]
+    if status["source"] is not None:
+        rows += _of_copy(status)
+    rows.append(("written here", f"{status['dirty_blocks']:,} blocks"))
     for kind, seen in status["requests"].items():
         if seen["count"]:
             name = kind.replace("_", " ")
@@ -77,6 +66,25 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str]]:
             rows.append((name, f"{seen['count']:,}: {times}"))
     if status["error"]:
         rows.append(("last error", f"[red]{status['error']}[/red]"))
+    return rows
+
+
+def _of_copy(status: dict[str, Any]) -> list[tuple[str, str]]:
+    """What only a disk that comes or came from elsewhere has to tell."""
+    present, total = status["present_blocks"], status["total_blocks"]
+    share = 100 * present / total if total else 100.0
+    link = "connected" if status["source_connected"] else "not connected"
+    link = "no longer needed" if status["role"] == "target" else link
+    background = human_bytes(status["background_bytes"])
+    rows = [
+        ("source", f"{status['source']} ({link})"),
+        ("present", f"{share:.1f} % ({present:,} of {total:,} blocks)"),
+        ("on-demand copy", human_bytes(status["on_demand_bytes"])),
+        ("background copy", f"{background} ({_copying(status)})"),
+        ("holes", human_bytes(status["hole_bytes"])),
+    ]
+    if status["role"] == "proxy":
+        rows.append(("time left", human_time(status["eta_s"])))
     return rows
 
 
@@ -91,28 +99,28 @@ def _copying(status: dict[str, Any]) -> str:
 def _run(options: argparse.Namespace) -> int:
     client = Client(options.control)
     if options.watch:
-        return _watch(client, Console(), Path(options.control).name)
+        return _watch(client, console(), Path(options.control).name)
     status = client.call("status")
     if options.json:
         print(json.dumps(status, indent=1, sort_keys=True))
     else:
-        Console().print(page(status))
+        console().print(page(status))
     return 0
 
 
-def _watch(client: Client, console: Console, title: str) -> int:
+def _watch(client: Client, screen: Console, title: str) -> int:
     """Show a page a second until the disk is complete; the last one stays on the screen."""
     history = History()
-    if not console.is_terminal:
+    if not screen.is_terminal:
         for status in _samples(client, history):
             print(line(status, history), flush=True)
         return 0
-    with Live(console=console, screen=True, auto_refresh=False) as live:
+    with Live(console=screen, screen=True, auto_refresh=False) as live:
         last = Group()
         for status in _samples(client, history):
-            last = _live_page(client, console, status, history, title)
+            last = _live_page(client, screen, status, history, title)
             live.update(last, refresh=True)
-    console.print(last)
+    screen.print(last)
     return 0
 
 
@@ -132,16 +140,16 @@ def _samples(client: Client, history: History) -> Iterator[dict[str, Any]]:
 
 
 def _live_page(
-    client: Client, console: Console, status: dict[str, Any], history: History, title: str
+    client: Client, screen: Console, status: dict[str, Any], history: History, title: str
 ) -> Group:
     """The page as large as the terminal is now; its map is asked for in that size."""
-    fancy = console.encoding.startswith("utf")
+    fancy = screen.encoding.startswith("utf")
     live = Page(
         status,
         history,
         title=title,
-        width=max(_LEAST_WIDTH, console.width),
-        height=console.height,
+        width=max(_LEAST_WIDTH, screen.width),
+        height=screen.height,
         fancy=fancy,
     )
     cells = min(_MOST_CELLS, live.map_width * live.map_rows)

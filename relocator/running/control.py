@@ -73,6 +73,7 @@ class ControlServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     """Serves `call` on the socket at `path`."""
 
     daemon_threads = True
+    request_queue_size = socket.SOMAXCONN  # 5 by default: the sixth client at once is refused
     block_on_close = False
 
     def __init__(self, path: Path, call: Call) -> None:

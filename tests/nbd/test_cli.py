@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from relocator.errors import RelocatorError
+from relocator.running.control import ControlServer
 from tests.support.model import source_bytes
 from tests.support.servers import nbdkit, plugin, wait_for
 
@@ -105,7 +107,7 @@ def test_verbs_steer_a_running_proxy(tmp_path: Path) -> None:
 
 def test_print_shows_the_command_that_would_run() -> None:
     done = relocator("proxy", "/s", "nbd://h", "--listen", "0.0.0.0:9", "--print")
-    assert done.stdout.startswith("nbdkit --threads 16 --foreground --port 9 --ipaddr 0.0.0.0")
+    assert "nbdkit --threads 16 --foreground --port 9 --ipaddr 0.0.0.0" in done.stdout
     assert done.stdout.rstrip().endswith("plugin.py store=/s source=nbd://h")
 
 
@@ -276,3 +278,39 @@ def test_the_map_gives_shares_of_equal_stretches(tmp_path: Path) -> None:
             for wrong in (0, -1, "many", True, 1 << 20):
                 with pytest.raises(RelocatorError, match="must be a number from 1 to 65536"):
                     server.control.call("map", cells=wrong)
+
+
+def test_a_target_shows_what_it_has_and_nothing_of_a_copy(tmp_path: Path) -> None:
+    (tmp_path / "disk.img").write_bytes(source_bytes(SIZE_BYTES))
+    with plugin(tmp_path, "target", f"disk={tmp_path / 'disk.img'}") as server:
+        server.connect().pwrite(b"x" * 8192, 0)
+        shown = relocator("status", str(server.control_path)).stdout
+    assert "target, complete" in shown and "4.0 MiB" in shown
+    assert "2 blocks" in shown and "write" in shown
+    assert not [word for word in ("None", "source", "background", "time left") if word in shown]
+
+
+def test_lines_into_a_pipe_are_as_long_as_they_need(tmp_path: Path) -> None:
+    (tmp_path / "disk.img").write_bytes(source_bytes(SIZE_BYTES))
+    with nbdkit(tmp_path, "source", ["file", str(tmp_path / "disk.img")]) as source:
+        keys = (f"store={tmp_path / 'store'}", f"source={source.uri}", "background=off")
+        with plugin(tmp_path, "copy", *keys) as server:
+            shown = relocator("status", str(server.control_path)).stdout
+    assert len(source.uri) > 80
+    assert f"{source.uri} (connected)" in shown or f"{source.uri} (not connected)" in shown
+
+
+def test_many_clients_of_the_control_socket_at_once_are_all_answered(tmp_path: Path) -> None:
+    server = ControlServer(tmp_path / "control", lambda verb, _: {"verb": verb})
+    clients = [socket.socket(socket.AF_UNIX) for _ in range(60)]
+    try:
+        for client in clients:  # before the server takes even the first
+            client.settimeout(5)
+            client.connect(str(tmp_path / "control"))
+            client.sendall(b'{"verb": "status"}\n')
+        server.start()
+        assert {client.recv(4096) for client in clients} == {b'{"ok": true, "verb": "status"}\n'}
+    finally:
+        for client in clients:
+            client.close()
+        server.stop()

@@ -140,7 +140,7 @@ def test_a_bare_nbdkit_says_in_one_line_what_to_do(foreign: Path, disk: Path) ->
 
 
 def test_without_nbdkit_the_message_says_so() -> None:
-    with pytest.raises(RelocatorError, match="can't be started: No such file .*; see doctor"):
+    with pytest.raises(RelocatorError, match=r"can't be started: No such file .*; see doctor"):
         become(["an-nbdkit-that-is-not-installed"])
 
 
