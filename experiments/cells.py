@@ -22,7 +22,8 @@ from experiments import scenario as scenarios
 from experiments import schema
 from experiments.scenario import Scenario, System, Variant
 from experiments.schema import ScenarioError
-from testbed import systems, wan
+from testbed import systems
+from testbed.network import wan
 
 TRACE = "oracle.trace"
 MODULE = "testbed.migration"

@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from testbed import payload
+from testbed.lab import payload
 
 
 def version(project: Path = payload.PROJECT) -> dict[str, str]:

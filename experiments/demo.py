@@ -23,7 +23,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
 
 from rich import box
 from rich.console import Console
@@ -33,8 +32,9 @@ from experiments import progress, report, wording
 from experiments.analysis import Row, Runs
 from experiments.batch import Batch, Job
 from experiments.rundir import Run, RunError, load_run
-from testbed import image, lab
-from testbed.image import LabError
+from testbed import ending
+from testbed.lab import build, entry
+from testbed.lab.image import LabError
 
 PROJECT = Path(__file__).resolve().parent.parent
 DEFAULT_OUT = Path("out/demo")
@@ -174,9 +174,9 @@ def show(console: Console, runs: Runs, rows: Sequence[Row], out: Path) -> None:
 
 def demo(seed: int, out: Path, where: str, clock: str | None, console: Console) -> None:
     """The whole demo; DemoError, RunError or LabError with the reason if it can't be completed."""
-    choice = lab.choose(where, clock)
+    choice = entry.choose(where, clock)
     if choice.where == "vm":
-        image.ensure()  # once, not in both runs at the same time
+        build.ensure()  # once, not in both runs at the same time
     virtual = choice.where == "vm" and clock != "real"
     at_once = min(len(os.sched_getaffinity(0)), len(VARIANTS)) if virtual else 1
     with building_for(out) as building:
@@ -191,21 +191,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="default: %(default)s")
-    parser.add_argument("--where", choices=lab.WHERES, default="auto", help="default: auto")
-    parser.add_argument("--clock", choices=lab.CLOCKS, help="default: virtual where there is a VM")
+    parser.add_argument("--where", choices=entry.WHERES, default="auto", help="default: auto")
+    parser.add_argument(
+        "--clock", choices=entry.CLOCKS, help="default: virtual where there is a VM"
+    )
     return parser
-
-
-def _terminated(signum: int, _frame: object) -> NoReturn:
-    raise SystemExit(128 + signum)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
-    # Set, not inherited: a shell starts background jobs with SIGINT ignored.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, _terminated)
-    signal.signal(signal.SIGHUP, _terminated)
+    ending.on_signals()
     try:
         demo(args.seed, args.out, args.where, args.clock, Console())
     except (DemoError, RunError, LabError) as error:

@@ -19,12 +19,12 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from experiments import cells, code, runner, schema
 from experiments.cells import Cell
 from experiments.runner import RunnerError
 from experiments.schema import ScenarioError
+from testbed import ending
 
 DEFAULT_OUT = Path("out/cells")
 EXIT_FAILED = 1
@@ -131,19 +131,8 @@ def _dispatch(args: argparse.Namespace) -> int:
     return 0 if _run(found, cell, out, args.again) == "ok" else EXIT_FAILED
 
 
-def terminated(signum: int, _frame: object) -> NoReturn:
-    raise SystemExit(128 + signum)
-
-
-def handle_signals() -> None:
-    """Set, not inherited: a shell starts background jobs with SIGINT ignored."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, terminated)
-    signal.signal(signal.SIGHUP, terminated)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    handle_signals()
+    ending.on_signals()
     try:
         return _dispatch(_parser().parse_args(argv))
     except (_Wrong, ScenarioError) as error:

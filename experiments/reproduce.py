@@ -32,11 +32,11 @@ from rich.console import Console
 from experiments import cells, code, rundir, runner, watch
 from experiments.batch import Batch, Job
 from experiments.cells import Cell
-from experiments.matrix import handle_signals
 from experiments.schema import ScenarioError
-from testbed import image, lab
-from testbed.image import LabError
-from testbed.payload import PROJECT
+from testbed import ending
+from testbed.lab import build, entry
+from testbed.lab.image import LabError
+from testbed.lab.payload import PROJECT
 
 OUT = Path("out/reproduce")
 QUICK_OUT = Path("out/reproduce-quick")
@@ -127,8 +127,8 @@ def make_all(args: argparse.Namespace, found: Sequence[Cell], out: Path, console
 
 def _image_once(found: Sequence[Cell]) -> None:
     """Builds the VM's image, if a run will boot it: not in all runs at the same time."""
-    if any(lab.choose("auto", clock).where == "vm" for clock in {cell.clock for cell in found}):
-        image.ensure()
+    if any(entry.choose("auto", clock).where == "vm" for clock in {cell.clock for cell in found}):
+        build.ensure()
 
 
 def installed(found: Sequence[Cell], console: Console) -> list[Cell]:
@@ -209,7 +209,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
-    handle_signals()
+    ending.on_signals()
     started_s = time.monotonic()
     console = Console()
     try:

@@ -30,8 +30,8 @@ from experiments import code, trace
 from experiments.batch import Batch, Job
 from experiments.cells import TRACE, Cell
 from experiments.rundir import FORMAT, RUN_KEYS
-from testbed import image
-from testbed.payload import PROJECT
+from testbed.lab import image
+from testbed.lab.payload import PROJECT
 
 CELL_FORMAT = 1
 POLL_S = 0.1

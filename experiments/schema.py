@@ -16,7 +16,8 @@ from typing import Any
 
 from relocator import config
 from relocator.errors import ConfigError
-from testbed import systems, wan
+from testbed import systems
+from testbed.network import wan
 
 SYSTEMS = tuple(systems.SYSTEMS)
 WORKLOADS = ("mixed", "compile", "sqlite", "git", "ledger")

@@ -11,6 +11,8 @@ copies. The clients keep to a timetable (open loop): a slow answer doesn't make 
     qemu         qemu-storage-daemon: copy-on-read and block-stream into a qcow2 overlay
     relocator    proxy and target; `relocator-file`: the same with `nbdkit file` as the source
 
+They are the evaluation's systems (testbed/systems), without a guest's device and file system.
+
 Peers copy from `nbdkit file`, which costs the source least. The link is calibrated first and
 refused (status 3) when it is off. Results go to LAB_OUT/copybench.json.
 
@@ -25,7 +27,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -34,10 +35,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from testbed import calibrate, copyclient, peers, services, topology, wan
-from testbed.supervise import Process, Supervisor
+from testbed import copyclient, ending
+from testbed.hosts import services
+from testbed.hosts.supervise import Process, Supervisor
+from testbed.network import calibrate, topology, wan
+from testbed.network.topology import ADDRESS
+from testbed.systems import Place, System, check, parse_settings
+from testbed.systems.base import EVERYWHERE
+from testbed.systems.nbdkit import CopyOnWrite
+from testbed.systems.qemu import Stream
+from testbed.systems.relocator import Relocator
 
 EXIT_REFUSED = 3
+LOCAL_S = 10.0  # how long the clients of a disk that is here are watched
 CLIENT_START_S = 2.0  # until both clients have started and wait
 READ_SIZES = tuple(1 << power for power in range(12, 21))
 _PIECE_BYTES = 4 * 2**20
@@ -45,7 +55,7 @@ _PIECE_BYTES = 4 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """What is measured."""
+    """What is measured; `proxy_options` are settings of the relocator."""
 
     profile: wan.LinkProfile
     systems: tuple[str, ...]
@@ -54,7 +64,47 @@ class Parameters:
     writes_per_s: float
     seed: int
     read_bytes: int = 4096
-    proxy_options: tuple[str, ...] = ()
+    proxy_options: dict[str, str] = field(default_factory=dict)
+
+
+class Local(System):
+    """No relocation: the same clients on a disk that is already at the destination."""
+
+    name = "local"
+
+    def start_source(self) -> None:
+        """There is none."""
+
+    def prepare(self) -> None:
+        command = services.file_command(self.place.image, EVERYWHERE, services.PORT)
+        self.place.at_destination("local", command)
+
+    def copy(self) -> None:
+        time.sleep(LOCAL_S)
+
+
+class Bulk(System):
+    """nbdcopy to nowhere: the disk moves, and nobody can use it meanwhile."""
+
+    name = "nbdcopy"
+
+    def prepare(self) -> None:
+        """nbdcopy serves nothing."""
+
+    def copy(self) -> None:
+        self.place.run_at_destination(["nbdcopy", self.source_uri, "null:"])
+
+
+#: name -> system and its settings
+SYSTEMS: dict[str, tuple[type[System], dict[str, str]]] = {
+    "local": (Local, {}),
+    "nbdcopy": (Bulk, {}),
+    "nbdkit-cow": (CopyOnWrite, {"extents": "yes"}),
+    "nbdkit-cow-all": (CopyOnWrite, {}),
+    "qemu": (Stream, {}),
+    "relocator": (Relocator, {}),
+    "relocator-file": (Relocator, {"source": "file"}),
+}
 
 
 def make_image(path: Path, data_bytes: int, seed: int) -> int:
@@ -96,7 +146,8 @@ class Copy:
             argv += [str(start_s), str(self.work / f"{kind}.log"), str(parameters.seed)]
             length = parameters.read_bytes if kind == "read" else copyclient.BLOCK_BYTES
             argv += [str(parameters.data_bytes), str(length)]
-            self.clients.append(self.supervisor.start(f"client-{kind}", argv))
+            at = self.sites.pids["st_dst"]
+            self.clients.append(self.supervisor.start(f"client-{kind}", argv, at))
         return start_s
 
     def stop_clients(self) -> None:
@@ -123,13 +174,14 @@ def measure(parameters: Parameters, sites: topology.Sites, name: str, work: Path
     allocated_bytes = image.stat().st_blocks * 512
     (work / "logs").mkdir()
     with Supervisor(work / "logs") as supervisor:
-        options = parameters.proxy_options
-        place = peers.Place(supervisor, sites, work, image, size_bytes, options)
-        system = peers.SYSTEMS[name](place)
+        system = _make(name, parameters, Place(supervisor, sites, work, image, size_bytes))
+        system.start_source()
+        system.prepare()
+        system.hand_over()
         copy = Copy(parameters, sites, work, supervisor)
         start_s = time.monotonic()
-        if system.uri is not None:
-            start_s = copy.start_clients(system.uri)
+        if not isinstance(system, Bulk):
+            start_s = copy.start_clients(f"nbd://{ADDRESS[system.serves_at]}:{services.PORT}")
             sleep_until(start_s)
         before = topology.link_counters()["C"], cpu_times()
         copying_s = time.monotonic()
@@ -137,7 +189,7 @@ def measure(parameters: Parameters, sites: topology.Sites, name: str, work: Path
         end_s = time.monotonic()
         after = topology.link_counters()["C"], cpu_times()
         copy.stop_clients()
-        extra = system.status()
+        extra = system.status() or {}
     row = _row(parameters, copying_s, end_s, before, after)
     row["late_s"] = round(copying_s - start_s, 6)
     row["allocated_bytes"] = allocated_bytes
@@ -145,6 +197,12 @@ def measure(parameters: Parameters, sites: topology.Sites, name: str, work: Path
     row["reads"] = copy.latencies("read", end_s)
     row["writes"] = copy.latencies("write", end_s)
     return row | {"status": extra}
+
+
+def _make(name: str, parameters: Parameters, place: Place) -> System:
+    kind, settings = SYSTEMS[name]
+    further = parameters.proxy_options if kind is Relocator else {}
+    return kind(settings | further, place)
 
 
 Counters = tuple[tuple[int, int], tuple[float, float]]
@@ -176,7 +234,7 @@ def run(parameters: Parameters) -> tuple[int, dict[str, Any]]:
         "data_bytes": parameters.data_bytes,
         "seed": parameters.seed,
         "read_bytes": parameters.read_bytes,
-        "proxy_options": list(parameters.proxy_options),
+        "proxy_options": [f"{key}={value}" for key, value in parameters.proxy_options.items()],
         "systems": {},
     }
     with topology.sites(profile) as sites:
@@ -228,9 +286,11 @@ def parse(argv: Sequence[str] | None) -> Parameters:
     options = _parser().parse_args(argv)
     systems = tuple(options.systems.split(","))
     for name in systems:
-        if name not in peers.SYSTEMS:
-            known = ", ".join(peers.SYSTEMS)
+        if name not in SYSTEMS:
+            known = ", ".join(SYSTEMS)
             raise wan.ProfileError("systems", repr(name), f"must be among {known}")
+    proxy_options = parse_settings(options.proxy)
+    check(Relocator.name, proxy_options)
     data_bytes = wan.parse_size_bytes("data", options.data)
     if data_bytes < 2 * _PIECE_BYTES or data_bytes % (2 * _PIECE_BYTES):
         raise wan.ProfileError("data", options.data, "must be a multiple of 8M")
@@ -248,13 +308,13 @@ def parse(argv: Sequence[str] | None) -> Parameters:
         options.writes,
         options.seed,
         read_bytes,
-        tuple(options.proxy),
+        proxy_options,
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Status 0 measured, 2 a wrong parameter, 3 the link was off."""
-    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    ending.on_signals()
     try:
         parameters = parse(argv)
     except wan.ProfileError as error:

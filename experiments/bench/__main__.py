@@ -13,13 +13,14 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 
 from experiments.bench import local, size, systems, tables, wan
 from relocator.errors import RelocatorError
-from testbed.supervise import ProcessError
+from testbed import ending
+from testbed.hosts.supervise import ProcessError
 
 Rows = tuple[list[str], list[list[str]]]
 OUT = Path("out/bench")
@@ -86,13 +87,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _terminated(signum: int, _frame: object) -> NoReturn:
-    raise SystemExit(128 + signum)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures the parts asked for, in order; status 2 for a part that isn't one."""
-    signal.signal(signal.SIGTERM, _terminated)
+    ending.on_signals()
     options = _parser().parse_args(argv)
     console = Console()
     if unknown := [part for part in options.parts if part not in PARTS]:

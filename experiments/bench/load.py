@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from testbed.supervise import run
+from testbed.hosts.supervise import run
 
 REGION_BYTES = 256 * 2**20
 _FILL_TIMEOUT_S = 120.0

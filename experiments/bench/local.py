@@ -19,7 +19,7 @@ from rich.console import Console
 
 from experiments.bench import load, systems, tables
 from experiments.bench.load import LOADS, Figure, Load
-from testbed.supervise import Supervisor
+from testbed.hosts.supervise import Supervisor
 
 
 @dataclass(frozen=True, slots=True)

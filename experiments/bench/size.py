@@ -21,7 +21,7 @@ from rich.console import Console
 from experiments.bench import load
 from experiments.bench.load import Load, unix_uri
 from relocator.cli.client import Client
-from testbed.supervise import Process, Supervisor
+from testbed.hosts.supervise import Process, Supervisor
 
 SMALL_BYTES = 2**30
 LARGE_BYTES = 2**40

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from experiments.bench.load import REGION_BYTES, fill, unix_uri
 from relocator.cli.client import Client
-from testbed.supervise import ProcessError, Supervisor, is_listening, run, wait_until
+from testbed.hosts.supervise import ProcessError, Supervisor, is_listening, run, wait_until
 
 REFERENCE = "nbdkit file"
 PEER = "QEMU copy-on-read"

@@ -24,7 +24,7 @@ from typing import Any
 from rich.console import Console
 
 from experiments.bench.tables import cell, quantile
-from testbed.supervise import Process, ProcessError, Supervisor
+from testbed.hosts.supervise import Process, ProcessError, Supervisor
 
 Link = tuple[str, str]
 LINKS: tuple[Link, ...] = tuple(

@@ -17,12 +17,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed.supervise import Process, ProcessError, Supervisor, is_listening, run, wait_until
+from testbed.hosts.supervise import Process, ProcessError, Supervisor, is_listening, run, wait_until
 
 PORT = 10809
 CEILING_PORT = 10810  # a second target, only for measuring nbdcopy: it must not heat the first
 SECTOR_BYTES = 512
-PLUGIN = Path(__file__).resolve().parent.parent / "relocator" / "plugin.py"
+PLUGIN = Path(__file__).resolve().parents[2] / "relocator" / "plugin.py"
 TARGET_THREADS, PROXY_THREADS = 1, 8  # nbdkit threads a connection: only a proxy waits for the WAN
 MODULES = ("sch_netem", "veth", "bridge", "loop", "dm_mod", "ext4")
 

@@ -7,32 +7,25 @@ LAB_OUT for its files, LAB_FILES with copies of those given by `--file`, LAB_CLO
 terminal and nothing on its standard input; its output appears as it is printed, its files come to
 `--out`, its exit status is ours, and Ctrl-C ends it. Only the VM has a virtual clock, on which
 equal runs give equal bytes.
-
-    python -m testbed.lab run [options] -- MODULE [ARGUMENT...]
-    python -m testbed.lab shell | build [--force] | info
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO, Protocol
 
 from relocator.cli import host
-from testbed import image, native, vm
-from testbed.image import LabError
+from testbed.lab import build, native, vm
+from testbed.lab.image import LabError
 
 WHERES = ("auto", "native", "vm")
 CLOCKS = ("virtual", "real")
-DEFAULT_OUT = Path("out/lab")
 DEFAULT_MEMORY = "3G"
 DEFAULT_SEED = 42
 DEFAULT_TIMEOUT_S = 900.0
@@ -53,7 +46,14 @@ class Choice:
     reason: str
 
 
-def choose(where: str = "auto", clock: str | None = None) -> Choice:
+class Host(Protocol):
+    """What stands in the way on a host (relocator.cli.host); empty if nothing does."""
+
+    def native_obstacles(self) -> list[str]: ...
+    def vm_obstacles(self) -> list[str]: ...
+
+
+def choose(where: str = "auto", clock: str | None = None, on: Host = host) -> Choice:
     """Decides where to run; LabError if `where` was asked for and is impossible here."""
     if where not in WHERES:
         raise UsageError(f"where '{where}': must be one of {', '.join(WHERES)}")
@@ -61,14 +61,14 @@ def choose(where: str = "auto", clock: str | None = None) -> Choice:
         raise UsageError(f"clock '{clock}': must be one of {', '.join(CLOCKS)}")
     if where == "native" and clock == "virtual":
         raise UsageError("clock 'virtual': exists only in the VM; use where 'vm', or clock 'real'")
-    obstacles = host.native_obstacles() if where != "vm" else []
+    obstacles = on.native_obstacles() if where != "vm" else []
     if where == "native" and obstacles:
         raise LabError("can't run natively: " + "; ".join(obstacles))
     if where == "native" or (where == "auto" and not obstacles and clock != "virtual"):
         return Choice(
             "native", "asked for" if where == "native" else "root, and a kernel with netem"
         )
-    if vm_obstacles := host.vm_obstacles():
+    if vm_obstacles := on.vm_obstacles():
         raise LabError("can't run in the VM: " + "; ".join(vm_obstacles))
     if where == "vm":
         return Choice("vm", "asked for")
@@ -105,10 +105,10 @@ def run(
     settings = _settings(choice, clock, seed, memory, cpus)
     stdout = stdout or sys.stdout.buffer
     if choice.where == "native":
-        _say(f"native, real clock: {choice.reason}")
+        say(f"native, real clock: {choice.reason}")
         return native.run(argv, seed=seed, out=out, timeout_s=timeout_s, stdout=stdout, files=along)
-    _say(f"virtual machine, {settings.clock} clock, seed {seed}: {choice.reason}")
-    root = image.ensure()
+    say(f"virtual machine, {settings.clock} clock, seed {seed}: {choice.reason}")
+    root = build.ensure()
     return vm.run(root, argv, settings, out=out, timeout_s=timeout_s, stdout=stdout, files=along)
 
 
@@ -127,12 +127,12 @@ def shell(*, out: Path, where: str = "auto", memory: str = DEFAULT_MEMORY) -> in
     """An interactive shell where a program would run, on the real clock."""
     choice = choose(where)
     if choice.where == "native":
-        _say(f"a native shell: {choice.reason}")
+        say(f"a native shell: {choice.reason}")
         return subprocess.run([os.environ.get("SHELL", "/bin/bash")], check=False).returncode
-    _say(f"a shell in the virtual machine: {choice.reason}")
-    _say(f"'exit' ends it; files in $LAB_OUT come to {out}")
+    say(f"a shell in the virtual machine: {choice.reason}")
+    say(f"'exit' ends it; files in $LAB_OUT come to {out}")
     settings = _settings(choice, "real", DEFAULT_SEED, memory, None)
-    return vm.shell(image.ensure(), settings, out=out)
+    return vm.shell(build.ensure(), settings, out=out)
 
 
 def _settings(
@@ -166,139 +166,6 @@ def memory_mib(text: str) -> int:
     return size_mib
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Tell the user, beside the program's output."""
     print(f"lab: {text}", file=sys.stderr, flush=True)
-
-
-def _info() -> int:
-    current = image.current()
-    try:
-        choice = choose()
-        print(f"runs      {choice.where}: {choice.reason}")
-    except LabError as error:
-        print(f"runs      nowhere: {error}")
-    print(f"image     {current.name}")
-    print(f"path      {current.directory}")
-    if not current.exists():
-        print(
-            "size      not built yet ('python -m testbed.lab build', or the first run, builds it)"
-        )
-        return 0
-    files = [path for path in current.directory.rglob("*") if path.is_file()]
-    print(f"size      {sum(path.stat().st_size for path in files) / 1e6:.0f} MB")
-    print(f"packages  {current.packages}")
-    return 0
-
-
-def _seconds(text: str) -> float:
-    with suppress(ValueError):
-        if 0 < (value := float(text)) < float("inf"):
-            return value
-    raise argparse.ArgumentTypeError(f"'{text}': must be a number of seconds above 0")
-
-
-def _integer(text: str) -> int:
-    with suppress(ValueError):
-        return int(text)
-    raise argparse.ArgumentTypeError(f"'{text}': must be a whole number")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m testbed.lab", description="Runs test-bed programs."
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    runs = commands.add_parser("run", help="run a Python module in the lab")
-    opens = commands.add_parser("shell", help="a shell in the lab, on the real clock")
-    for command in (runs, opens):
-        command.add_argument("--where", choices=WHERES, default="auto", help="default: auto")
-        command.add_argument(
-            "--memory", default=DEFAULT_MEMORY, metavar="SIZE", help="of the VM; default: 3G"
-        )
-        command.add_argument(
-            "--out", type=Path, default=DEFAULT_OUT, metavar="DIR", help="default: out/lab"
-        )
-    runs.add_argument("--clock", choices=CLOCKS, help="default: virtual in the VM, real natively")
-    runs.add_argument(
-        "--seed", type=_integer, default=DEFAULT_SEED, metavar="N", help="default: %(default)s"
-    )
-    runs.add_argument(
-        "--timeout",
-        type=_seconds,
-        default=DEFAULT_TIMEOUT_S,
-        metavar="S",
-        help="end the program after S seconds of real time, with status 124; default: 900",
-    )
-    runs.add_argument(
-        "--cpus",
-        type=_integer,
-        metavar="N",
-        help="of the VM, on the real clock; default: the host's",
-    )
-    runs.add_argument(
-        "--file",
-        dest="files",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="a copy of it, by its name, is in the program's directory LAB_FILES (repeatable)",
-    )
-    runs.add_argument("module", metavar="MODULE", help="run as python3 -m MODULE")
-    runs.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGUMENT")
-    builds = commands.add_parser("build", help="build the VM's image if it isn't there")
-    builds.add_argument("--force", action="store_true", help="also if it is there")
-    commands.add_parser("info", help="where a program would run, why, and which image")
-    return parser
-
-
-def _dispatch(arguments: argparse.Namespace) -> int:
-    if arguments.command == "build":
-        print(image.ensure(force=arguments.force).directory)
-        return 0
-    if arguments.command == "info":
-        return _info()
-    if arguments.command == "shell":
-        return shell(out=arguments.out, where=arguments.where, memory=arguments.memory)
-    return run(
-        [arguments.module, *arguments.arguments],
-        out=arguments.out,
-        where=arguments.where,
-        clock=arguments.clock,
-        seed=arguments.seed,
-        memory=arguments.memory,
-        timeout_s=arguments.timeout,
-        cpus=arguments.cpus,
-        files=arguments.files,
-    )
-
-
-def _terminated(signum: int, _frame: object) -> NoReturn:
-    raise SystemExit(128 + signum)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; status 2 for a wrong parameter, 130 or 143 if interrupted, else 1."""
-    # Set, not inherited: a shell starts background jobs with SIGINT ignored.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, _terminated)
-    signal.signal(signal.SIGHUP, _terminated)
-    try:
-        return _dispatch(_parser().parse_args(argv))
-    except UsageError as error:
-        _say(str(error))
-        return 2
-    except LabError as error:
-        _say(str(error))
-        return 1
-    except KeyboardInterrupt:
-        _say("interrupted")
-        return 128 + signal.SIGINT
-    except BrokenPipeError:
-        # Whoever read our output has gone; keep the interpreter's last flush quiet.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
-
-
-if __name__ == "__main__":
-    sys.exit(main())

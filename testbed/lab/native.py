@@ -18,8 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from testbed.payload import PROJECT
-from testbed.vm import TIMEOUT_STATUS
+from testbed.lab.payload import PROJECT
+from testbed.lab.vm import TIMEOUT_STATUS
 
 POLL_S = 0.2
 TAKE_DOWN_S = 15.0

@@ -14,10 +14,10 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from testbed import cpio
-from testbed.image import GUEST, Image, LabError
+from testbed.lab import cpio
+from testbed.lab.image import GUEST, Image, LabError
 
-PROJECT = Path(__file__).parent.parent
+PROJECT = Path(__file__).parents[2]
 DECISIVE = ("relocator", "testbed", "experiments/fio")
 EVERYTHING = ("relocator", "testbed", "experiments", "tests", "pyproject.toml")
 TREE_SUFFIXES = frozenset({".py", ".toml", ".fio", ".sh", ".c", ".h", ".j2"})
@@ -29,6 +29,7 @@ def initramfs(
     arguments: Sequence[str],
     settings: Mapping[str, str],
     files: Mapping[str, Path] | None = None,
+    project: Path = PROJECT,
 ) -> bytes:
     """Everything the kernel unpacks before the root image is mounted; `files` by their names."""
     first_stage = {
@@ -39,7 +40,7 @@ def initramfs(
         first_stage[f"modules/{module.name}"] = _file(module)
     ours = bool(arguments) and arguments[0].startswith("testbed.")
     places = DECISIVE if ours else EVERYTHING
-    run = {f"lab/tree/{name}": file for name, file in tree(PROJECT, places).items()}
+    run = {f"lab/tree/{name}": file for name, file in tree(project, places).items()}
     run |= {f"lab/files/{name}": _file(path) for name, path in sorted((files or {}).items())}
     run["lab/lab-init"] = _file(GUEST / "lab-init", executable=True)
     run["lab/arguments"] = cpio.File(b"".join(os.fsencode(text) + b"\0" for text in arguments))
@@ -47,7 +48,9 @@ def initramfs(
     return cpio.archive(first_stage) + cpio.archive(run, directories=("lab/tree", "lab/files"))
 
 
-def tree(project: Path, places: Sequence[str] = EVERYTHING) -> dict[str, cpio.File]:
+def tree(
+    project: Path, places: Sequence[str] = EVERYTHING, limit_bytes: int = TREE_LIMIT_BYTES
+) -> dict[str, cpio.File]:
     """The project's own files in these places, by their relative path: what git would commit, of a
     known kind."""
     files: dict[str, cpio.File] = {}
@@ -58,10 +61,10 @@ def tree(project: Path, places: Sequence[str] = EVERYTHING) -> dict[str, cpio.Fi
             continue
         files[name] = _file(path, executable=os.access(path, os.X_OK))
         total_bytes += len(files[name].content)
-    if total_bytes > TREE_LIMIT_BYTES:
+    if total_bytes > limit_bytes:
         largest = max(files, key=lambda name: len(files[name].content))
         raise LabError(
-            f"the project's tree is {total_bytes >> 20} MiB; {TREE_LIMIT_BYTES >> 20} MiB at most "
+            f"the project's tree is {total_bytes >> 20} MiB; {limit_bytes >> 20} MiB at most "
             f"go into the lab; the largest file is {largest}"
         )
     return files

@@ -29,8 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, BinaryIO
 
-from testbed import payload
-from testbed.image import Image, LabError
+from testbed.lab import payload
+from testbed.lab.image import Image, LabError
 
 VIRTUAL_EPOCH = "2026-01-01"
 RESULT_BYTES = 1 << 30

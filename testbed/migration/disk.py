@@ -20,8 +20,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed.services import mounted
-from testbed.supervise import run
+from testbed.hosts.services import mounted
+from testbed.hosts.supervise import run
 from testbed.workloads import files, suite
 from testbed.workloads.compile import drop_caches
 from testbed.workloads.files import MIB, digest

@@ -11,8 +11,8 @@ import socket
 import threading
 import time
 
-from testbed.supervise import in_namespace
-from testbed.topology import ADDRESS, Sites
+from testbed.hosts.supervise import in_namespace
+from testbed.network.topology import ADDRESS, Sites
 
 _PORT = 4444
 _PIECE_BYTES = 256 * 1024

@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from testbed import disk, link_events, systems
-from testbed.wan import (
+from testbed import systems
+from testbed.migration import disk
+from testbed.network import link_events
+from testbed.network.wan import (
     LinkProfile,
     ProfileError,
     parse_fraction,

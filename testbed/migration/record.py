@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
-from testbed.topology import link_counters
+from testbed.ending import Helper
+from testbed.network.topology import link_counters
 
 LINKS_EVERY_S = 0.2
 STATUS_EVERY_S = 0.5
@@ -90,23 +89,19 @@ class Recorder:
         return result
 
 
-@dataclass(slots=True)
-class Sampler:
+class Sampler(Helper):
     """Reads link counters and the proxy's status in a thread of its own, and shows progress."""
 
-    recorder: Recorder
-    links: list[tuple[float, dict[str, tuple[int, int]]]] = field(default_factory=list)
-    presence: list[tuple[float, Status]] = field(default_factory=list)
-    status_of: Callable[[], Status] | None = None
-    _cpu: tuple[int, int] = (0, 0)
-    _failure: BaseException | None = None
-    _end: threading.Event = field(default_factory=threading.Event)
-    _thread: threading.Thread | None = None
+    doing = "sampling"
 
-    def check(self) -> None:
-        """Raises what stopped the thread, if something did."""
-        if self._failure is not None:
-            raise RuntimeError(f"sampling ended: {self._failure}") from self._failure
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+        #: (time, link -> (received, sent) bytes)
+        self.links: list[tuple[float, dict[str, tuple[int, int]]]] = []
+        self.presence: list[tuple[float, Status]] = []
+        self.status_of: Callable[[], Status] | None = None
+        self._cpu = (0, 0)
 
     def sample_links(self) -> None:
         self.links.append((time.monotonic(), link_counters()))
@@ -144,11 +139,11 @@ class Sampler:
             text += f"  ETA {eta_s:.0f} s" if eta_s else ""
         self.recorder.say(text)
 
-    def _loop(self) -> None:
+    def work(self) -> None:
         start_s = time.monotonic()
         tick = 0
         every = {LINKS_EVERY_S: 2, STATUS_EVERY_S: 5, PROGRESS_EVERY_S: 50}
-        while not self._end.wait(max(0.0, start_s + tick * 0.1 - time.monotonic())):
+        while not self.ending.wait(max(0.0, start_s + tick * 0.1 - time.monotonic())):
             if tick % every[LINKS_EVERY_S] == 0:
                 self.sample_links()
             if tick % every[STATUS_EVERY_S] == 0 and self.status_of is not None:
@@ -157,28 +152,9 @@ class Sampler:
                 self._show_progress()
             tick += 1
 
-    def _run(self) -> None:
-        try:
-            self._loop()
-        except BaseException as error:
-            self._failure = error
-
-    def __enter__(self) -> Sampler:
-        self._thread = threading.Thread(target=self._run, name="sampler")
-        self._thread.start()
+    def __enter__(self) -> Self:
+        self.begin()
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._end.set()
-        assert self._thread is not None
-        self._thread.join()
-        if error is None:
-            self.check()
 
 
 def _write(path: Path, lines: Iterable[str]) -> None:

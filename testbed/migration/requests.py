@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed.supervise import ProcessError, run
+from testbed.hosts.supervise import ProcessError, run
 
 _TRACING = Path("/sys/kernel/tracing")
 _INSTANCE = _TRACING / "instances" / "relocator"

@@ -12,12 +12,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from testbed import record, summary, systems
-from testbed.calibrate import Calibration
-from testbed.options import Parameters
-from testbed.requests import Request
-from testbed.supervise import run
-from testbed.topology import LINKS
+from testbed import systems
+from testbed.hosts.supervise import run
+from testbed.migration import record, summary
+from testbed.migration.options import Parameters
+from testbed.migration.requests import Request
+from testbed.network.calibrate import Calibration
+from testbed.network.topology import LINKS
 from testbed.workloads import suite
 
 FORMAT = 2

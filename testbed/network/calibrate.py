@@ -31,9 +31,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from testbed.supervise import in_namespace, run
-from testbed.topology import ADDRESS, Sites
-from testbed.wan import FRAME_BYTES, OFFLOAD_ABOVE_BITS_PER_S, UDP_HEADER_FACTOR, LinkProfile
+from testbed.hosts.supervise import in_namespace, run
+from testbed.network.topology import ADDRESS, Sites
+from testbed.network.wan import (
+    FRAME_BYTES,
+    OFFLOAD_ABOVE_BITS_PER_S,
+    UDP_HEADER_FACTOR,
+    LinkProfile,
+)
 
 _PORT = 7
 _PAYLOAD_BYTES = 1472

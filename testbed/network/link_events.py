@@ -12,15 +12,14 @@ which mends a link that is still cut.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from types import TracebackType
 from typing import Any, Protocol
 
-from testbed import wan
-from testbed.wan import LinkProfile, ProfileError
+from testbed.ending import Helper
+from testbed.network import wan
+from testbed.network.wan import LinkProfile, ProfileError
 
 PARAMETER = "event"
 EXAMPLE = "such as 5s:cut:10s, 5s:rate:10mbit, 5s:rtt:200ms or 5s:loss:1%"
@@ -103,8 +102,10 @@ class Log(Protocol):
     def event(self, name: str, /, **fields: Any) -> float: ...
 
 
-class Schedule:
+class Schedule(Helper):
     """Applies steps in their time, from `start` on; a context manager that ends the thread."""
+
+    doing = "changing the link"
 
     def __init__(
         self,
@@ -114,54 +115,34 @@ class Schedule:
         set_link: Setter = wan.set_link,
         cut: Setter = wan.cut,
     ) -> None:
+        super().__init__()
         self._steps = list(planned)
         self._interfaces = interfaces
         self._log = log
         self._set_link, self._cut = set_link, cut
         self._in_force: Step | None = None
-        self._failure: BaseException | None = None
-        self._end = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._zero_s = 0.0
 
     def start(self, zero_s: float) -> None:
         """Steps count from `zero_s` on the monotonic clock."""
+        self._zero_s = zero_s
         if self._steps:
-            self._thread = threading.Thread(target=self._run, args=(zero_s,), name="link-events")
-            self._thread.start()
-
-    def check(self) -> None:
-        """Raises what went wrong."""
-        if self._failure is not None:
-            raise RuntimeError(f"changing the link failed: {self._failure}") from self._failure
+            self.begin()
 
     def done(self) -> bool:
         """Whether every step has been taken."""
         return not self._steps or self._in_force is self._steps[-1]
 
-    def _run(self, zero_s: float) -> None:
-        try:
-            for step in self._steps:
-                if self._end.wait(max(0.0, zero_s + step.at_s - time.monotonic())):
-                    return
-                (self._cut if step.is_cut else self._set_link)(step.profile, self._interfaces)
-                self._log.event("link-changed", **step.change)
-                self._in_force = step
-        except BaseException as error:
-            self._failure = error
+    def work(self) -> None:
+        for step in self._steps:
+            if self.ending.wait(max(0.0, self._zero_s + step.at_s - time.monotonic())):
+                return
+            (self._cut if step.is_cut else self._set_link)(step.profile, self._interfaces)
+            self._log.event("link-changed", **step.change)
+            self._in_force = step
 
-    def __enter__(self) -> Schedule:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._end.set()
-        if self._thread is not None:
-            self._thread.join()
+    def end(self) -> None:
+        """End the thread; mend a link that is still cut."""
+        super().end()
         if self._in_force is not None and self._in_force.is_cut:
             self._set_link(self._in_force.profile, self._interfaces)
-        if error is None:
-            self.check()

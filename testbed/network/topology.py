@@ -26,8 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from testbed import wan
-from testbed.supervise import in_namespace, run, wait_until
+from testbed.hosts.supervise import in_namespace, run, wait_until
+from testbed.network import wan
 
 WAN_PORTS = ("src-wan", "dst-wan")
 

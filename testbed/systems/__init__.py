@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from testbed.systems.base import Ground, System
+from testbed.network.wan import ProfileError
+from testbed.systems.base import Place, System
 from testbed.systems.nbdkit import Cache, CopyOnWrite
 from testbed.systems.offline import Offline
 from testbed.systems.qemu import Mirror, Stream
 from testbed.systems.relocator import Relocator
 from testbed.systems.remote import Remote, Stay
 from testbed.systems.xnbd import Xnbd
-from testbed.wan import ProfileError
 
-__all__ = ["SYSTEMS", "Ground", "System", "check", "make", "parse_settings"]
+__all__ = ["SYSTEMS", "Place", "System", "check", "make", "parse_settings"]
 
 SYSTEMS: dict[str, type[System]] = {
     system.name: system
@@ -47,7 +47,7 @@ def check(name: str, settings: dict[str, str]) -> None:
             raise ProfileError("set", f"{key}={value}", right)
 
 
-def make(name: str, settings: dict[str, str], ground: Ground) -> System:
+def make(name: str, settings: dict[str, str], place: Place) -> System:
     """The system, not yet started."""
     check(name, settings)
-    return SYSTEMS[name](settings, ground)
+    return SYSTEMS[name](settings, place)

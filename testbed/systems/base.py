@@ -10,7 +10,7 @@
     keep_image     the guest is done: leave the disk as a raw image at `image`
 
 A system raises what goes wrong; nothing is retried. Its servers are started through
-`ground.servers` and ended there. It never touches the guest's device: it only says at which host
+`place.servers` and ended there. It never touches the guest's device: it only says at which host
 the guest finds its disk after the move (`serves_at`).
 """
 
@@ -22,18 +22,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from testbed import services
-from testbed.supervise import Process, Supervisor, run
-from testbed.topology import ADDRESS, Sites
+from testbed.hosts import services
+from testbed.hosts.supervise import Process, Supervisor, run
+from testbed.network.topology import ADDRESS, Sites
 
 COPY_LIMIT_S = 3600.0
 EVERYWHERE = "0.0.0.0"  # the guest comes by one subnet, the other site by another
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
-    """Where a system is put: the sites, who owns its processes, the source's image, a place for
-    its files, the bytes of the disk."""
+class Place:
+    """Where a system runs: the sites, the owner of its processes, the source's image, a directory
+    for its files, the size of the disk."""
 
     servers: Supervisor
     sites: Sites
@@ -54,12 +54,12 @@ class Ground:
         run(argv, self.sites.pids["st_dst"], timeout_s=COPY_LIMIT_S)
 
     def program(self, name: str) -> str:
-        """A program that came along (the lab's `--file`), or else one that is installed."""
-        came_along = Path(os.environ.get("LAB_FILES", ".")) / name
-        if not came_along.is_file():
+        """A program that was shipped into the lab (`--file`), or else the installed one."""
+        shipped = Path(os.environ.get("LAB_FILES", ".")) / name
+        if not shipped.is_file():
             return name
-        came_along.chmod(0o755)
-        return str(came_along)
+        shipped.chmod(0o755)
+        return str(shipped)
 
 
 class System:
@@ -74,9 +74,9 @@ class System:
     has_all: ClassVar[bool] = False  # the disk is there when the guest is
     lets_go: ClassVar[bool] = True  # when complete it has closed its connections to the source
 
-    def __init__(self, settings: dict[str, str], ground: Ground) -> None:
+    def __init__(self, settings: dict[str, str], place: Place) -> None:
         self.settings = settings
-        self.ground = ground
+        self.place = place
         self.source: Process
 
     @property
@@ -97,13 +97,11 @@ class System:
     @property
     def image(self) -> Path:
         """The raw image at the end."""
-        return self.ground.work / "moved.img"
+        return self.place.work / "moved.img"
 
     def start_source(self) -> None:
-        image, port = self.ground.image, services.PORT
-        self.source = self.ground.at_source(
-            "source", services.file_command(image, EVERYWHERE, port)
-        )
+        image, port = self.place.image, services.PORT
+        self.source = self.place.at_source("source", services.file_command(image, EVERYWHERE, port))
 
     def prepare(self) -> None:
         raise NotImplementedError
@@ -119,7 +117,7 @@ class System:
 
     def shut_off_source(self) -> None:
         """The source's server ends; if something still holds on to it, as in a power failure."""
-        servers = self.ground.servers
+        servers = self.place.servers
         (servers.stop if self.lets_go else servers.cut_off)(self.source)
 
     def status(self) -> dict[str, Any] | None:
@@ -132,9 +130,9 @@ class System:
     def serve_empty_image(self) -> None:
         """Serves `image` at the destination before anything has been copied into it."""
         with self.image.open("wb") as file:
-            file.truncate(self.ground.size_bytes)
+            file.truncate(self.place.size_bytes)
         command = services.file_command(self.image, EVERYWHERE, services.PORT)
-        self.ground.at_destination("moved", command)
+        self.place.at_destination("moved", command)
 
     def read_all(self, device: Path) -> None:
         """Copies the guest's device to `image`."""

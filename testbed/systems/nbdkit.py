@@ -2,8 +2,8 @@
 
 Reads and writes of the guest are kept by the filter; nbdcopy then reads everything once, so that
 everything is kept. Neither filter can be told that all is there: the connection to the source
-stays, unused. `--no-extents` makes nbdcopy read holes too, or they would be asked of a source that
-is off.
+stays, unused. nbdcopy reads holes too (`--no-extents`), or they would be asked of a source that is
+off; with `extents=yes` it passes them over.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from testbed import services
+from testbed.hosts import services
+from testbed.network.topology import ADDRESS
 from testbed.systems.base import EVERYWHERE, System
-from testbed.topology import ADDRESS
 
 
 class CopyOnWrite(System):
     """The `cow` filter with `cow-on-read`: an overlay that keeps what is read and written."""
 
     name = "nbdkit-cow"
+    keys = frozenset({"extents"})
     lets_go = False
     filter: ClassVar[tuple[str, ...]] = ("cow", "cow-on-read=true")
 
@@ -29,10 +30,11 @@ class CopyOnWrite(System):
 
     def prepare(self) -> None:
         command = services.relay_command(self.source_uri, EVERYWHERE, *self.filter)
-        self.ground.at_destination("moved", command)
+        self.place.at_destination("moved", command)
 
     def copy(self) -> None:
-        self.ground.run_at_destination(["nbdcopy", "--no-extents", self._uri, "null:"])
+        flags = [] if self.settings.get("extents") == "yes" else ["--no-extents"]
+        self.place.run_at_destination(["nbdcopy", *flags, self._uri, "null:"])
 
     def keep_image(self, device: Path) -> None:
         # By the guest's connection: a new one would have to reach the source, which is off.

@@ -17,4 +17,4 @@ class Offline(System):
     def hand_over(self) -> None:
         # The copy goes into the file that the server has open: it keeps nothing of its own.
         command = ["nbdcopy", "--destination-is-zero", self.source_uri, str(self.image)]
-        self.ground.run_at_destination(command)
+        self.place.run_at_destination(command)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from testbed import qemu, services
+from testbed.hosts import services
+from testbed.network.topology import ADDRESS
+from testbed.systems import storage_daemon as qemu
 from testbed.systems.base import EVERYWHERE, System
-from testbed.topology import ADDRESS
 
 CONVERGE_S = 60.0  # a mirror that owes something at every instant until then never gets ready
 _LISTEN = f"addr.type=inet,addr.host={EVERYWHERE},addr.port={services.PORT}"
@@ -18,9 +19,9 @@ class Stream(System):
     name = "qemu-stream"
 
     def prepare(self) -> None:
-        ground, monitor = self.ground, self.ground.work / "stream.qmp"
-        command = qemu.streaming(ground.work, ground.size_bytes, monitor, _LISTEN)
-        ground.at_destination("moved", command)
+        place, monitor = self.place, self.place.work / "stream.qmp"
+        command = qemu.streaming(place.work, place.size_bytes, monitor, _LISTEN)
+        place.at_destination("moved", command)
         self._qmp = qemu.Qmp(monitor)
 
     def copy(self) -> None:
@@ -46,10 +47,10 @@ class Mirror(System):
     has_all = True
 
     def start_source(self) -> None:
-        monitor = self.ground.work / "mirror.qmp"
-        image = f"driver=file,node-name=image,filename={self.ground.image},locking=off"
+        monitor = self.place.work / "mirror.qmp"
+        image = f"driver=file,node-name=image,filename={self.place.image},locking=off"
         command = qemu.daemon(monitor, [image], "image", _LISTEN)
-        self.source = self.ground.at_source("source", command)
+        self.source = self.place.at_source("source", command)
         self._qmp = qemu.Qmp(monitor)
 
     def prepare(self) -> None:

@@ -3,7 +3,7 @@
 Settings are the plugin's own keys, and three of the evaluation's: `source=file` has `nbdkit file`
 as the source's server; `preseed=yes` copies ahead before the move; `return=yes` makes the
 destination a site that the disk once came from, with what it held then. A trace that an order names
-(`order=trace:NAME`) is a file that came along (the lab's `--file`).
+(`order=trace:NAME`) is a file that was shipped into the lab (`--file`).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from relocator.cli.client import Client
-from testbed import services
-from testbed.supervise import ProcessError, Supervisor
+from testbed.hosts import services
+from testbed.hosts.supervise import ProcessError, Supervisor
 from testbed.systems.base import COPY_LIMIT_S, EVERYWHERE, System
 
 PASSED_ON = (
@@ -32,7 +32,7 @@ class Relocator(System):
 
     @property
     def store(self) -> Path:
-        return self.ground.work / "store"
+        return self.place.work / "store"
 
     @property
     def image(self) -> Path:
@@ -41,11 +41,11 @@ class Relocator(System):
     @property
     def _image(self) -> Path:
         """The image that the destination kept from the time when the disk was there."""
-        return self.ground.work / "kept.img"
+        return self.place.work / "kept.img"
 
     @property
     def _control(self) -> Path:
-        return self.ground.work / "proxy.sock"
+        return self.place.work / "proxy.sock"
 
     @property
     def _returns(self) -> bool:
@@ -59,44 +59,44 @@ class Relocator(System):
         if self.settings.get("source") == "file":
             super().start_source()
             return
-        control = self.ground.work / "target.sock"
-        command = services.target_command(self.ground.image, control, EVERYWHERE)
+        control = self.place.work / "target.sock"
+        command = services.target_command(self.place.image, control, EVERYWHERE)
         if self._returns:
             command = services.store_command(self._send_away(), control, EVERYWHERE)
-        self.source = self.ground.at_source("source", command)
+        self.source = self.place.at_source("source", command)
 
     def _send_away(self) -> Path:
         """The disk's way to where it is now, in fast motion, as if it had begun at the destination;
         returns the store it went to."""
-        work, away = self.ground.work, self.ground.work / "away"
-        self.ground.image.rename(self._image)
+        work, away = self.place.work, self.place.work / "away"
+        self.place.image.rename(self._image)
         socket, control = work / "old.nbd", work / "old.sock"
         nbdkit = ["nbdkit", "-f", "-t", "1", "-U"]
         plugin = ["python", str(services.PLUGIN)]
         old = [*nbdkit, str(socket), *plugin, f"disk={self._image}", f"store={self.store}"]
         new = [*nbdkit, str(work / "new.nbd"), *plugin, f"store={away}", "readahead=0"]
         new += [f"source=nbd+unix:///?socket={socket}", f"control={control}"]
-        with Supervisor(self.ground.servers.logs) as servers:
+        with Supervisor(self.place.servers.logs) as servers:
             started = servers.start("old-target", old)
             started.wait_until(socket.exists, "the old target's socket")
             servers.start("old-proxy", new).wait_until(control.exists, "the old proxy's control")
             Client(control).call("wait", patience_s=None, timeout_s=COPY_LIMIT_S)
-        self.ground.image.hardlink_to(away / "disk.img")
+        self.place.image.hardlink_to(away / "disk.img")
         return away
 
     def prepare(self) -> None:
         seeds = self.settings.get("preseed") == "yes"
         settings = self.settings
         if "order" in settings:
-            came_along = f"trace:{os.environ.get('LAB_FILES', '.')}/"
-            settings = settings | {"order": settings["order"].replace("trace:", came_along)}
+            shipped = f"trace:{os.environ.get('LAB_FILES', '.')}/"
+            settings = settings | {"order": settings["order"].replace("trace:", shipped)}
         keys = [f"{key}={settings[key]}" for key in PASSED_ON if key in settings]
         keys += ["mode=standby", f"background={'on' if seeds else 'off'}"]
         keys += [f"disk={self._image}"] if self._returns else []
         command = services.proxy_command(
             self.store, self.source_uri, self._control, EVERYWHERE, keys
         )
-        self.ground.at_destination("proxy", command)
+        self.place.at_destination("proxy", command)
         self._client = Client(self._control)
         if seeds:
             self._wait_until_seeded()

@@ -19,7 +19,7 @@ class Remote(System):
 
     @property
     def image(self) -> Path:
-        return self.ground.image
+        return self.place.image
 
     def prepare(self) -> None:
         """There is nothing at the destination."""

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from testbed import services
-from testbed.supervise import ProcessError, run
-from testbed.topology import ADDRESS
+from testbed.hosts import services
+from testbed.hosts.supervise import ProcessError, run
+from testbed.network.topology import ADDRESS
 
 JOB_LIMIT_S = 3600.0
 

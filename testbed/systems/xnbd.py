@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from testbed import services
+from testbed.hosts import services
+from testbed.network.topology import ADDRESS
 from testbed.systems.base import EVERYWHERE, System
-from testbed.topology import ADDRESS
 
 SERVER, CONTROL = "xnbd-server", "xnbd-bgctl"
 PORT = services.PORT + 10
@@ -26,28 +26,28 @@ class Xnbd(System):
 
     @property
     def _control(self) -> Path:
-        return self.ground.work / "xnbd.sock"
+        return self.place.work / "xnbd.sock"
 
     def _server(self, mode: str, *arguments: object) -> list[str]:
         options = [f"--{mode}", "--lport", str(PORT)]
-        return [self.ground.program(SERVER), *options, *map(str, arguments)]
+        return [self.place.program(SERVER), *options, *map(str, arguments)]
 
     def start_source(self) -> None:
-        ground = self.ground
-        self.source = ground.at_source("source", self._server("target", ground.image), PORT)
-        self._greeter = ground.at_source("greeter", services.relay_command(_LOCAL, EVERYWHERE))
+        place = self.place
+        self.source = place.at_source("source", self._server("target", place.image), PORT)
+        self._greeter = place.at_source("greeter", services.relay_command(_LOCAL, EVERYWHERE))
 
     def prepare(self) -> None:
-        bitmap = self.ground.work / "xnbd.bitmap"
+        bitmap = self.place.work / "xnbd.bitmap"
         host = ADDRESS["st_src-wan"]
         command = self._server("proxy", host, PORT, self.image, bitmap, self._control)
-        self.ground.at_destination("proxy", command, PORT)
-        self.ground.at_destination("moved", services.relay_command(_LOCAL, EVERYWHERE))
+        self.place.at_destination("proxy", command, PORT)
+        self.place.at_destination("moved", services.relay_command(_LOCAL, EVERYWHERE))
 
     def copy(self) -> None:
         for verb in ("--cache-all", "--switch"):
-            self.ground.run_at_destination([self.ground.program(CONTROL), verb, str(self._control)])
+            self.place.run_at_destination([self.place.program(CONTROL), verb, str(self._control)])
 
     def shut_off_source(self) -> None:
-        self.ground.servers.stop(self._greeter)
+        self.place.servers.stop(self._greeter)
         super().shut_off_source()

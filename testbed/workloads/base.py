@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from testbed.supervise import Supervisor
+from testbed.hosts.supervise import Supervisor
 
 
 class Io(NamedTuple):

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed.supervise import run
+from testbed.hosts.supervise import run
 from testbed.workloads import files
 from testbed.workloads.base import Guest, Io, Log, Room, Verdict
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed.wan import ProfileError
+from testbed.network.wan import ProfileError
 from testbed.workloads.base import Guest, Io, Log, Room, Verdict, Work, Workload
 from testbed.workloads.compile import Compile
 from testbed.workloads.fio import FioFile, Mixed

@@ -25,8 +25,8 @@ import nbd
 
 from relocator.cli.client import Client as Control
 from relocator.store.maps import boot_id
-from testbed.services import PLUGIN
-from testbed.supervise import Supervisor, run
+from testbed.hosts.services import PLUGIN
+from testbed.hosts.supervise import Supervisor, run
 from tests.crash.clients import Client, Ledger, regions
 from tests.support.versions import make_source
 

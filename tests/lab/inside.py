@@ -28,11 +28,11 @@ def large_block(number: int) -> bytes:
 
 def everything() -> int:
     """Uses all that the lab promises: arguments, environment, output, files, status, network."""
-    from testbed import lab
+    from testbed.lab import entry
 
     out = Path(os.environ["LAB_OUT"])
     (out / "arguments.json").write_text(json.dumps(sys.argv[2:]))
-    chosen = lab.choose()
+    chosen = entry.choose()
     facts = {
         "environment": dict(sorted(os.environ.items())),
         "directory": str(Path.cwd()),

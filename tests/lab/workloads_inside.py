@@ -14,8 +14,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from testbed import disk, link_events, services, topology, wan
-from testbed.supervise import Supervisor, in_namespace, run
+from testbed.hosts import services
+from testbed.hosts.supervise import Supervisor, in_namespace, run
+from testbed.migration import disk
+from testbed.network import link_events, topology, wan
 from testbed.workloads import suite
 
 MIB = 2**20

@@ -9,7 +9,7 @@ import pytest
 from experiments import cells, code, scenario, trace
 from experiments.cells import Cell
 from experiments.schema import ScenarioError
-from testbed import disk, options
+from testbed.migration import disk, options
 from testbed.workloads import suite
 
 EXPECTED = {

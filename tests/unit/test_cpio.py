@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from testbed.cpio import File, archive
+from testbed.lab.cpio import File, archive
 
 
 class Entry(NamedTuple):

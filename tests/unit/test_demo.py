@@ -16,7 +16,7 @@ from rich.console import Console
 
 from experiments import demo, progress
 from experiments.batch import Batch, Job
-from testbed import disk, options
+from testbed.migration import disk, options
 from testbed.workloads import suite
 from tests.support.synthetic_run import Synthetic, write_run
 
@@ -195,8 +195,8 @@ def test_the_demo_ends_with_table_speed_checks_and_page(
             write_run(Path(one.log).parent.parent / "runs" / one.name, made[one.name])
 
     monkeypatch.setattr(demo, "run_all", pretend)
-    monkeypatch.setattr("testbed.image.ensure", lambda: None)
-    monkeypatch.setattr("testbed.lab.choose", lambda *_: demo.lab.Choice("vm", ""))
+    monkeypatch.setattr("testbed.lab.build.ensure", lambda: None)
+    monkeypatch.setattr("testbed.lab.entry.choose", lambda *_: demo.entry.Choice("vm", ""))
     console, text = plain()
     demo.demo(42, tmp_path / "demo", "auto", None, console)
     said = text.getvalue()
@@ -215,7 +215,7 @@ def test_ctrl_c_ends_the_driver_with_130_and_leaves_nothing(tmp_path: Path) -> N
         "from experiments.batch import Job\n"
         "root = pathlib.Path(sys.argv[1])\n"
         "code = \"import os,time; print('pid', os.getpid(), flush=True); time.sleep(600)\"\n"
-        "demo.lab.choose = lambda where, clock: demo.lab.Choice('native', '')\n"
+        "demo.entry.choose = lambda where, clock: demo.entry.Choice('native', '')\n"
         "demo.jobs = lambda *a: [Job('x', [sys.executable, '-c', code], root / 'x.log')]\n"
         "sys.exit(demo.main(['--out', str(root / 'out' / 'demo')]))\n"
     )

@@ -7,54 +7,55 @@ import subprocess
 import sys
 import tarfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from relocator.cli import host
-from testbed import image, lab, native, payload, vm
+from testbed.lab import build, entry, image, native, payload, vm
+from testbed.lab.__main__ import main
 
 
-@pytest.fixture
-def able(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host that can do everything."""
-    monkeypatch.setattr(host, "native_obstacles", list)
-    monkeypatch.setattr(host, "vm_obstacles", list)
+@dataclass(frozen=True)
+class Host:
+    """A host with what stands in the way there."""
+
+    natively: tuple[str, ...] = ()
+    in_vm: tuple[str, ...] = ()
+
+    def native_obstacles(self) -> list[str]:
+        return list(self.natively)
+
+    def vm_obstacles(self) -> list[str]:
+        return list(self.in_vm)
 
 
-@pytest.fixture
-def no_netem(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "native_obstacles", lambda: ["kernel 6.18 has no netem"])
-    monkeypatch.setattr(host, "vm_obstacles", list)
+ABLE = Host()
+NO_NETEM = Host(natively=("kernel 6.18 has no netem",))
 
 
-@pytest.mark.usefixtures("able")
 def test_a_kernel_with_netem_runs_natively() -> None:
-    assert lab.choose().where == "native"
-    assert lab.choose("auto", "real").where == "native"
+    assert entry.choose(on=ABLE).where == "native"
+    assert entry.choose("auto", "real", ABLE).where == "native"
 
 
-@pytest.mark.usefixtures("able")
 def test_the_virtual_clock_asks_for_the_vm() -> None:
-    choice = lab.choose("auto", "virtual")
-    assert choice == lab.Choice("vm", "the virtual clock was asked for")
+    choice = entry.choose("auto", "virtual", ABLE)
+    assert choice == entry.Choice("vm", "the virtual clock was asked for")
 
 
-@pytest.mark.usefixtures("no_netem")
 def test_without_netem_it_is_the_vm_and_the_reason_is_said() -> None:
-    assert lab.choose() == lab.Choice("vm", "kernel 6.18 has no netem")
-    with pytest.raises(lab.LabError, match=r"can't run natively: kernel 6\.18 has no netem"):
-        lab.choose("native")
+    assert entry.choose(on=NO_NETEM) == entry.Choice("vm", "kernel 6.18 has no netem")
+    with pytest.raises(entry.LabError, match=r"can't run natively: kernel 6\.18 has no netem"):
+        entry.choose("native", on=NO_NETEM)
 
 
-def test_without_qemu_the_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "native_obstacles", lambda: ["not root"])
-    monkeypatch.setattr(host, "vm_obstacles", lambda: ["qemu is missing (apt-get install q)"])
-    with pytest.raises(lab.LabError, match=r"apt-get install q"):
-        lab.choose()
+def test_without_qemu_the_package_is_named() -> None:
+    bare = Host(("not root",), ("qemu is missing (apt-get install q)",))
+    with pytest.raises(entry.LabError, match=r"apt-get install q"):
+        entry.choose(on=bare)
 
 
-@pytest.mark.usefixtures("able")
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -78,7 +79,7 @@ def test_a_wrong_parameter_is_refused(
     options: list[str], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     try:
-        status = lab.main(["run", *options, "--", "this"])
+        status = main(["run", *options, "--", "this"])
     except SystemExit as error:
         status = error.code
     assert status == 2
@@ -87,12 +88,12 @@ def test_a_wrong_parameter_is_refused(
 
 @pytest.mark.parametrize("module", ["", "a b", "dir/file.py", "a.", "-m"])
 def test_a_module_must_be_a_dotted_name(module: str, tmp_path: Path) -> None:
-    with pytest.raises(lab.UsageError, match="must be a module's dotted name"):
-        lab.run([module], out=tmp_path)
+    with pytest.raises(entry.UsageError, match="must be a module's dotted name"):
+        entry.run([module], out=tmp_path)
 
 
 def test_memory_is_read_in_both_units() -> None:
-    assert lab.memory_mib("3G") == lab.memory_mib("3072M") == 3072
+    assert entry.memory_mib("3G") == entry.memory_mib("3072M") == 3072
 
 
 # --- what travels into the machine
@@ -125,16 +126,13 @@ def test_a_checkout_gives_the_same_tree_without_ignored_files(tmp_path: Path) ->
     assert payload.tree(project) == expected
 
 
-def test_only_what_decides_a_run_travels_with_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_what_decides_a_run_travels_with_it(tmp_path: Path) -> None:
     project, first_stage = a_project(tmp_path / "project"), tmp_path / "image/first-stage"
     (first_stage / "modules").mkdir(parents=True)
     (first_stage / "busybox").touch()
-    monkeypatch.setattr(payload, "PROJECT", project)
 
     def packed(module: str) -> bytes:
-        return payload.initramfs(image.Image(tmp_path / "image"), [module], {})
+        return payload.initramfs(image.Image(tmp_path / "image"), [module], {}, project=project)
 
     run, test = packed("testbed.migration"), packed("tests.lab.inside")
     (project / "tests/x.toml").write_text("another test")
@@ -144,13 +142,10 @@ def test_only_what_decides_a_run_travels_with_it(
     assert packed("testbed.migration") != run
 
 
-def test_too_large_a_tree_is_refused_by_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(payload, "TREE_LIMIT_BYTES", 100)
+def test_too_large_a_tree_is_refused_by_name(tmp_path: Path) -> None:
     (a_project(tmp_path) / "testbed/big.py").write_text("#" * 200)
     with pytest.raises(image.LabError, match=r"the largest file is testbed/big\.py"):
-        payload.tree(tmp_path)
+        payload.tree(tmp_path, limit_bytes=100)
 
 
 def test_results_stay_inside_their_directory(tmp_path: Path) -> None:
@@ -174,71 +169,69 @@ def test_results_stay_inside_their_directory(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("RELOCATOR_CACHE", str(tmp_path))
-    monkeypatch.setattr(host, "build_obstacles", list)
-    return tmp_path / "lab"
+def wanted(tmp_path: Path) -> image.Image:
+    """An image that is not there yet."""
+    return image.Image(tmp_path / "lab" / "wanted")
 
 
-def fake_build(work: Path, _log: object) -> None:
-    (work / "image").mkdir()
-    (work / "image" / "packages.txt").write_text("")
+class Builder:
+    """Builds at once, or is interrupted; counts."""
 
+    def __init__(self, *, interrupted: bool = False) -> None:
+        self.interrupted = interrupted
+        self.builds = 0
 
-def test_an_image_is_built_once_and_found_again(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    builds: list[Path] = []
-    monkeypatch.setattr(
-        image, "_build", lambda work, log: (builds.append(work), fake_build(work, log))
-    )
-    assert image.ensure() == image.ensure()
-    assert len(builds) == 1
-    image.ensure(force=True)
-    assert len(builds) == 2
-    assert sorted(path.name for path in cache.iterdir()) == sorted(
-        ["build.lock", image.recipe_hash()]
-    )
-
-
-def test_an_interrupted_build_leaves_no_image_and_is_cleared_away(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(work: Path, _log: object) -> None:
+    def __call__(self, work: Path, _log: object) -> None:
+        self.builds += 1
         (work / "image").mkdir()
-        raise KeyboardInterrupt
+        if self.interrupted:
+            raise KeyboardInterrupt
+        (work / "image" / "packages.txt").write_text("")
 
-    monkeypatch.setattr(image, "_build", interrupted)
+    def ensure(self, wanted: image.Image, *, force: bool = False) -> image.Image:
+        return build.ensure(force, wanted=wanted, obstacles=list, build=self)
+
+
+def test_an_image_is_built_once_and_found_again(wanted: image.Image) -> None:
+    builder = Builder()
+    assert builder.ensure(wanted) == builder.ensure(wanted)
+    assert builder.builds == 1
+    builder.ensure(wanted, force=True)
+    assert builder.builds == 2
+    found = {path.name for path in wanted.directory.parent.iterdir()}
+    assert found == {"build.lock", wanted.name}
+
+
+def test_an_interrupted_build_leaves_no_image_and_is_cleared_away(wanted: image.Image) -> None:
+    cache = wanted.directory.parent
     with pytest.raises(KeyboardInterrupt):
-        image.ensure()
+        Builder(interrupted=True).ensure(wanted)
     assert [path.name for path in cache.iterdir()] == ["build.lock"]
     (cache / ".build-killed").mkdir()
-    monkeypatch.setattr(image, "_build", fake_build)
-    image.ensure()
+    Builder().ensure(wanted)
     assert not (cache / ".build-killed").exists()
 
 
-def test_only_the_images_last_used_are_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image, "_build", fake_build)
+def test_only_the_images_last_used_are_kept(wanted: image.Image) -> None:
+    cache = wanted.directory.parent
     for age_s, name in enumerate(("newest", "older", "oldest")):
         (cache / name).mkdir(parents=True)
         (cache / name / "packages.txt").write_text("")
         os.utime(cache / name, (time.time() - 1000 - age_s,) * 2)
-    built = image.ensure()
+    Builder().ensure(wanted)
     kept = {path.name for path in cache.iterdir() if path.is_dir()}
-    assert kept == {built.name, "newest"}
+    assert kept == {wanted.name, "newest"}
 
 
-def test_the_recipe_names_the_image(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    name = image.current().name
-    monkeypatch.setattr(image, "PACKAGES", (*image.PACKAGES, "another"))
-    assert image.current().name != name
+def test_the_recipe_names_the_image(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RELOCATOR_CACHE", str(tmp_path))
+    assert image.current().directory == tmp_path / "lab" / image.recipe_hash()
+    assert image.recipe_hash((*image.PACKAGES, "another")) != image.recipe_hash()
 
 
-def test_a_build_that_is_impossible_says_why(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "build_obstacles", lambda: ["mmdebstrap is missing"])
+def test_a_build_that_is_impossible_says_why(wanted: image.Image) -> None:
     with pytest.raises(image.LabError, match="can't be built here: mmdebstrap is missing"):
-        image.ensure()
+        build.ensure(wanted=wanted, obstacles=lambda: ["mmdebstrap is missing"])
 
 
 # --- running natively (a program that needs no netem)
@@ -288,8 +281,8 @@ def test_files_that_cannot_travel_are_refused(
     for name in ("a/x", "b/x"):
         Path(name).parent.mkdir()
         Path(name).touch()
-    with pytest.raises(lab.UsageError, match=message):
-        lab.run(["tests.lab.inside"], out=tmp_path, files=[Path(name) for name in names])
+    with pytest.raises(entry.UsageError, match=message):
+        entry.run(["tests.lab.inside"], out=tmp_path, files=[Path(name) for name in names])
 
 
 def test_a_native_programs_own_failure_is_its_status(tmp_path: Path) -> None:
@@ -309,7 +302,7 @@ def test_a_native_program_is_ended_at_its_timeout(
 
 def test_an_interrupt_lets_a_native_program_clean_up(tmp_path: Path) -> None:
     program = (
-        "import io, sys; from pathlib import Path; from testbed import native; "
+        "import io, sys; from pathlib import Path; from testbed.lab import native; "
         "native.run(['tests.lab.inside', 'wait'], seed=1, out=Path(sys.argv[1]), timeout_s=60,"
         " stdout=sys.stdout.buffer)"
     )

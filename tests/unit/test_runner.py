@@ -152,9 +152,10 @@ def test_an_interrupt_ends_the_run_and_leaves_nothing(signum: int, tmp_path: Pat
     program = f"""
 import sys
 from pathlib import Path
-from experiments import matrix, runner
+from experiments import runner
+from testbed import ending
 from tests.unit import test_runner as here
-matrix.handle_signals()
+ending.on_signals()
 command = lambda cell, run, trace: [sys.executable, "-c", here.WAITS, str(run)]
 runner.run(here.A, Path({str(tmp_path)!r}), command)
 """

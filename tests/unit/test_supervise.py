@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.supervise import ProcessError, Supervisor, run, wait_until
+from testbed.hosts.supervise import ProcessError, Supervisor, run, wait_until
 
 HELD = ["sleep", "60"]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from relocator.filesystem import partitions
-from testbed import disk
-from testbed.disk import DiskError, Wanted
+from testbed.migration import disk
+from testbed.migration.disk import DiskError, Wanted
 from testbed.workloads.suite import Room
 
 MIB = 2**20

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from testbed import link_events
-from testbed.link_events import LinkEvent, Schedule, Step
-from testbed.wan import LinkProfile, ProfileError
+from testbed.network import link_events
+from testbed.network.link_events import LinkEvent, Schedule, Step
+from testbed.network.wan import LinkProfile, ProfileError
 
 LINK = LinkProfile(rtt_s=0.02, rate_bits_per_s=10**8)
 ENDS = ("left", "right")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from testbed import options
+from testbed.migration import options
 
 
 def test_defaults_are_the_paper_s_link() -> None:

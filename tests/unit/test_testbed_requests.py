@@ -1,6 +1,6 @@
 """The kernel's trace of the guest's requests."""
 
-from testbed.requests import Request, parse
+from testbed.migration.requests import Request, parse
 
 TRACE = """\
 # tracer: nop

@@ -2,9 +2,9 @@
 
 import pytest
 
-from testbed.calibrate import Calibration, Tolerance, Train, judge, parse_ping
-from testbed.topology import INTERFACES, LINKS, read_counters
-from testbed.wan import UDP_HEADER_FACTOR, LinkProfile
+from testbed.network.calibrate import Calibration, Tolerance, Train, judge, parse_ping
+from testbed.network.topology import INTERFACES, LINKS, read_counters
+from testbed.network.wan import UDP_HEADER_FACTOR, LinkProfile
 from testbed.workloads import fio, tree
 from testbed.workloads.files import incompressible
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.wan import ProfileError
+from testbed.network.wan import ProfileError
 from testbed.workloads.base import Io, Log, Work, io_line, parse_ios, parse_work, work_line
 from testbed.workloads.suite import Settings, parse, room
 

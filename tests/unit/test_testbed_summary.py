@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed.summary import distribution, latency, percentile, phase_of, phases, work
+from testbed.migration.summary import distribution, latency, percentile, phase_of, phases, work
 
 RELOCATED = {
     "memory-copy-started": 7.0,

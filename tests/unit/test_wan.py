@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed.wan import (
+from testbed.network.wan import (
     FRAME_BYTES,
     MINIMUM_QUEUE_BYTES,
     TCP_HEADER_FACTOR,

@@ -1,0 +1,92 @@
+"""Before the guest runs: the link is calibrated, the disk made, the source's server started."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from testbed import systems
+from testbed.hosts import services
+from testbed.migration import disk
+from testbed.migration.stage import NBD, LinkRefused, Stage
+from testbed.network import calibrate
+from testbed.network.topology import ADDRESS
+
+
+def calibrate_link(stage: Stage) -> None:
+    tolerance = calibrate.Tolerance(stage.parameters.tolerance / 2, stage.parameters.tolerance)
+    found = calibrate.calibrate(stage.parameters.profile, stage.sites, tolerance)
+    stage.results.calibration = found
+    stage.log.event(
+        "calibrated",
+        rtt_s=round(found.rtt_s, 6),
+        to_destination_bits_per_s=round(found.rates["to_destination"]),
+        to_source_bits_per_s=round(found.rates["to_source"]),
+    )
+    if found.problems:
+        raise LinkRefused("; ".join(found.problems))
+
+
+def make_disk(stage: Stage) -> None:
+    parameters = stage.parameters
+    stage.contents = disk.make(
+        stage.image,
+        stage.mount,
+        disk.Wanted(
+            size_bytes=parameters.disk_bytes,
+            fill_bytes=parameters.fill_bytes,
+            deleted_bytes=parameters.deleted_bytes,
+            file_system=parameters.file_system,
+            partition=parameters.partition,
+        ),
+        stage.load,
+        parameters.seed,
+    )
+    stage.log.event(
+        "image-made",
+        allocated_bytes=disk.allocated_bytes(stage.image),
+        files=len(stage.contents.manifest),
+    )
+
+
+def measure_nbdcopy(stage: Stage) -> None:
+    """On a target of its own, so that the run's target has seen no reads before the guest's."""
+    address, port = ADDRESS["st_src-wan"], services.CEILING_PORT
+    command = services.target_command(stage.image, stage.work / "ceiling.sock", address, port)
+    pid = stage.sites.pids["st_src"]
+    target = services.start_server(stage.servers, "ceiling", command, pid, port)
+    found = calibrate.measure_nbdcopy(
+        f"nbd://{address}:{port}",
+        stage.sites.pids["st_dst"],
+        disk.allocated_bytes(stage.image),
+    )
+    assert stage.results.calibration is not None
+    stage.results.calibration.nbdcopy = found
+    stage.servers.stop(target)
+    stage.log.event("nbdcopy-measured", copy_s=found["copy_s"], bits_per_s=found["bits_per_s"])
+
+
+def start_source(stage: Stage) -> None:
+    parameters = stage.parameters
+    ground = systems.Ground(
+        stage.servers, stage.sites, stage.work, stage.image, parameters.disk_bytes
+    )
+    stage.system = systems.make(parameters.system, parameters.settings, ground)
+    stage.system.start_source()
+    stage.log.event("source-started", host="st_src")
+
+
+@contextmanager
+def guest_disk(stage: Stage) -> Iterator[None]:
+    """The guest's device over link A, mounted; taken down whatever happens."""
+    stage.nbd = stage.attach(NBD[0], "vm_src", "st_src-lan")
+    stage.device = services.GuestDevice(stage.contents.offset_bytes)
+    stage.device.create(stage.nbd)
+    try:
+        with stage.mounted(stage.device.path, "noatime"):
+            stage.log.event("guest-mounted")
+            yield
+        stage.log.event("unmounted")
+    finally:
+        stage.trace.discard()
+        stage.device.remove()
