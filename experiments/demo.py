@@ -28,10 +28,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments import progress, report, wording
-from experiments.analysis import Row, Runs
-from experiments.batch import Batch, Job
-from experiments.rundir import Run, RunError, load_run
+from experiments.analysis.series import Row, Runs
+from experiments.publishing import report, wording
+from experiments.running import progress
+from experiments.running.batch import Batch, Job
+from experiments.running.rundir import Run, RunError, load_run, replace
 from testbed import ending
 from testbed.lab import build, entry
 from testbed.lab.image import LabError
@@ -81,7 +82,7 @@ def jobs(building: Path, seed: int, where: str, clock: str | None) -> list[Job]:
 def run_all(batch: Batch, console: Console) -> None:
     """Runs the batch to its end and shows how far it is; DemoError if a run fails."""
     with batch:
-        progress.follow(batch, console)
+        progress.follow(batch, console, wording.title)
         failed = batch.failed
     if failed is not None:
         tail = "\n".join(f"    {line}" for line in failed.tail(LOG_TAIL_LINES))
@@ -120,17 +121,6 @@ def building_for(out: Path) -> Iterator[Path]:
 
 def failed_for(out: Path) -> Path:
     return out.with_name(out.name + "-failed")
-
-
-def replace(new: Path, place: Path) -> None:
-    """Renames `new` to `place`; what stood there is removed after."""
-    old = Path(tempfile.mkdtemp(prefix=f".{place.name}-old-", dir=place.parent))
-    try:
-        if place.exists():
-            place.rename(old / place.name)
-        new.rename(place)
-    finally:
-        shutil.rmtree(old)
 
 
 def reproduce_command(seed: int, where: str, clock: str | None) -> str:

@@ -29,10 +29,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments import cells, code, rundir, runner, watch
-from experiments.batch import Batch, Job
-from experiments.cells import Cell
-from experiments.schema import ScenarioError
+from experiments.running import code, rundir, runner, watch
+from experiments.running.batch import Batch, Job
+from experiments.scenarios import cells
+from experiments.scenarios.cells import Cell
+from experiments.scenarios.schema import ScenarioError
 from testbed import ending
 from testbed.lab import build, entry
 from testbed.lab.image import LabError
@@ -40,7 +41,7 @@ from testbed.lab.payload import PROJECT
 
 OUT = Path("out/reproduce")
 QUICK_OUT = Path("out/reproduce-quick")
-SNAKEFILE = PROJECT / "experiments" / "Snakefile"
+SNAKEFILE = PROJECT / "experiments" / "running" / "Snakefile"
 CLUSTER_PROCESSORS = 4  # of a run on the real clock; on one machine it has them all
 LOG_TAIL_LINES = 20
 EXIT_USAGE = 2

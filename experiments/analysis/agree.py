@@ -1,6 +1,6 @@
 """Says whether a new evaluation agrees with a published one.
 
-    python -m experiments.agree PUBLISHED NEW
+    python -m experiments.analysis.agree PUBLISHED NEW
 
 Both are metrics.csv, or a directory that has one. Cells are compared without their seed, metric by
 metric, for the metrics below:
@@ -28,8 +28,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from experiments.figures.evidence import Estimate, estimate, read_metrics
-from experiments.rundir import RunError
+from experiments.analysis.estimates import Estimate, estimate, read_metrics
+from experiments.running.rundir import RunError
 
 KEYS = ["scenario", "axes", "name"]
 VERDICTS = ("identical", "agrees", "differs")
@@ -152,7 +152,9 @@ def report(published: pd.DataFrame, new: pd.DataFrame) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m experiments.agree", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.analysis.agree", description=__doc__
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("published", type=Path, metavar="PUBLISHED")
     parser.add_argument("new", type=Path, metavar="NEW")

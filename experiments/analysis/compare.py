@@ -1,6 +1,6 @@
 """Says whether two result directories are the same, byte by byte.
 
-    python -m experiments.compare DIR1 DIR2 [--ignore PATTERN]...
+    python -m experiments.analysis.compare DIR1 DIR2 [--ignore PATTERN]...
 
 Compares the trees' file names and contents (not times or modes) and lists every difference:
 `only in` one of them, or `differs` with the offset of the first different byte. Logs (`*.log`) are
@@ -56,7 +56,9 @@ def differences(one: Path, other: Path, ignored: Sequence[str] = IGNORED) -> Ite
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m experiments.compare", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.analysis.compare", description=__doc__
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("one", type=Path, metavar="DIR1")
     parser.add_argument("other", type=Path, metavar="DIR2")

@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from experiments import analysis, trace
-from experiments.rundir import Run
+from experiments.analysis import series
+from experiments.running import trace
+from experiments.running.rundir import Run
 
 Array = npt.NDArray[np.float64]
 
@@ -141,7 +142,7 @@ def link_use(run: Run) -> float | None:
     bounds = copy_bounds(run)
     if bounds is None or bounds[1] - bounds[0] < SHORTEST_COPY_S:
         return None
-    rate = analysis.link_rate(run, "wan", "rx_bytes", np.array(bounds))[0]
+    rate = series.link_rate(run, "wan", "rx_bytes", np.array(bounds))[0]
     return float(rate) / run.link_bytes_per_s
 
 

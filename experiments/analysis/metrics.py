@@ -1,6 +1,6 @@
 """One row a run: everything that is compared, as a table.
 
-    python -m experiments.metrics RUNS_DIR OUT.csv
+    python -m experiments.analysis.metrics RUNS_DIR OUT.csv
 
 Reads every directory below RUNS_DIR that has a run.json and writes OUT.csv (or metrics.csv in OUT,
 if that is a directory), ordered by cell. A run that failed or was refused is a row with its outcome
@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments import measures
-from experiments.rundir import Run, RunError, load_run, read_document
+from experiments.analysis import measures
+from experiments.running.rundir import Run, RunError, load_run, read_document
 
 IDENTITY = ("cell", "scenario", "axes", "name", "system", "seed", "clock", "outcome", "reason")
 CONDITIONS = (
@@ -280,7 +280,9 @@ def _text(value: Value) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m experiments.metrics", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.analysis.metrics", description=__doc__
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("runs", type=Path, metavar="RUNS_DIR")
     parser.add_argument("out", type=Path, metavar="OUT.csv")

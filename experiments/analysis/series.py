@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from experiments.rundir import FIRST, Run, RunError
+from experiments.running.rundir import FIRST, Run, RunError
 
 Array = npt.NDArray[np.float64]
 Runs = Mapping[str, Run]

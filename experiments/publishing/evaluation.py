@@ -1,11 +1,11 @@
 """Figures, tables and one page of everything that was measured.
 
-    python -m experiments.evaluation OUT
+    python -m experiments.publishing.evaluation OUT
 
-Reads OUT/metrics.csv (of experiments.metrics) and the runs in OUT/runs; writes OUT/figures/*.png,
-OUT/tables/*.csv and *.md, OUT/index.html, which needs no other file, and OUT/summary.md, the same
-without the table of all runs. A function of those alone: no dates, hosts or paths. Runs that
-failed, were refused or are lacking are named where they would have been shown.
+Reads OUT/metrics.csv (of experiments.analysis.metrics) and the runs in OUT/runs; writes
+OUT/figures/*.png, OUT/tables/*.csv and *.md, OUT/index.html, which needs no other file, and
+OUT/summary.md, the same without the table of all runs. A function of those alone: no dates, hosts
+or paths. Runs that failed, were refused or are lacking are named where they would have been shown.
 
 Exit status: 0 all is written; 1 the metrics or a run can't be read.
 """
@@ -23,11 +23,11 @@ from typing import Any
 
 import pandas as pd
 
-from experiments import scenario
-from experiments.figures import ALL, draw, verdicts
-from experiments.figures.evidence import Drawn, Evidence
-from experiments.report import template
-from experiments.rundir import RunError
+from experiments.publishing.figures import ALL, draw, verdicts
+from experiments.publishing.figures.evidence import Drawn, Evidence
+from experiments.publishing.report import template
+from experiments.running.rundir import RunError
+from experiments.scenarios import scenario
 
 #: column of the table of all runs -> its head; identity first
 RUNS_TABLE = {
@@ -198,7 +198,9 @@ def _cells(row: pd.Series) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m experiments.evaluation", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.publishing.evaluation", description=__doc__
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("out", type=Path, metavar="OUT")
     args = parser.parse_args(argv)

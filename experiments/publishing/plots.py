@@ -26,9 +26,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter
 
-from experiments import analysis, wording
-from experiments.analysis import Runs
-from experiments.rundir import Run
+from experiments.analysis import series
+from experiments.analysis.series import Runs
+from experiments.publishing import wording
+from experiments.running.rundir import Run
 
 DPI = 120
 PAPER = "#fbfaf7"  # stands as a card on a white page as well as on a dark one
@@ -145,7 +146,7 @@ def relocation_figure(
 
 def links_figure(run: Run) -> bytes:
     """E1's figure: what links A, B and C carry over time."""
-    edges = analysis.bins(0.0, run.end_s, run.switch_s)
+    edges = series.bins(0.0, run.end_s, run.switch_s)
     parts = (
         ("A", "A: VM – target, at the source"),
         ("B", "B: VM – proxy, at the destination"),
@@ -161,7 +162,7 @@ def links_figure(run: Run) -> bytes:
         label = {"fontweight": "bold", "zorder": 6, "bbox": {"facecolor": PAPER, "linewidth": 0}}
         for panel, (link, title) in zip(panels, parts, strict=True):
             for counter, colour in (("tx_bytes", KINDS["write"]), ("rx_bytes", "#2f6fb3")):
-                rate = analysis.link_rate(run, link, counter, edges) / 1000
+                rate = series.link_rate(run, link, counter, edges) / 1000
                 panel.stairs(rate, edges - run.switch_s, color=colour, linewidth=1.3)
                 tallest = max(tallest, float(rate.max()))
             panel.text(0.01, 0.93, title, transform=panel.transAxes, va="top", **label)
@@ -232,9 +233,9 @@ def _marks(axes: Axes, run: Run) -> None:
 
 
 def _throughput(axes: Axes, run: Run, scales: Scales) -> None:
-    edges = analysis.bins(0.0, run.end_s, run.switch_s)
+    edges = series.bins(0.0, run.end_s, run.switch_s)
     below = np.zeros(len(edges) - 1)
-    for name, rate in analysis.wan_throughput(run, edges).items():
+    for name, rate in series.wan_throughput(run, edges).items():
         top = below + rate / 1000
         axes.stairs(
             top,
@@ -255,7 +256,7 @@ def _latency(axes: Axes, run: Run, scales: Scales) -> None:
     sides = (("source", float("-inf"), 0.0), ("destination", 0.0, float("inf")))
     for kind in ("write", "read"):
         for side, start_s, end_s in sides:
-            ios = analysis.latencies(run, kind, analysis.Window(start_s, end_s))
+            ios = series.latencies(run, kind, series.Window(start_s, end_s))
             _cloud(axes, ios, KINDS["write" if kind == "write" else f"read at the {side}"])
     rtt_ms = run.calibration["rtt_s"] * 1000
     axes.axhline(rtt_ms, color=FAINT, linewidth=1.0, linestyle=":")
@@ -269,13 +270,13 @@ def _cloud(axes: Axes, ios: pd.DataFrame, colour: str) -> None:
     latency_ms = ios["latency_s"] * 1000
     axes.plot(ios["t_s"], latency_ms, ".", color=colour, markersize=4, alpha=0.35, mew=0)
     if len(ios):
-        line = analysis.rolling_median(ios)
+        line = series.rolling_median(ios)
         for width, shade in ((3.2, PAPER), (1.7, colour)):
             axes.plot(line["t_s"], line["latency_s"] * 1000, color=shade, linewidth=width, zorder=3)
 
 
 def _presence(axes: Axes, run: Run) -> None:
-    t_s, percent = analysis.present_percent(run)
+    t_s, percent = series.present_percent(run)
     axes.plot(t_s - run.switch_s, percent, color=INK, linewidth=1.8)
     axes.fill_between(t_s - run.switch_s, percent, color=INK, alpha=0.08, linewidth=0)
     axes.set_ylim(0, 105)
@@ -310,7 +311,7 @@ def _throughput_legend(runs: Runs) -> list[Any]:
 
 
 def _carries(run: Run, name: str) -> bool:
-    whole = analysis.wan_throughput(run, np.array([0.0, run.end_s]))
+    whole = series.wan_throughput(run, np.array([0.0, run.end_s]))
     return bool(name in whole and whole[name][0] > 0)
 
 

@@ -1,6 +1,6 @@
 """Puts an evaluation among the published ones.
 
-    python -m experiments.publish OUT DIRECTORY        such as out/reproduce-quick results/quick
+    python -m experiments.publishing.publish OUT DIRECTORY      such as out/reproduce results/full
 
 Takes metrics, tables and figures, not the raw runs; README.md says what they are of and what they
 show, and names every run that failed or was refused under the figure that lacks it. All runs must
@@ -20,9 +20,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import cells
-from experiments.cells import Cell
-from experiments.demo import replace
+from experiments.running.rundir import replace
+from experiments.scenarios import cells
+from experiments.scenarios.cells import Cell
 
 PARTS = ("metrics.csv", "tables", "figures")
 README = """# {title}
@@ -38,7 +38,7 @@ Of `{command}`: {runs} runs of {cells} cells, {clocks}.
 `metrics.csv` has a row for each run ([metrics](../../docs/metrics.md)), `tables/` and
 `figures/` are of it. Whether another evaluation agrees:
 
-    .venv/bin/python -m experiments.agree results/{name} {out}
+    .venv/bin/python -m experiments.analysis.agree results/{name} {out}
 
 {summary}"""
 
@@ -107,7 +107,9 @@ def publish(out: Path, directory: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m experiments.publish", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.publishing.publish", description=__doc__
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("out", type=Path, metavar="OUT")
     parser.add_argument("directory", type=Path, metavar="DIRECTORY")

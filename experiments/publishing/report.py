@@ -14,8 +14,9 @@ from typing import Any
 
 import jinja2
 
-from experiments import analysis, plots, wording
-from experiments.analysis import Row, Runs, Windows
+from experiments.analysis import series
+from experiments.analysis.series import Row, Runs, Windows
+from experiments.publishing import plots, wording
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -25,12 +26,12 @@ def write_results(directory: Path, runs: Runs, command: str) -> list[Row]:
 
     `command` is what a reader types to get the same results.
     """
-    windows = analysis.common_windows(runs)
-    rows = analysis.comparison(runs, windows)
+    windows = series.common_windows(runs)
+    rows = series.comparison(runs, windows)
     images = plots.figures(runs)
     for name, content in images.items():
         (directory / name).write_bytes(content)
-    document = analysis.results(runs, windows, rows)
+    document = series.results(runs, windows, rows)
     written = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False)
     texts = {
         "table.csv": wording.csv_table(rows, list(runs)),

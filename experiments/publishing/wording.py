@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from experiments import analysis
-from experiments.analysis import Row, Runs, Windows
-from experiments.rundir import Run
+from experiments.analysis import series
+from experiments.analysis.series import Row, Runs, Windows
+from experiments.running.rundir import Run
 
 TITLES = {
     "remote": "Plain remote disk",
@@ -43,7 +43,7 @@ def cell(row: Row, name: str) -> str:
 
 def finding(name: str, run: Run) -> str:
     """The title of a run's column in E2's figure: one sentence."""
-    missing = analysis.missing_block_read_s(run)
+    missing = series.missing_block_read_s(run)
     read = f"a read of a missing block takes {quantity(missing, 'ms')}" if missing else ""
     since_s = run.end_s - run.switch_s
     if not run.relocates:
@@ -51,12 +51,12 @@ def finding(name: str, run: Run) -> str:
         return f"{title(name)}: {cost}, and so for ever"
     done = run.independent_s
     if done is None:
-        here = analysis.present_at(run, since_s)
+        here = series.present_at(run, since_s)
         return (
             f"{title(name)}: {read or 'blocks come as they are read'}; "
             f"{here:.0f} % of the disk is here {since_s:.0f} s after the switch"
         )
-    after = analysis.percentile_s(run, "read", 50, analysis.Window(done, float("inf")))
+    after = series.percentile_s(run, "read", 50, series.Window(done, float("inf")))
     then = f"; from then on a read takes {quantity(after, 'ms')}" if after is not None else ""
     return f"{title(name)}: all of the disk is here {done:.0f} s after the switch{then}"
 
@@ -64,9 +64,9 @@ def finding(name: str, run: Run) -> str:
 def links_finding(run: Run) -> str:
     """The title of E1's figure."""
     after = run.end_s - run.switch_s
-    late = analysis.link_bytes(run, "A", run.switch_s + 1.0, run.end_s)
-    early = analysis.link_bytes(run, "A", 0.0, run.switch_s)
-    onward = analysis.link_bytes(run, "B", run.switch_s, run.end_s)
+    late = series.link_bytes(run, "A", run.switch_s + 1.0, run.end_s)
+    early = series.link_bytes(run, "A", 0.0, run.switch_s)
+    onward = series.link_bytes(run, "B", run.switch_s, run.end_s)
     if early > 0 and late < early * 0.01 and onward > 0:
         return "At the switch the VM's I/O moves from A to B; C carries what is missing"
     return f"What links A, B and C carry, {after:.0f} s after the switch included"
@@ -74,12 +74,12 @@ def links_finding(run: Run) -> str:
 
 def conclusion(runs: Runs, windows: Windows) -> str:
     """What a reader should take away, in a sentence; empty if no run shows it."""
-    speed = analysis.background_speed(runs)
+    speed = series.background_speed(runs)
     if speed is None:
         return ""
     run = runs[speed["run"]]
     before, end = (
-        analysis.percentile_s(run, "read", 50, window) for window in (windows.before, windows.end)
+        series.percentile_s(run, "read", 50, window) for window in (windows.before, windows.end)
     )
     if before is None or end is None or run.independent_s is None:
         return ""
@@ -94,7 +94,7 @@ def conclusion(runs: Runs, windows: Windows) -> str:
 def summary_sentences(runs: Runs, windows: Windows) -> list[str]:
     """The page's first paragraph: how long a read takes, before, and then in each run."""
     first = next(iter(runs.values()))
-    before = analysis.percentile_s(first, "read", 50, windows.before)
+    before = series.percentile_s(first, "read", 50, windows.before)
     said = []
     if before is not None:
         said.append(
@@ -102,8 +102,7 @@ def summary_sentences(runs: Runs, windows: Windows) -> list[str]:
         )
     for name, run in runs.items():
         after, end = (
-            analysis.percentile_s(run, "read", 50, window)
-            for window in (windows.after, windows.end)
+            series.percentile_s(run, "read", 50, window) for window in (windows.after, windows.end)
         )
         if after is None or end is None:
             continue
@@ -113,7 +112,7 @@ def summary_sentences(runs: Runs, windows: Windows) -> list[str]:
         if not run.relocates:
             how = f"{title(name)}: {reads}; the VM needs the source for ever."
         elif done is None:
-            here = analysis.present_at(run, windows.end.end_s)
+            here = series.present_at(run, windows.end.end_s)
             how = f"{title(name)}: {reads}; {here:.0f} % of the disk has arrived by then."
         else:
             how = f"{title(name)}: {reads}; {done:.1f} s after the switch the source is free to go."
@@ -123,7 +122,7 @@ def summary_sentences(runs: Runs, windows: Windows) -> list[str]:
 
 def speed_sentence(runs: Runs) -> str | None:
     """Background copy against nbdcopy."""
-    speed = analysis.background_speed(runs)
+    speed = series.background_speed(runs)
     if speed is None:
         return None
     return (
@@ -183,7 +182,7 @@ def failed_checks(runs: Mapping[str, Run]) -> list[str]:
 def key_figures(runs: Runs, windows: Windows) -> list[tuple[str, str, str]]:
     """(figure, what it is, in comparison with what) for the top of the page."""
     tiles = []
-    speed = analysis.background_speed(runs)
+    speed = series.background_speed(runs)
     if speed is not None:
         run = runs[speed["run"]]
         done = run.independent_s
@@ -200,12 +199,11 @@ def key_figures(runs: Runs, windows: Windows) -> list[tuple[str, str, str]]:
             )
         )
         before, end = (
-            analysis.percentile_s(run, "read", 50, window)
-            for window in (windows.before, windows.end)
+            series.percentile_s(run, "read", 50, window) for window in (windows.before, windows.end)
         )
         if before is not None and end is not None:
             what = f"the median read at the end; {quantity(before, 'ms')} before the switch"
-            missing = analysis.missing_block_read_s(run)
+            missing = series.missing_block_read_s(run)
             far = f"{quantity(missing, 'ms')} for a missing block" if missing else ""
             tiles.append((quantity(end, "ms"), what, far))
         tiles.append((quantity(run.summary["downtime_s"], "ms"), "downtime at the switch", ""))

@@ -1,8 +1,8 @@
 """The matrix of all runs: lists its cells, shows one, runs one.
 
-    python -m experiments.matrix list [--quick] [--seeds N] [SCENARIO...]
-    python -m experiments.matrix show CELL [--quick]
-    python -m experiments.matrix run CELL [--quick] [--out DIR] [--again]
+    python -m experiments.running.matrix list [--quick] [--seeds N] [SCENARIO...]
+    python -m experiments.running.matrix show CELL [--quick]
+    python -m experiments.running.matrix run CELL [--quick] [--out DIR] [--again]
 
 `run` runs any cell alone, and before it those that it needs; a run that stands in DIR already, of
 the same command and code, is left as it is (`--again`: not). A quick cell has the id of the full
@@ -20,10 +20,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import cells, code, runner, schema
-from experiments.cells import Cell
-from experiments.runner import RunnerError
-from experiments.schema import ScenarioError
+from experiments.running import code, runner
+from experiments.running.runner import RunnerError
+from experiments.scenarios import cells, schema
+from experiments.scenarios.cells import Cell
+from experiments.scenarios.schema import ScenarioError
 from testbed import ending
 
 DEFAULT_OUT = Path("out/cells")
@@ -86,7 +87,9 @@ def _say(text: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m experiments.matrix", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.running.matrix", description=__doc__
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
     lists = commands.add_parser("list", help="the cells")

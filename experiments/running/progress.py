@@ -20,8 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
-from experiments import wording
-from experiments.batch import Batch, Job
+from experiments.running.batch import Batch, Job
 
 POLL_S = 0.25
 PLAIN_EVERY_S = 15.0
@@ -113,8 +112,8 @@ def clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
-def follow(batch: Batch, console: Console) -> None:
-    """Drives the batch to its end, or to its first failure, and shows it."""
+def follow(batch: Batch, console: Console, title: Callable[[str], str] = str) -> None:
+    """Drives the batch to its end, or to its first failure, and shows it; `title` names a job."""
     if not console.is_terminal:
         _follow_plainly(batch, lambda text: console.print(text, highlight=False, soft_wrap=True))
         return
@@ -128,9 +127,7 @@ def follow(batch: Batch, console: Console) -> None:
     estimates = Estimates(batch)
     with Progress(*columns, console=console) as progress:
         tasks = {
-            job.name: progress.add_task(
-                wording.title(job.name), total=1.0, elapsed="", eta="", phase=""
-            )
+            job.name: progress.add_task(title(job.name), total=1.0, elapsed="", eta="", phase="")
             for job in batch.jobs
         }
         while batch.poll():

@@ -12,6 +12,8 @@ observation ended: its tables are cut there.
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,3 +223,14 @@ def _read_events(path: Path) -> Events:
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise RunError(f"{path}:{number}: not an event: {line[:80]!r}") from error
     return tuple(events)
+
+
+def replace(new: Path, place: Path) -> None:
+    """Renames `new` to `place`; what stood there is removed after."""
+    old = Path(tempfile.mkdtemp(prefix=f".{place.name}-old-", dir=place.parent))
+    try:
+        if place.exists():
+            place.rename(old / place.name)
+        new.rename(place)
+    finally:
+        shutil.rmtree(old)

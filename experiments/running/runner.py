@@ -26,10 +26,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from experiments import code, trace
-from experiments.batch import Batch, Job
-from experiments.cells import TRACE, Cell
-from experiments.rundir import FORMAT, RUN_KEYS
+from experiments.running import code, trace
+from experiments.running.batch import Batch, Job
+from experiments.running.rundir import FORMAT, RUN_KEYS
+from experiments.scenarios.cells import TRACE, Cell
 from testbed.lab import image
 from testbed.lab.payload import PROJECT
 

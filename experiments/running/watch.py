@@ -18,9 +18,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from experiments import progress, runner
-from experiments.batch import Batch, Job
-from experiments.cells import Cell
+from experiments.running import progress, runner
+from experiments.running.batch import Batch, Job
+from experiments.scenarios.cells import Cell
 
 POLL_S = 0.5
 PLAIN_EVERY_S = 30.0

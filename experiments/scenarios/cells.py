@@ -18,10 +18,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from experiments import scenario as scenarios
-from experiments import schema
-from experiments.scenario import Scenario, System, Variant
-from experiments.schema import ScenarioError
+from experiments.scenarios import scenario as scenarios
+from experiments.scenarios import schema
+from experiments.scenarios.scenario import Scenario, System, Variant
+from experiments.scenarios.schema import ScenarioError
 from testbed import systems
 from testbed.network import wan
 

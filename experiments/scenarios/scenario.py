@@ -42,13 +42,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments import schema
-from experiments.schema import ScenarioError, Wrong, nearest
+from experiments.scenarios import schema
+from experiments.scenarios.schema import ScenarioError, Wrong, nearest
 
 HERE = Path(__file__).resolve().parent
-SCENARIOS = HERE / "scenarios"
-BASE = HERE / "base.toml"
-PROFILES = HERE / "profiles.toml"
+SCENARIOS = HERE
+BASE = HERE / "common" / "base.toml"
+PROFILES = HERE / "common" / "profiles.toml"
 
 _TOP = ("title", "about", "events", "systems", "axes", "quick", *schema.TABLES)
 _SYSTEM = ("name", "system", "background", "settings", "trace-of", "may-fail")

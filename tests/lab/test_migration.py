@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from experiments.compare import main as compare
+from experiments.analysis.compare import main as compare
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from experiments import agree, metrics
+from experiments.analysis import agree, metrics
 
 BASE: dict[str, Any] = {
     **dict.fromkeys(metrics.columns()),

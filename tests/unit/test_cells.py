@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments import cells, code, scenario, trace
-from experiments.cells import Cell
-from experiments.schema import ScenarioError
+from experiments.running import code, trace
+from experiments.scenarios import cells, scenario
+from experiments.scenarios.cells import Cell
+from experiments.scenarios.schema import ScenarioError
 from testbed.migration import disk, options
 from testbed.workloads import suite
 

@@ -1,4 +1,4 @@
-"""experiments.compare: every difference between two trees is listed, and nothing else."""
+"""experiments.analysis.compare: every difference between two trees is listed, and nothing else."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import compare
+from experiments.analysis import compare
 
 
 def tree(root: Path, **files: str) -> str:

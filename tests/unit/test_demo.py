@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from experiments import demo, progress
-from experiments.batch import Batch, Job
+from experiments import demo
+from experiments.publishing import wording
+from experiments.running import progress
+from experiments.running.batch import Batch, Job
 from testbed.migration import disk, options
 from testbed.workloads import suite
 from tests.support.synthetic_run import Synthetic, write_run
@@ -85,7 +87,7 @@ def test_a_job_that_ignores_polite_signals_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quick = ((signal.SIGINT, 0.2), (signal.SIGTERM, 0.2), (signal.SIGKILL, 5.0))
-    monkeypatch.setattr("experiments.batch.POLITELY", quick)
+    monkeypatch.setattr("experiments.running.batch.POLITELY", quick)
     code = (
         "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN);"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
@@ -110,7 +112,7 @@ def test_progress_draws_a_line_for_each_run_in_a_terminal(tmp_path: Path) -> Non
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=120)
     with Batch([job(tmp_path, "remote", "print('hello')")], 1, tmp_path) as batch:
-        progress.follow(batch, console)
+        progress.follow(batch, console, wording.title)
     assert "Plain remote disk" in out.getvalue()
 
 
@@ -212,7 +214,7 @@ def test_ctrl_c_ends_the_driver_with_130_and_leaves_nothing(tmp_path: Path) -> N
     script.write_text(
         "import sys, pathlib\n"
         "from experiments import demo\n"
-        "from experiments.batch import Job\n"
+        "from experiments.running.batch import Job\n"
         "root = pathlib.Path(sys.argv[1])\n"
         "code = \"import os,time; print('pid', os.getpid(), flush=True); time.sleep(600)\"\n"
         "demo.entry.choose = lambda where, clock: demo.entry.Choice('native', '')\n"

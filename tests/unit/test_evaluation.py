@@ -10,10 +10,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from experiments import cells, evaluation, metrics
-from experiments.cells import Cell
-from experiments.figures import ALL, ablations, evidence, paper, verdicts
-from experiments.figures.evidence import Estimate, Evidence, estimate
+from experiments.analysis import metrics
+from experiments.analysis.estimates import Estimate, estimate
+from experiments.publishing import evaluation
+from experiments.publishing.figures import ALL, ablations, evidence, paper, verdicts
+from experiments.publishing.figures.evidence import Evidence
+from experiments.scenarios import cells
+from experiments.scenarios.cells import Cell
 from tests.support import synthetic_matrix
 from tests.support.synthetic_run import Synthetic, write_run
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from experiments import measures, metrics
-from experiments.rundir import Run, RunError, load_run
+from experiments.analysis import measures, metrics
+from experiments.running.rundir import Run, RunError, load_run
 from tests.support.synthetic_run import Synthetic, write_run
 
 SHORT = {

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import cells, publish
-from experiments.cells import Cell
+from experiments.publishing import publish
+from experiments.scenarios import cells
+from experiments.scenarios.cells import Cell
 
 A = Cell("some/a/s1", "some", {}, "a", 1, "virtual", 60, ("--seed", "1"))
 B = replace(A, id="some/b/s1", system="b")

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments import compare, report
-from experiments.analysis import Runs
-from experiments.rundir import load_run
+from experiments.analysis import compare
+from experiments.analysis.series import Runs
+from experiments.publishing import report
+from experiments.running.rundir import load_run
 from tests.support.synthetic_run import Synthetic, write_run
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import cells, reproduce
-from experiments.cells import Cell
+from experiments import reproduce
+from experiments.scenarios import cells
+from experiments.scenarios.cells import Cell
 
 A = Cell("some/a=1%,b=x+y/one/s1", "some", {"a": "1%"}, "one", 1, "virtual", 60, ())
 CELLS = [
@@ -21,7 +22,7 @@ CELLS = [
     replace(A, id="some/real/s1", clock="real"),
     replace(A, id="some/oracle/s1", trace_of=A.id),
 ]
-# Stands in for experiments/matrix.py: notes the order and makes the run's directory.
+# Stands in for experiments/running/matrix.py: notes the order and makes the run's directory.
 MATRIX = """
 import sys
 from pathlib import Path
@@ -34,10 +35,12 @@ with (out / "order").open("a") as order:
 # The same, by the real runner; a run ends as the file `fails` beside the matrix says.
 RUNNER = f"""
 import sys
-del sys.modules["experiments"]
+for name in [name for name in sys.modules if name.partition(".")[0] == "experiments"]:
+    del sys.modules[name]
 sys.path.insert(0, {str(reproduce.PROJECT)!r})
 from pathlib import Path
-from experiments import cells, runner
+from experiments.running import runner
+from experiments.scenarios import cells
 from tests.unit.test_runner import ends
 out = Path(sys.argv[sys.argv.index("--out") + 1])
 cell = next(cell for cell in cells.read(out / "matrix.json") if cell.id == sys.argv[2])
@@ -63,10 +66,11 @@ def snakemake(project: Path, out: Path, *more: str) -> subprocess.CompletedProce
 
 def a_project(tmp_path: Path) -> tuple[Path, Path]:
     project, out = tmp_path / "the project", tmp_path / "an out"
-    (project / "experiments").mkdir(parents=True)
-    (project / "experiments/__init__.py").touch()
-    (project / "experiments/matrix.py").write_text(MATRIX)
-    (project / "experiments/metrics.py").write_text(METRICS)
+    for name in ("", "running", "analysis"):
+        (project / "experiments" / name).mkdir(parents=True, exist_ok=True)
+        (project / "experiments" / name / "__init__.py").touch()
+    (project / "experiments/running/matrix.py").write_text(MATRIX)
+    (project / "experiments/analysis/metrics.py").write_text(METRICS)
     out.mkdir()
     reproduce.workflow(CELLS, out)
     return project, out
@@ -94,7 +98,7 @@ def test_a_cluster_is_told_one_run_by_name(tmp_path: Path) -> None:
 
 
 def test_a_run_on_the_real_clock_has_the_machine_and_on_a_cluster_four_processors() -> None:
-    profile = str(reproduce.PROJECT / "experiments/profiles/slurm")
+    profile = str(reproduce.PROJECT / "experiments/running/profiles/slurm")
     for arguments, threads in ((["--cores", "3"], 3), (["--profile", profile], 4)):
         args = reproduce._parser().parse_args(arguments)
         assert f"processors={threads}" in reproduce.snakemake(args, Path("out"))
@@ -104,7 +108,7 @@ def test_a_failed_run_is_named_and_only_it_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     project, out = a_project(tmp_path)
-    (project / "experiments/matrix.py").write_text(RUNNER)
+    (project / "experiments/running/matrix.py").write_text(RUNNER)
     monkeypatch.setattr(reproduce, "PROJECT", project)
     monkeypatch.setattr(reproduce, "_image_once", lambda _found: None)
     monkeypatch.setattr(cells, "quick_or_full", lambda _quick, _seeds: CELLS)

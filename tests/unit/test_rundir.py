@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.rundir import RunError, load_run
+from experiments.running.rundir import RunError, load_run
 from tests.support.synthetic_run import Synthetic, write_run
 
 

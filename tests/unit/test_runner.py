@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from experiments import code, matrix, reproduce, runner, watch
-from experiments.batch import Batch, Job
-from experiments.cells import Cell
+from experiments import reproduce
+from experiments.running import code, matrix, runner, watch
+from experiments.running.batch import Batch, Job
+from experiments.scenarios.cells import Cell
 
 PROJECT = Path(__file__).parents[2]
 A = Cell("some/a/s1", "some", {}, "a", 1, "virtual", 60, ("--seed", "1"))
@@ -152,7 +153,7 @@ def test_an_interrupt_ends_the_run_and_leaves_nothing(signum: int, tmp_path: Pat
     program = f"""
 import sys
 from pathlib import Path
-from experiments import runner
+from experiments.running import runner
 from testbed import ending
 from tests.unit import test_runner as here
 ending.on_signals()

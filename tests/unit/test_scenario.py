@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import scenario
-from experiments.schema import ScenarioError
+from experiments.scenarios import scenario
+from experiments.scenarios.schema import ScenarioError
 
 GOOD = """
 title = "T"

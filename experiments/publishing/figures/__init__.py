@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from experiments.figures import ablations, conditions, paper, programs, systems
-from experiments.figures.evidence import Drawn, Evidence
+from experiments.publishing.figures import ablations, conditions, paper, programs, systems
+from experiments.publishing.figures.evidence import Drawn, Evidence
 
 ALL: dict[str, Callable[[Evidence], Drawn]] = {
     "compare": systems.compare,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.axes import Axes
 
-from experiments import analysis, measures, plots
-from experiments.figures import draw
-from experiments.figures.evidence import Drawn, Evidence, estimate
-from experiments.rundir import Run
+from experiments.analysis import measures, series
+from experiments.analysis.estimates import estimate
+from experiments.publishing import plots
+from experiments.publishing.figures import draw
+from experiments.publishing.figures.evidence import Drawn, Evidence
+from experiments.running.rundir import Run
 
 ORDERING_TITLE = "Orders of the background copy"
 PACING_TITLE = "Pacing of the background copy"
@@ -62,8 +64,8 @@ def _until(frame: pd.DataFrame) -> float:
 
 
 def _tail(run: Run) -> pd.DataFrame:
-    after = analysis.Window(measures.switch_done_s(run) - run.switch_s, float("inf"))
-    return draw.binned_p99(analysis.latencies(run, "read", after), P99_BIN_S)
+    after = series.Window(measures.switch_done_s(run) - run.switch_s, float("inf"))
+    return draw.binned_p99(series.latencies(run, "read", after), P99_BIN_S)
 
 
 def _times(axes: Axes, frame: pd.DataFrame, names: list[str], colours: dict[str, object]) -> None:
@@ -167,7 +169,7 @@ def outage(evidence: Evidence) -> Drawn:
 
 
 def _failing(axes: Axes, run: Run) -> None:
-    ios = analysis.latencies(run, "read", analysis.Window(-2.0, float("inf")))
+    ios = series.latencies(run, "read", series.Window(-2.0, float("inf")))
     axes.plot(
         ios["t_s"], ios["latency_s"], ".", color=draw.COLOURS["relocator"], markersize=4, mew=0
     )
@@ -202,7 +204,7 @@ def changes(run: Run) -> list[float]:
 
 
 def _outage_words(run: Run, event: str, name: str, seeds: int) -> str:
-    reads = analysis.latencies(run, "read", analysis.Window(0.0, float("inf")))
+    reads = series.latencies(run, "read", series.Window(0.0, float("inf")))
     longest = draw.s(float(reads["latency_s"].max())) if len(reads) else "–"
     good = all(check["ok"] for check in run.checks)
     errors = f"no I/O error, all {len(run.checks)} checks passed" if good else "checks FAILED"

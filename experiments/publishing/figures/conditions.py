@@ -7,15 +7,9 @@ import math
 import pandas as pd
 from matplotlib.axes import Axes
 
-from experiments.figures import draw
-from experiments.figures.evidence import (
-    Drawn,
-    Estimate,
-    Evidence,
-    estimate,
-    fraction,
-    size_bytes,
-)
+from experiments.analysis.estimates import Estimate, estimate
+from experiments.publishing.figures import draw
+from experiments.publishing.figures.evidence import Drawn, Evidence, fraction, size_bytes
 
 CONGESTION_TITLE = "Congestion control and loss"
 SIZE_TITLE = "Cost against the disk's size"

@@ -15,8 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from experiments import plots
-from experiments.figures.evidence import Estimate, estimate
+from experiments.analysis.estimates import Estimate, estimate
+from experiments.publishing import plots
 
 COLOURS = {
     "relocator": "#2f6fb3",

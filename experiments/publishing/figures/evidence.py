@@ -8,46 +8,17 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from scipy import stats
 
-from experiments import cells
-from experiments.metrics import IDENTITY, columns
-from experiments.rundir import Run, RunError, brief, load_run
+from experiments.analysis.estimates import read_metrics
+from experiments.running.rundir import Run, brief, load_run
+from experiments.scenarios import cells
 
 #: what need not happen in a run: column -> what is then said
 MAY_LACK = {
     "independent_s": "the source could not be freed",
     "recovered_s": "reads were not as local",
 }
-TEXTS = (*IDENTITY, "congestion", "events", "workloads", "settings", "background", "lost_kinds")
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """The mean of several seeds and its 95 % t interval; with one seed that is the point."""
-
-    mean: float
-    low: float
-    high: float
-    count: int
-
-    def scaled(self, factor: float) -> Estimate:
-        return Estimate(self.mean * factor, self.low * factor, self.high * factor, self.count)
-
-
-def estimate(values: Sequence[float]) -> Estimate | None:
-    """None if no value is known."""
-    known = np.array([value for value in values if not math.isnan(value)], dtype=float)
-    if not len(known):
-        return None
-    mean = float(known.mean())
-    if len(known) == 1:
-        return Estimate(mean, mean, mean, 1)
-    t = float(stats.t.ppf(0.975, df=len(known) - 1))
-    half = t * float(known.std(ddof=1)) / math.sqrt(len(known))
-    return Estimate(mean, mean - half, mean + half, len(known))
 
 
 @dataclass(frozen=True)
@@ -147,21 +118,6 @@ def spread_note(fewest: int, most: int) -> str:
         return "One seed: points without an interval."
     count = str(most) if fewest == most else f"{fewest} to {most}"
     return f"{count} seeds: mean and 95 % t interval."
-
-
-def read_metrics(path: Path) -> pd.DataFrame:
-    """metrics.csv as it was written; RunError if it is something else."""
-    try:
-        frame = pd.read_csv(path, dtype=dict.fromkeys(TEXTS, str) | {"seed": int})
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: {error}") from error
-    missing = [name for name in columns() if name not in frame.columns]
-    if missing:
-        raise RunError(f"{path}: these columns are missing: {', '.join(missing[:5])}")
-    for name in set(frame.columns) - set(TEXTS):
-        frame[name] = pd.to_numeric(frame[name])
-    frame[list(TEXTS)] = frame[list(TEXTS)].fillna("")
-    return frame
 
 
 def _axes(texts: pd.Series) -> pd.DataFrame:

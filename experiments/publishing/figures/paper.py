@@ -8,10 +8,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from experiments import analysis, measures, plots, wording
-from experiments.figures import draw
-from experiments.figures.evidence import Drawn, Estimate, Evidence, size_bytes
-from experiments.rundir import Run
+from experiments.analysis import measures, series
+from experiments.analysis.estimates import Estimate
+from experiments.publishing import plots, wording
+from experiments.publishing.figures import draw
+from experiments.publishing.figures.evidence import Drawn, Evidence, size_bytes
+from experiments.running.rundir import Run
 
 E1_TITLE = "E1: what the links carry without background copy"
 E1_C_KB_PER_S = (500.0, 3000.0)
@@ -35,7 +37,7 @@ def e1(evidence: Evidence) -> Drawn:
     with draw.style():
         made = draw.figure(9.6, 7.6)
         panels = made.subplots(4, 1, sharex=True)
-        edges = analysis.bins(0.0, run.end_s, run.switch_s)
+        edges = series.bins(0.0, run.end_s, run.switch_s)
         for axes, link in zip(panels, "ABC", strict=False):
             _link(axes, run, link, edges)
         panels[2].set_ylim(0, max(E1_C_KB_PER_S[1] * 1.1, panels[2].get_ylim()[1]))
@@ -56,7 +58,7 @@ def _link(axes: Axes, run: Run, link: str, edges: np.ndarray) -> None:
         ("rx_bytes", "#2f6fb3", "RX: the VM reads, C fetches"),
         ("tx_bytes", "#2a9d6f", "TX: the VM writes, C asks"),
     ):
-        rate = analysis.link_rate(run, link, counter, edges) / 1000
+        rate = series.link_rate(run, link, counter, edges) / 1000
         axes.stairs(rate, edges - run.switch_s, color=colour, label=label, linewidth=1.3)
     names = {"A": "source host – target", "B": "destination host – proxy", "C": "proxy – target"}
     axes.set_title(f"{link}: {names[link]}", loc="left", fontsize=10, fontweight="bold")
@@ -72,7 +74,7 @@ def _said(axes: Axes, text: str, x: float, y: float = 0.9) -> None:
 
 
 def _presence(axes: Axes, run: Run) -> None:
-    t_s, percent = analysis.present_percent(run)
+    t_s, percent = series.present_percent(run)
     axes.plot(t_s - run.switch_s, percent, color=plots.INK, linewidth=1.8)
     end_s = run.end_s - run.switch_s
     axes.plot([0, end_s], [0, E1_PERCENT * end_s / E1_AFTER_S], color=PAPER, linestyle="--")
@@ -93,7 +95,7 @@ def _rates(run: Run) -> pd.DataFrame:
                 ("after", (run.switch_s, run.end_s)),
             ):
                 edges = np.arange(bounds[0], bounds[1] + 1e-9, 1.0)
-                rate = analysis.link_rate(run, link, counter, edges) / 1000
+                rate = series.link_rate(run, link, counter, edges) / 1000
                 values = {"mean_kb_per_s": rate.mean(), "largest_kb_per_s": rate.max()}
                 rows.append({"link": link, "counter": counter[:2], "when": when, **values})
     return pd.DataFrame(rows)
@@ -110,7 +112,7 @@ def _e1_words(run: Run) -> list[str]:
         f"C fetches up to {peak['C', 'rx', 'after']:,.0f} KB/s, before the switch "
         f"{peak['C', 'rx', 'before']:,.0f}."
     ]
-    t_s, percent = analysis.present_percent(run)
+    t_s, percent = series.present_percent(run)
     if len(t_s) > 2:
         straight = np.corrcoef(t_s, percent)[0, 1] ** 2
         said.append(
@@ -176,12 +178,12 @@ def _e2_words(runs: dict[str, Run]) -> list[str]:
     said = []
     for name, run in runs.items():
         bounds = measures.copy_bounds(run)
-        miss = analysis.missing_block_read_s(run)
+        miss = series.missing_block_read_s(run)
         missing = f"a missing block costs {draw.s(miss)}" if miss else "no block was missing"
         if bounds is None:
             said.append(f"{wording.title(name)}: {missing} (paper: about {E2_MISS_MS:g} ms).")
             continue
-        rate = analysis.link_rate(run, "wan", "rx_bytes", np.array(bounds))[0] / 1000
+        rate = series.link_rate(run, "wan", "rx_bytes", np.array(bounds))[0] / 1000
         share = rate * 1000 / run.link_bytes_per_s
         said.append(
             f"{name}: the background copy fills {share * 100:.0f} % of the link, {rate:,.0f} KB/s, "

@@ -6,10 +6,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from experiments import measures
-from experiments.figures import draw
-from experiments.figures.evidence import Drawn, Evidence, estimate
-from experiments.rundir import Run
+from experiments.analysis import measures
+from experiments.analysis.estimates import estimate
+from experiments.publishing.figures import draw
+from experiments.publishing.figures.evidence import Drawn, Evidence
+from experiments.running.rundir import Run
 
 E4_TITLE = "E4: a mail server's load"
 REAL_TITLE = "Real programs while the disk moves"

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.axes import Axes
 
-from experiments.figures import draw
-from experiments.figures.evidence import Drawn, Evidence, estimate
-from experiments.figures.verdicts import KEYS, MEASURES, Measure, conditions, verdicts
+from experiments.analysis.estimates import estimate
+from experiments.publishing.figures import draw
+from experiments.publishing.figures.evidence import Drawn, Evidence
+from experiments.publishing.figures.verdicts import KEYS, MEASURES, Measure, conditions, verdicts
 
 TITLE = "All systems, over round-trip time and rate"
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from experiments.figures import draw
-from experiments.figures.evidence import estimate, seconds
+from experiments.analysis.estimates import estimate
+from experiments.publishing.figures import draw
+from experiments.publishing.figures.evidence import seconds
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,58 @@
+"""The table of metrics as it was written, and what several seeds say together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from experiments.analysis.metrics import IDENTITY, columns
+from experiments.running.rundir import RunError
+
+TEXTS = (*IDENTITY, "congestion", "events", "workloads", "settings", "background", "lost_kinds")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The mean of several seeds and its 95 % t interval; with one seed that is the point."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+    def scaled(self, factor: float) -> Estimate:
+        return Estimate(self.mean * factor, self.low * factor, self.high * factor, self.count)
+
+
+def estimate(values: Sequence[float]) -> Estimate | None:
+    """None if no value is known."""
+    known = np.array([value for value in values if not math.isnan(value)], dtype=float)
+    if not len(known):
+        return None
+    mean = float(known.mean())
+    if len(known) == 1:
+        return Estimate(mean, mean, mean, 1)
+    t = float(stats.t.ppf(0.975, df=len(known) - 1))
+    half = t * float(known.std(ddof=1)) / math.sqrt(len(known))
+    return Estimate(mean, mean - half, mean + half, len(known))
+
+
+def read_metrics(path: Path) -> pd.DataFrame:
+    """metrics.csv as it was written; RunError if it is something else."""
+    try:
+        frame = pd.read_csv(path, dtype=dict.fromkeys(TEXTS, str) | {"seed": int})
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: {error}") from error
+    missing = [name for name in columns() if name not in frame.columns]
+    if missing:
+        raise RunError(f"{path}: these columns are missing: {', '.join(missing[:5])}")
+    for name in set(frame.columns) - set(TEXTS):
+        frame[name] = pd.to_numeric(frame[name])
+    frame[list(TEXTS)] = frame[list(TEXTS)].fillna("")
+    return frame
