@@ -68,10 +68,10 @@ def measure_nbdcopy(stage: Stage) -> None:
 
 def start_source(stage: Stage) -> None:
     parameters = stage.parameters
-    ground = systems.Ground(
+    place = systems.Place(
         stage.servers, stage.sites, stage.work, stage.image, parameters.disk_bytes
     )
-    stage.system = systems.make(parameters.system, parameters.settings, ground)
+    stage.system = systems.make(parameters.system, parameters.settings, place)
     stage.system.start_source()
     stage.log.event("source-started", host="st_src")
 
