@@ -20,7 +20,7 @@ from rich.console import Console
 
 from experiments.bench import load
 from experiments.bench.load import Load, unix_uri
-from relocator.cli.client import Client
+from relocator.client import Client
 from testbed.hosts.supervise import Process, Supervisor
 
 SMALL_BYTES = 2**30

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from experiments.bench.load import REGION_BYTES, fill, unix_uri
-from relocator.cli.client import Client
+from relocator.client import Client
 from testbed.hosts.supervise import ProcessError, Supervisor, is_listening, run, wait_until
 
 REFERENCE = "nbdkit file"

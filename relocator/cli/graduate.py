@@ -26,9 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from relocator.cli.client import Client
 from relocator.cli.launch import become
 from relocator.cli.listening import Address, inherit
+from relocator.client import Client
 from relocator.errors import RelocatorError, StateError
 from relocator.running.control import ControlServer
 from relocator.running.graduation import Graduated, graduate

@@ -15,8 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from relocator.cli.client import Client
 from relocator.cli.common import Commands
+from relocator.client import Client
 from relocator.errors import ConfigError, RelocatorError
 from relocator.running.states import Role, State
 

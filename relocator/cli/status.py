@@ -12,9 +12,9 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from relocator.cli.client import Client
 from relocator.cli.common import Commands, add_control, console, human_bytes, human_rate, human_time
 from relocator.cli.page import History, Page, line
+from relocator.client import Client
 from relocator.errors import RelocatorError
 
 EVERY_S = 1.0

@@ -1,25 +1,24 @@
-"""`relocator pause`, `resume`, `set`, `activate`, `seal` and more: change what a plugin does."""
+"""`relocator pause`, `resume`, `set`, `seal` and more: change what a plugin does."""
 
 import argparse
 from typing import Any
 
-from relocator.cli.client import Client
 from relocator.cli.common import Commands, add_control
+from relocator.client import Client
 from relocator.errors import ConfigError
 
 _VERBS = {
     "pause": "pause the background copy",
     "resume": "go on with the background copy",
     "flush": "make all acknowledged writes durable",
-    "activate": "take over the disk: the source is sealed, the VM may write here",
-    "seal": "refuse writes from here on: the disk moves to another site",
+    "seal": "let no write pass from here on: the disk moves to another site",
     "unseal": "undo a seal; refused once a proxy is active",
     "verify": "compare what was fetched with the source, by digests",
 }
 
 
 #: fields of an answer that the user wants to see
-_TOLD = ("dropped_blocks", "verified_blocks", "unverified_blocks")
+_TOLD = ("verified_blocks", "unverified_blocks")
 
 
 def add(commands: Commands) -> None:

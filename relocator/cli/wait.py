@@ -6,8 +6,8 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from relocator.cli.client import Client
 from relocator.cli.common import Commands, add_control, human_rate
+from relocator.client import Client
 from relocator.config import parse_seconds
 from relocator.errors import RelocatorError
 

@@ -34,7 +34,7 @@ def answer(call: Call, line: bytes) -> dict[str, Any]:
     verb = request.pop("verb")
     try:
         return {"ok": True, **call(verb, request)}
-    except RelocatorError as error:
+    except (RelocatorError, OSError) as error:
         return {"ok": False, "error": str(error)}
 
 

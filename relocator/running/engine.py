@@ -24,7 +24,6 @@ from relocator.running.handover import Handover
 from relocator.running.lifecycle import Lifecycle
 from relocator.running.opening import open_disk
 from relocator.running.parts import COMMIT, COMPLETION, COPY, Faults, Parts, Transfer
-from relocator.running.states import State
 from relocator.running.status import Status
 from relocator.running.verbs import Verbs
 from relocator.source.identity import Guard
@@ -60,7 +59,8 @@ class Engine:
         )
         self._handover = Handover(self._parts)
         disk = self._make_disk(settings)
-        self.verbs = Verbs(self._parts, disk, self._handover, Status(self._parts, disk))
+        status = Status(self._parts, disk, self._handover.activation.status)
+        self.verbs = Verbs(self._parts, disk, self._handover, status)
         self._keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
 
     def _make_transfer(self, settings: Config) -> Transfer:
@@ -80,7 +80,7 @@ class Engine:
         pacer = Pacer(
             Window(settings.window_bytes),
             TokenBucket(settings.rate_bits_per_s),
-            over=lambda: store.all_present and lifecycle.state is not State.STANDBY,
+            over=lambda: store.all_present and not lifecycle.pass_through,
             report=partial(faults.report, COPY),
         )
         hydration = Hydration(store, upstream, on_demand=pacer.demand, on_complete=pacer.wake)
@@ -106,7 +106,7 @@ class Engine:
             readahead,
             pull_forward=settings.pull_forward,
         )
-        activate = self._handover.activate_by_write if settings.activate_on_write else None
+        activate = self._handover.activation.by_write if settings.activate_on_write else None
         return Disk(
             self._store,
             self._lifecycle,
@@ -122,10 +122,10 @@ class Engine:
         if self._transfer is None:
             return
         self._transfer.upstream.start()
-        preseeds = self._lifecycle.state is not State.STANDBY or self._handover.source_is_ours
+        preseeds = not self._lifecycle.pass_through or self._handover.source_is_ours
         self._transfer.pacer.set_enabled(self._parts.settings.background and preseeds)
         self._transfer.copier.start()
-        self._handover.begin()
+        self._handover.activation.begin()
 
     def stop(self) -> None:
         """Stop copying, disconnect, commit, and let go of the store."""

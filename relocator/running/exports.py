@@ -2,7 +2,8 @@
 
     heat, dirty, diverged   a snapshot made when the export is opened (see docs/exports.md)
     control                 the status object, JSON, padded with spaces
-    control/VERB            a verb that another site's relocator uses: identify, epoch, seal, moved
+    control/VERB[/TOKEN]    a verb that another site's relocator uses: identify, epoch, seal, moved,
+                            withdrawn; the token names the seal that is made, or undone
 
 A verb is carried out by the *first read* of its export, not by opening it, and not by a write: so a
 connection can be made ready long before the switch, when one round trip is all there is, and
@@ -20,7 +21,7 @@ from relocator.store import runs
 from relocator.store.store import Store
 
 STATUS_BYTES = 64 << 10
-VERBS = ("identify", "epoch", "seal", "moved")
+VERBS = ("identify", "epoch", "seal", "moved", "withdrawn")
 NAMES = ("", "heat", "dirty", "diverged", "digest", "control")
 
 
@@ -44,12 +45,12 @@ class Snapshot:
         return [(offset, length, True)]
 
 
-def verb_export(store: Store, call: Callable[[str], Reply], verb: str) -> Snapshot:
-    """The export that carries out `verb` when it is first read."""
+def verb_export(store: Store, call: Callable[[], Reply]) -> Snapshot:
+    """The export that carries out a verb when it is first read."""
 
     def make() -> bytes:
         try:
-            fields, attachments = call(verb)
+            fields, attachments = call()
             return encode(({"ok": True, **fields}, attachments))
         except RelocatorError as error:
             return encode(({"ok": False, "error": str(error)}, {}))

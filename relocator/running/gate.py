@@ -1,13 +1,15 @@
 """The gate every change of the disk passes: so that a seal can be told from a write in progress.
 
-Open, changes pass and are counted. *Held*, they wait: for the instant in which an epoch begins.
-*Shut*, they are refused with the reason: the disk is sealed, or not active yet. `held` and `shut`
-drain: once no change is in progress any more, the disk stands still.
+Open, changes pass and are counted. *Paused*, they wait: for the instant in which an epoch begins,
+for the source to be sealed, for the word on whether a sealed disk moves or stays. *Shut*, they are
+refused with the reason. `pause` and `shut` drain: once no change is in progress any more, the disk
+stands still.
 
 `_lock` guards the count and the mode; it is never held across I/O.
 """
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,46 +17,69 @@ from relocator.errors import StateError
 
 
 class Gate:
-    """Counts changes in progress; holds or refuses new ones."""
+    """Counts changes in progress; lets new ones wait, or refuses them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._moved = threading.Condition(self._lock)
         self._inside = 0
         self._held = False
+        self._pause: tuple[str, float | None] | None = None
         self._refusal: str | None = None
 
     def enter(self) -> None:
-        """Begin a change.
+        """Begin a change, once the gate is neither held nor paused.
 
         Raises:
-            StateError: the gate is shut.
+            StateError: the gate is shut, or was paused for longer than changes may wait.
         """
+        began_s = time.monotonic()
         with self._lock:
-            while self._held:
-                self._moved.wait()
+            while self._held or self._pause is not None:
+                self._moved.wait(self._patience_s_locked(began_s))
             if self._refusal is not None:
                 raise StateError(self._refusal)
             self._inside += 1
+
+    def _patience_s_locked(self, began_s: float) -> float | None:
+        """How long a change that came at `began_s` may still wait; None without limit."""
+        if self._held or self._pause is None:
+            return None
+        reason, limit_s = self._pause
+        if limit_s is None:
+            return None
+        left_s = began_s + limit_s - time.monotonic()
+        if left_s <= 0:
+            raise StateError(f"{reason}; waited {limit_s:g} s")
+        return left_s
 
     def leave(self) -> None:
         """End a change."""
         with self._lock:
             self._inside -= 1
-            if self._inside == 0 and (self._held or self._refusal is not None):
+            if self._inside == 0 and not self._is_open_locked:
                 self._moved.notify_all()
 
-    def shut(self, reason: str) -> None:
-        """Refuse new changes; returns once none is in progress."""
+    @property
+    def _is_open_locked(self) -> bool:
+        return not self._held and self._pause is None and self._refusal is None
+
+    def pause(self, reason: str, limit_s: float | None = None) -> None:
+        """Let new changes wait, each `limit_s` at most; returns once none is in progress."""
         with self._lock:
-            self._refusal = reason
-            while self._inside:
-                self._moved.wait()
+            self._pause, self._refusal = (reason, limit_s), None
+            self._drain_locked()
+
+    def shut(self, reason: str) -> None:
+        """Refuse new changes and those that wait; returns once none is in progress."""
+        with self._lock:
+            self._pause, self._refusal = None, reason
+            self._drain_locked()
 
     def open(self) -> None:
         """Let changes pass."""
         with self._lock:
-            self._refusal = None
+            self._pause = self._refusal = None
             self._moved.notify_all()
 
     @contextmanager
@@ -64,11 +89,15 @@ class Gate:
             while self._held:
                 self._moved.wait()
             self._held = True
-            while self._inside:
-                self._moved.wait()
+            self._drain_locked()
         try:
             yield
         finally:
             with self._lock:
                 self._held = False
                 self._moved.notify_all()
+
+    def _drain_locked(self) -> None:
+        self._moved.notify_all()  # who waits has to look at the mode again
+        while self._inside:
+            self._moved.wait()

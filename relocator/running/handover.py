@@ -1,38 +1,28 @@
 """How authority over a disk moves from site to site.
 
-At the source: `epoch` begins the dirty map anew, `seal` drains the writes in progress, makes all
-durable and refuses further ones; its token names the content that was frozen. At the destination: a
-copy notes what it was taken from (its *base*: id, epoch, seal), and `activate` seals the source,
-drops what was fetched too early, and only then lets writes pass.
+At the source: `epoch` begins the dirty map anew; `seal` drains the writes in progress, makes all
+durable and lets no further one pass, and its token names the content that was frozen; `moved` makes
+the seal final, `withdrawn` undoes it. At the destination: a copy notes what it was taken from (its
+*base*: id, epoch, seal), and takes the disk over (see activation.py).
 
     standby:  epoch e at the source; copy ahead (pre-seed); reads pass through
-    activate: seal -> dirty since e -> drop those blocks -> durable -> active
+    activate: seal -> dirty since e -> drop those blocks -> durable -> active -> moved
     return:   a sealed disk whose seal is its successor's base takes back only what diverged there
 
-The order in `activate` matters: the source stands still before the first stale block is dropped,
-and whatever was asked of it before that is disowned, so nothing older than the seal can arrive
-afterwards.
-
-`_lock` lets one activation run at a time; it is held across I/O, and guards nothing else. State
-changes are the lifecycle's.
+State changes are the lifecycle's.
 """
 
-import threading
 import traceback
 from typing import Any
 
 from relocator.copying import hints
-from relocator.errors import RelocatorError, StateError, UpstreamError
+from relocator.errors import RelocatorError, StateError
+from relocator.running.activation import AGAIN_S, Activation
 from relocator.running.parts import HANDOVER, Parts, Transfer
-from relocator.running.states import State
 from relocator.source.connection import backoff
 from relocator.source.identity import samples_at
-from relocator.source.remote import Answer, Source, base_of
+from relocator.source.remote import Source
 from relocator.source.verify import compare
-from relocator.store.store import Store
-
-#: at most so long until the source is told again, and asked again what the order may rest on
-AGAIN_S = 30.0
 
 
 class Handover:
@@ -42,24 +32,14 @@ class Handover:
         self._store = parts.store
         self._lifecycle = parts.lifecycle
         self._parts = parts
-        self._lock = threading.Lock()
         endpoint = parts.settings.endpoint
         self._source = None if endpoint is None else Source(endpoint)
+        self.activation = Activation(parts, self._source, self._after_activation)
 
     @property
     def source_is_ours(self) -> bool:
         """Whether the source was found to be a relocator when the copy began."""
         return self._store.meta.base is not None
-
-    def begin(self) -> None:
-        """Make ready, beside the requests, what the handover needs."""
-        in_standby = self._lifecycle.state is State.STANDBY
-        if self._source is not None and (self.source_is_ours or not in_standby):
-            self._start(self._prepare if in_standby else self._after_activation)
-
-    @staticmethod
-    def _start(job: Any) -> None:
-        threading.Thread(target=job, name="handover", daemon=True).start()
 
     def identify(self) -> dict[str, Any]:
         """Who this disk is."""
@@ -79,15 +59,20 @@ class Handover:
         self._lifecycle.begin_epoch()
         return self.identify()
 
-    def seal(self) -> dict[str, Any]:
-        """Refuse writes from here on; all that were acknowledged are durable. Again: no change."""
-        self._lifecycle.seal()
+    def seal(self, token: str | None = None) -> dict[str, Any]:
+        """Let no write pass from here on; all that were acknowledged are durable."""
+        self._lifecycle.seal(token)
         return self.identify()
 
     def moved(self) -> dict[str, Any]:
         """The proxy that sealed this disk is active: the seal can't be undone any more."""
         self._lifecycle.note_moved()
         return self.identify()
+
+    def withdrawn(self, token: str) -> dict[str, Any]:
+        """The proxy that made the seal `token` has given the disk back without having written."""
+        unsealed = self._lifecycle.note_withdrawn(token)
+        return {**self.identify(), "unsealed": unsealed}
 
     def unseal(self) -> dict[str, Any]:
         """Undo a seal.
@@ -98,39 +83,6 @@ class Handover:
         self._lifecycle.unseal()
         return self.identify()
 
-    def activate_by_write(self, refusal: StateError) -> None:
-        """The guest's first write at this site says that it has moved."""
-        if self._lifecycle.state is not State.STANDBY:
-            raise refusal
-        self.activate()
-
-    def activate(self) -> dict[str, Any]:
-        """Take over the disk: the guest may write here once this returns.
-
-        Raises:
-            UpstreamError: the source could not be sealed; nothing has changed.
-        """
-        with self._lock:
-            if self._lifecycle.state is not State.STANDBY:
-                return {"dropped_blocks": 0}
-            dropped = self._take_over()
-        if self._parts.transfer is not None:
-            self._parts.transfer.pacer.set_enabled(self._parts.settings.background)
-        self._start(self._after_activation)
-        return {"dropped_blocks": dropped}
-
-    def _take_over(self) -> int:
-        """Seal the source, drop what is older than the seal, be active; returns what it dropped."""
-        source, transfer = self._source, self._parts.transfer
-        if source is None or transfer is None or not self.source_is_ours:
-            self._lifecycle.activate()
-            return 0  # its samples are taken afterwards: now the guest waits
-        answer = source.call("seal")
-        transfer.hydration.disown_fetches()
-        dropped = self._store.drop(_stale(self._store, answer))
-        self._lifecycle.activate(base=base_of(answer), origin_id=answer["id"])
-        return dropped
-
     def verify(self) -> dict[str, Any]:
         """Compare every block that was fetched and never written here with the source.
 
@@ -140,13 +92,6 @@ class Handover:
         if self._source is None or not self.source_is_ours:
             raise StateError("'verify' needs a source that is a relocator")
         return compare(self._store, self._source)
-
-    def _prepare(self) -> None:
-        try:
-            if self._source is not None:
-                self._source.prepare("seal")
-        except UpstreamError:
-            return  # it is connected to at the switch, then; that costs a few round trips
 
     def _after_activation(self) -> None:
         """Tell the source, and ask it what the order may rest on; again if it can't be reached."""
@@ -169,10 +114,11 @@ class Handover:
                 return
             if lifecycle.stopping.wait(delay_s) or not lifecycle.unfinished:
                 return
+            if lifecycle.pass_through:
+                return  # withdrawn
 
     def _tell_and_ask(self, source: Source, transfer: Transfer) -> None:
-        if self.source_is_ours:
-            source.call("moved")
+        self.activation.tell_moved()
         if self._store.meta.origin_samples is None:
             self._store.update(origin_samples=samples_at(source.endpoint))
         hints.ask(
@@ -182,12 +128,3 @@ class Handover:
             skip_free=self._parts.settings.skip_free,
             ours=self.source_is_ours,
         )
-
-
-def _stale(store: Store, answer: Answer) -> list[tuple[int, int]]:
-    """What changed at the source since the copy began; everything, if that can't be told."""
-    base, total = store.meta.base, store.geometry.total_blocks
-    same = base is not None and (base.id, base.epoch) == (answer["id"], answer["epoch"])
-    if not same or answer["block_bytes"] != store.meta.block_bytes:
-        return [(0, total)]
-    return answer.map("dirty", total)

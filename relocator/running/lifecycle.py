@@ -4,8 +4,9 @@ A transition is legal by the table in states.py. It is made durable before anybo
 stop if the new state refuses them, metadata follow what was written so far, and only then the state
 changes and with it everything derived from it:
 
-    gate          refuses writes in standby, sealed and relaying
-    pass_through  reads go to the source and nothing is kept: standby
+    gate          refuses writes in standby; lets them wait while activating, and while a seal may
+                  still be undone; refuses them once the disk has moved
+    pass_through  reads go to the source and nothing is kept: standby and activating
     all_here      reads need no maps: complete and sealed
     role          proxy while there is an upstream, else target
 
@@ -16,21 +17,23 @@ while writes in progress drain; no guest's read or write ever waits for it.
 """
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 from relocator.errors import StateError
 from relocator.running import states
 from relocator.running.gate import Gate
 from relocator.running.states import Role, State
-from relocator.store.meta import Meta, new_token
+from relocator.store.meta import Meta, Takeover, new_token
 from relocator.store.store import Store
 
+_WRITABLE = frozenset({State.ACTIVE, State.COMPLETE})
+#: so long a write waits at a sealed disk for word on whether it moves or stays
+SEALED_PATIENCE_S = 60.0
+_ELSEWHERE = "standby: the disk is still active at its source; activate first"
+_ACTIVATING = "activating: the source has not been sealed yet"
+_SEALED = "sealed: the disk is about to move to another site"
 _MOVED_ON = "sealed: the disk has moved to another site"
-_REFUSALS = {
-    State.STANDBY: "standby: the disk is still active at its source; activate first",
-    State.SEALED: _MOVED_ON,
-    State.RELAYING: _MOVED_ON,
-}
 
 
 class Lifecycle:
@@ -40,8 +43,9 @@ class Lifecycle:
     pass_through: bool
     all_here: bool
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, patience_s: float = SEALED_PATIENCE_S) -> None:
         self._store = store
+        self._patience_s = patience_s
         self._lock = threading.Lock()
         self.gate = Gate()
         #: set by the engine once all is here, that is durable, and the source has been let go
@@ -67,21 +71,69 @@ class Lifecycle:
         with self._lock, self.gate.held():
             self._store.begin_epoch()
 
+    def begin_activation(self, takeover: Takeover) -> None:
+        """The VM moves here: its writes wait from now on until the source has been sealed."""
+        with self._lock:
+            self._change_locked("activate", takeover=takeover)
+
+    def release(self) -> None:
+        """Writes wait for nothing but the source's seal."""
+        with self._lock:
+            takeover = self._store.meta.takeover
+            if takeover is not None and takeover.held:
+                self._store.update(takeover=replace(takeover, held=False))
+
     def activate(self, **changes: Any) -> None:
         """The source has given the disk up: let the VM write here. `changes` are of `Meta`."""
         with self._lock:
-            self._change_locked("activate", standby=False, **changes)
+            self._change_locked("source-sealed", standby=False, takeover=None, **changes)
+
+    def withdraw(self, why: str | None = None) -> None:
+        """The disk stays at its source: writes that wait here fail, with `why`.
+
+        Raises:
+            StateError: something was written here.
+        """
+        with self._lock:
+            if self.state is State.STANDBY:
+                return
+            states.after(self.state, "withdraw")
+            self.gate.pause("withdraw: whether something was written here is looked at")
+            try:
+                self._check_unwritten_locked()
+                self._store.update(**_given_back(self._store.meta))
+            except BaseException:
+                self._enter_locked(self.state)
+                raise
+            self._enter_locked(State.STANDBY, why)
+
+    def note_given_back(self) -> None:
+        """The source knows of the withdrawal, or has nothing to do with it."""
+        with self._lock:
+            if self.state is State.STANDBY:
+                self._store.update(takeover=None)
+
+    def _check_unwritten_locked(self) -> None:
+        diverged = self._store.diverged
+        if written := diverged.count(0, diverged.bits):
+            raise StateError(
+                f"'withdraw' is refused: {written} blocks were written here; "
+                "relocate the disk back instead"
+            )
 
     def complete(self) -> None:
         """The last block has arrived."""
         with self._lock:
             self._change_locked("last-block-arrived", complete=True)
 
-    def seal(self) -> None:
-        """Refuse writes from here on; all that were acknowledged are durable. Again: no change."""
+    def seal(self, token: str | None = None) -> None:
+        """Let no write pass from here on; all that were acknowledged are durable.
+
+        `token` is to be the seal's name. A disk that is sealed already keeps the seal it has.
+        """
         with self._lock:
             if self._store.meta.seal is None:
-                self._change_locked("seal", seal=new_token(), moved=False)
+                self._change_locked("seal", seal=token or new_token(), moved=False)
 
     def note_moved(self) -> None:
         """The proxy that sealed this disk is active: the seal can't be undone any more.
@@ -92,6 +144,7 @@ class Lifecycle:
         with self._lock:
             states.check(self.state, "moved")
             self._store.update(moved=True)
+            self._set_gate(self.state)
 
     def unseal(self) -> None:
         """Undo a seal.
@@ -104,11 +157,19 @@ class Lifecycle:
                 raise StateError("'unseal' is refused: a proxy is active with this disk")
             self._change_locked("unseal", seal=None)
 
+    def note_withdrawn(self, token: str) -> bool:
+        """The proxy that made the seal `token` gives the disk back; whether it was sealed so."""
+        with self._lock:
+            if self._store.meta.seal != token:
+                return False
+            self._change_locked("unseal", seal=None, moved=False)
+            return True
+
     def _change_locked(self, event: str, **changes: Any) -> None:
         """One transition, durable. Changes nothing if it raises."""
         after = states.after(self.state, event)
-        if (refusal := _REFUSALS.get(after)) is not None:
-            self.gate.shut(refusal)
+        if after not in _WRITABLE:
+            self._set_gate(after)
         try:
             self._store.update(**changes)
         except BaseException:
@@ -116,15 +177,40 @@ class Lifecycle:
             raise
         self._enter_locked(after)
 
-    def _enter_locked(self, state: State) -> None:
+    def _enter_locked(self, state: State, why: str | None = None) -> None:
         """Set the state and all that is derived from it; the gate last."""
         self.state = state
-        self.pass_through = state is State.STANDBY
+        self.pass_through = state in states.PASSING
         self.all_here = not self.unfinished
-        if (refusal := _REFUSALS.get(state)) is None:
+        self._set_gate(state, why)
+
+    def _set_gate(self, state: State, why: str | None = None) -> None:
+        """Let writes pass, wait, or fail as `state` wants it; `why` they fail in standby."""
+        if state in _WRITABLE:
             self.gate.open()
+        elif state is State.STANDBY:
+            self.gate.shut(why or _ELSEWHERE)
+        elif state is State.ACTIVATING:
+            self.gate.pause(_ACTIVATING)
+        elif self._store.meta.moved:
+            self.gate.shut(_MOVED_ON)
         else:
-            self.gate.shut(refusal)
+            self.gate.pause(_SEALED, self._patience_s)
+
+
+def _given_back(meta: Meta) -> dict[str, Any]:
+    """What a withdrawal changes: as before the activation, but for what the source must be told."""
+    base, takeover = meta.base, meta.takeover
+    if takeover is not None:
+        takeover = replace(takeover, held=False, withdrawn=True)
+    elif base is not None and base.seal is not None:
+        takeover = Takeover(base.seal, withdrawn=True)
+    return {
+        "standby": True,
+        "takeover": takeover,
+        "base": None if base is None else replace(base, seal=None),
+        "origin_samples": None,
+    }
 
 
 def _state_of(meta: Meta) -> State:
@@ -133,4 +219,6 @@ def _state_of(meta: Meta) -> State:
         return State.COMPLETE if meta.seal is None else State.SEALED
     if meta.seal is not None:
         return State.RELAYING
+    if meta.takeover is not None and not meta.takeover.withdrawn:
+        return State.ACTIVATING
     return State.STANDBY if meta.standby else State.ACTIVE

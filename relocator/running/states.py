@@ -18,11 +18,13 @@ class Role(StrEnum):
 class State(StrEnum):
     """Where a disk is in its life.
 
-    A proxy is standby, active, complete: before, during and after the relocation. A disk is sealed
-    once it has moved on; relaying, if it moved on before it was complete itself.
+    A proxy is standby, active, complete: before, during and after the relocation; activating, from
+    the word that the VM moves until the source has been sealed. A disk is sealed once it has moved
+    on; relaying, if it moved on before it was complete itself.
     """
 
     STANDBY = "standby"
+    ACTIVATING = "activating"
     ACTIVE = "active"
     COMPLETE = "complete"
     SEALED = "sealed"
@@ -31,8 +33,13 @@ class State(StrEnum):
 
 #: state -> event -> state after it
 TRANSITIONS: dict[State, dict[str, State]] = {
-    State.STANDBY: {"activate": State.ACTIVE},
-    State.ACTIVE: {"last-block-arrived": State.COMPLETE, "seal": State.RELAYING},
+    State.STANDBY: {"activate": State.ACTIVATING},
+    State.ACTIVATING: {"source-sealed": State.ACTIVE, "withdraw": State.STANDBY},
+    State.ACTIVE: {
+        "last-block-arrived": State.COMPLETE,
+        "seal": State.RELAYING,
+        "withdraw": State.STANDBY,
+    },
     State.COMPLETE: {"seal": State.SEALED},
     State.SEALED: {"unseal": State.COMPLETE, "seal": State.SEALED},
     State.RELAYING: {
@@ -43,9 +50,11 @@ TRANSITIONS: dict[State, dict[str, State]] = {
 }
 
 #: States in which blocks are still fetched from upstream.
-UNFINISHED = frozenset({State.STANDBY, State.ACTIVE, State.RELAYING})
+UNFINISHED = frozenset({State.STANDBY, State.ACTIVATING, State.ACTIVE, State.RELAYING})
+#: States in which the disk is still the source's: reads pass through to it.
+PASSING = frozenset({State.STANDBY, State.ACTIVATING})
 _COPYING = UNFINISHED
-_SETTLED = frozenset(State) - {State.STANDBY}
+_SETTLED = frozenset(State) - PASSING
 
 #: verb -> states in which it may be used
 LEGAL: dict[str, frozenset[State]] = {
@@ -57,11 +66,14 @@ LEGAL: dict[str, frozenset[State]] = {
     "pause": _COPYING,
     "resume": _COPYING,
     "set": _COPYING,
-    "activate": frozenset({State.STANDBY}),
+    "activate": frozenset({State.STANDBY, State.ACTIVATING}),
+    "release": frozenset({State.ACTIVATING, State.ACTIVE, State.COMPLETE}),
+    "withdraw": frozenset({State.STANDBY, State.ACTIVATING, State.ACTIVE}),
     "epoch": _SETTLED,
     "seal": _SETTLED,
     "moved": frozenset({State.SEALED, State.RELAYING}),
     "unseal": frozenset({State.SEALED, State.RELAYING}),
+    "withdrawn": _SETTLED,
     "verify": _SETTLED,
 }
 

@@ -43,9 +43,10 @@ class RateMeter:
 class Status:
     """Says what a running disk is doing."""
 
-    def __init__(self, parts: Parts, disk: Disk) -> None:
+    def __init__(self, parts: Parts, disk: Disk, handover: Callable[[], dict[str, Any]]) -> None:
         self._parts = parts
         self._disk = disk
+        self._handover = handover
         self._meter = RateMeter(time.monotonic)
 
     def now(self) -> dict[str, Any]:
@@ -54,6 +55,7 @@ class Status:
             "version": __version__,
             "graduated": False,
             **self._of_disk(),
+            **self._handover(),
             **self._of_source(),
             **self._of_copy(),
             **self._disk.status(),

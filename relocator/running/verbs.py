@@ -4,6 +4,7 @@ Whether a verb is legal in a state is told by the table in states.py. Every verb
 socket answers with the status after it.
 """
 
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,8 @@ from relocator.source.verify import DigestExport
 from relocator.store import runs
 
 _MOST_WAIT_S = 3600.0
+#: what a seal may be called
+_TOKEN = re.compile("[0-9a-f]{32}")
 
 
 class Verbs:
@@ -35,7 +38,8 @@ class Verbs:
             "flush": disk.flush,
             "pause": lambda: self._transfer.pacer.set_paused(True),
             "resume": lambda: self._transfer.pacer.set_paused(False),
-            "activate": handover.activate,
+            "release": handover.activation.release,
+            "withdraw": handover.activation.withdraw,
             "identify": handover.identify,
             "epoch": handover.epoch,
             "seal": handover.seal,
@@ -58,7 +62,12 @@ class Verbs:
             ConfigError: an argument is unknown or wrong.
         """
         states.check(self._parts.lifecycle.state, verb)
-        known = {"wait": {"timeout_s"}, "map": {"cells"}, "set": set(self._settings)}
+        known = {
+            "wait": {"timeout_s"},
+            "map": {"cells"},
+            "set": set(self._settings),
+            "activate": {"hold", "wait"},
+        }
         _refuse_unknown(verb, arguments, known.get(verb, set()))
         extra: dict[str, Any] | None = None
         if verb == "wait":
@@ -67,19 +76,28 @@ class Verbs:
             extra = {"map": self._status.map(arguments.get("cells", MAP_CELLS))}
         elif verb == "set":
             self._set(arguments)
-        elif verb != "status":
+        elif verb == "activate":
+            self._handover.activation.activate(**_switches(verb, arguments))
+        elif verb in self._actions:
             extra = self._actions[verb]()
+        elif verb != "status":
+            raise StateError(f"'{verb}' is for another site's relocator only")
         return {**self._status.now(), **(extra or {})}
 
-    def remote(self, verb: str) -> Reply:
+    def remote(self, verb: str, argument: str) -> Reply:
         """Carry out a verb from another site; returns its answer with the maps that it needs.
 
         Raises:
             StateError: not legal in this state.
         """
         states.check(self._parts.lifecycle.state, verb)
-        fields = self._actions[verb]() or {}
-        if verb == "moved":
+        if verb == "seal":
+            fields = self._handover.seal(argument or None)
+        elif verb == "withdrawn":
+            fields = self._handover.withdrawn(argument)
+        else:
+            fields = self._actions[verb]() or {}
+        if verb in ("moved", "withdrawn"):
             return fields, {}
         store = self._parts.store
         return fields, {"dirty": runs.pack(store.dirty), "diverged": runs.pack(store.diverged)}
@@ -102,9 +120,9 @@ class Verbs:
             return DigestExport(store)
         if name == "control":
             return exports.status_export(self._status.now)
-        verb = name.removeprefix("control/")
-        if name.startswith("control/") and verb in exports.VERBS:
-            return exports.verb_export(store, self.remote, verb)
+        verb, _, argument = name.removeprefix("control/").partition("/")
+        if name.startswith("control/") and argument_fits(verb, argument):
+            return exports.verb_export(store, lambda: self.remote(verb, argument))
         raise ConfigError(f"export '{name}': unknown; there are: {', '.join(exports.NAMES)}")
 
     def _wait(self, arguments: dict[str, Any]) -> None:
@@ -147,6 +165,21 @@ class Verbs:
         keys = config.parse_order(key, text)
         trace = config.load_trace(keys, self._parts.store.geometry.block_bytes)
         return lambda: self._parts.plan.set_keys(keys, trace)
+
+
+def argument_fits(verb: str, argument: str) -> bool:
+    """Whether there is the export `control/VERB[/ARGUMENT]`."""
+    if verb not in exports.VERBS:
+        return False
+    return bool(_TOKEN.fullmatch(argument)) if argument else verb != "withdrawn"
+
+
+def _switches(verb: str, arguments: dict[str, Any]) -> dict[str, bool]:
+    """Arguments that are true or false."""
+    for key, value in arguments.items():
+        if not isinstance(value, bool):
+            raise ConfigError(f"{key}={value}: of '{verb}' must be true or false")
+    return arguments
 
 
 def _refuse_unknown(verb: str, arguments: dict[str, Any], known: set[str]) -> None:

@@ -134,3 +134,4 @@ class Guard:
             total = self._store.geometry.total_blocks
             if source.call("seal").map("dirty", total):
                 raise OtherDiskError("the source was written after the disk had moved here")
+            source.call("moved")

@@ -27,6 +27,19 @@ class Base:
 
 
 @dataclass(frozen=True)
+class Takeover:
+    """An activation that is under way, or was withdrawn and whose source has not been told yet.
+
+    `token` is what the source's seal is to be called. `held`: writes wait until the disk is
+    released, not only until the source is sealed.
+    """
+
+    token: str
+    held: bool = False
+    withdrawn: bool = False
+
+
+@dataclass(frozen=True)
 class Meta:
     """A disk's description of itself. `clean`: the last process that used it closed it.
 
@@ -48,6 +61,7 @@ class Meta:
     seal: str | None = None
     moved: bool = False
     base: Base | None = None
+    takeover: Takeover | None = None
     disk: str | None = None
     origin_id: str | None = None
     origin_samples: str | None = None
@@ -81,10 +95,14 @@ def _parse(directory: Path, found: Any) -> Meta:
     if kind != FORMAT:
         raise ConfigError(f"store={directory}: format {kind}; this version reads format {FORMAT}")
     known = {field.name for field in fields(Meta)}
-    base = found.get("base")
+    base, takeover = found.get("base"), found.get("takeover")
     try:
         meta = Meta(**{key: value for key, value in found.items() if key in known})
-        return replace(meta, base=None if base is None else Base(**base))
+        return replace(
+            meta,
+            base=None if base is None else Base(**base),
+            takeover=None if takeover is None else Takeover(**takeover),
+        )
     except TypeError as error:
         raise ConfigError(f"store={directory}: meta.json lacks a field: {error}") from error
 

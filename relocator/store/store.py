@@ -84,7 +84,8 @@ class Store:
             for live, saved in zip(self._planes, committed, strict=True):
                 for first, end in saved.set_runs(0, saved.bits):
                     live.set(first, end)
-            if not self.meta.clean and not self.meta.graduated:  # then all counts as written
+            # Then all counts as written; but in standby nothing was, and the base stays true.
+            if not (self.meta.clean or self.meta.graduated or self.meta.standby):
                 self.meta = replace(self.meta, epoch=self.meta.epoch + 1, base=None)
             self._live.vouch()
         # Whatever the live map has and the durable one hasn't is owed to the next commit.

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from relocator.cli.client import Client
+from relocator.client import Client
 from testbed.hosts import services
 from testbed.hosts.supervise import ProcessError, Supervisor
 from testbed.systems.base import COPY_LIMIT_S, EVERYWHERE, System

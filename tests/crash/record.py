@@ -23,7 +23,7 @@ from typing import Any
 
 import nbd
 
-from relocator.cli.client import Client as Control
+from relocator.client import Client as Control
 from relocator.store.maps import boot_id
 from testbed.hosts.services import PLUGIN
 from testbed.hosts.supervise import Supervisor, run

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from relocator.cli.client import Client
 from relocator.cli.launch import become
+from relocator.client import Client
 from relocator.errors import RelocatorError
 from tests.support.servers import PLUGIN, wait_for
 

@@ -14,7 +14,7 @@ from typing import Any
 import nbd
 import pytest
 
-from relocator.cli.client import Client
+from relocator.client import Client
 from relocator.errors import RelocatorError
 from tests.support.model import source_bytes
 from tests.support.servers import Server, nbdkit, plugin, wait_for

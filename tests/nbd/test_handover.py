@@ -1,6 +1,7 @@
 """Authority over a disk moving from site to site, with real servers at each."""
 
 import random
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,9 @@ def test_preseed_drops_what_was_written_at_the_source_meanwhile(sites: Any) -> N
         with pytest.raises(nbd.Error, match="EPERM"):
             there.pwrite(b"too early", 0)
         before = proxy.control.call("status")
-        after = proxy.control.call("activate")
+        after = proxy.control.call("activate", wait=True)
         assert 0 < after["dropped_blocks"] < 320
+        wait_for(lambda: target.control.call("identify")["moved"], "the source to be told")
         with pytest.raises(nbd.Error, match="EPERM"):
             guest.pwrite(b"too late", 0)
         scribble(there, model, 3)
@@ -132,10 +134,11 @@ def test_a_seal_can_be_undone_until_a_proxy_is_active(sites: Any) -> None:
         guest = target.connect()
         token = target.control.call("seal")["seal"]
         assert target.control.call("seal")["seal"] == token
-        with pytest.raises(nbd.Error, match="EPERM"):
-            guest.pwrite(b"x", 0)
-        target.control.call("unseal")
-        guest.pwrite(b"x", 0)
+        with ThreadPoolExecutor(1) as pool:
+            written = pool.submit(guest.pwrite, b"x", 0)
+            assert not wait([written], timeout=0.2).done
+            target.control.call("unseal")
+            written.result(30)
         with b.proxy(target):
             wait_for(lambda: target.control.call("identify")["moved"], "the source to be told")
             with pytest.raises(RelocatorError, match="a proxy is active"):
@@ -150,8 +153,12 @@ def test_a_seal_survives_the_targets_restart(sites: Any) -> None:
     with a.target() as target:
         assert target.control.call("status")["state"] == "sealed"
         assert target.control.call("identify")["seal"] == token
-        with pytest.raises(nbd.Error, match="EPERM"):
-            target.connect().pwrite(b"x", 0)
+        with ThreadPoolExecutor(1) as pool:
+            written = pool.submit(target.connect().pwrite, b"x", 0)
+            assert not wait([written], timeout=0.2).done
+            target.control.call("moved")
+            with pytest.raises(nbd.Error, match="EPERM"):
+                written.result(30)
 
 
 def test_the_first_write_activates_where_that_was_asked_for(sites: Any) -> None:

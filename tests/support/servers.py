@@ -12,7 +12,7 @@ from typing import Any
 
 import nbd
 
-from relocator.cli.client import Client
+from relocator.client import Client
 from relocator.errors import RelocatorError
 
 PLUGIN = Path(__file__).parents[2] / "relocator" / "plugin.py"

@@ -17,7 +17,7 @@ from relocator.running.lifecycle import Lifecycle
 from relocator.running.parts import COMMIT, HANDOVER, Faults
 from relocator.running.states import State
 from relocator.store import meta as metadata
-from relocator.store.meta import Meta, new_token
+from relocator.store.meta import Meta, Takeover, new_token
 from relocator.store.opening import open_store
 from relocator.store.store import Store
 
@@ -37,6 +37,11 @@ def on_disk(store: Store) -> dict[str, Any]:
     assert store.directory is not None
     found: dict[str, Any] = json.loads((store.directory / "meta.json").read_text())
     return found
+
+
+def life_of(store: Store) -> Lifecycle:
+    """The life of a disk at which writes do not wait for long."""
+    return Lifecycle(store, patience_s=0.02)
 
 
 def writable(lifecycle: Lifecycle) -> bool:
@@ -78,6 +83,12 @@ def slow_updates(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
     ("meta", "state", "writes", "derived"),
     [
         ({"complete": False, "standby": True}, "standby", False, (True, False, "proxy")),
+        (
+            {"complete": False, "standby": True, "takeover": Takeover("t", withdrawn=True)},
+            "standby",
+            False,
+            (True, False, "proxy"),
+        ),
         ({"complete": False}, "active", True, (False, False, "proxy")),
         ({"complete": True}, "complete", True, (False, True, "target")),
         ({"complete": True, "seal": "s"}, "sealed", False, (False, True, "target")),
@@ -93,7 +104,7 @@ def test_everything_follows_from_the_state(
 ) -> None:
     """`derived`: whether reads pass through, whether all is here, the role."""
     store.meta = replace(store.meta, **meta)
-    lifecycle = Lifecycle(store)
+    lifecycle = life_of(store)
     assert lifecycle.state == state
     assert (lifecycle.pass_through, lifecycle.all_here, lifecycle.role) == derived
     assert writable(lifecycle) is writes
@@ -124,7 +135,7 @@ def test_metadata_that_cannot_be_written_are_not_believed_either(store: Store) -
 
 
 def test_a_seal_that_is_not_durable_is_none(store: Store) -> None:
-    lifecycle = Lifecycle(store)
+    lifecycle = life_of(store)
     with meta_that_cannot_be_written(store), pytest.raises(OSError, match=r"meta\.json\.new"):
         lifecycle.seal()
     assert lifecycle.state is State.COMPLETE
@@ -135,7 +146,7 @@ def test_a_seal_that_is_not_durable_is_none(store: Store) -> None:
 
 
 def test_an_epoch_that_is_not_durable_leaves_the_dirty_map(store: Store) -> None:
-    lifecycle = Lifecycle(store)
+    lifecycle = life_of(store)
     store.mark_dirty(3, 5)
     with meta_that_cannot_be_written(store), pytest.raises(OSError, match=r"meta\.json\.new"):
         lifecycle.begin_epoch()
@@ -147,7 +158,7 @@ def test_an_epoch_that_is_not_durable_leaves_the_dirty_map(store: Store) -> None
 def test_unseal_waits_for_word_that_the_disk_has_moved(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lifecycle = Lifecycle(store)
+    lifecycle = life_of(store)
     lifecycle.seal()
     with ThreadPoolExecutor(2) as pool, slow_updates(store, monkeypatch) as go_on:
         moved = pool.submit(lifecycle.note_moved)
@@ -161,7 +172,7 @@ def test_unseal_waits_for_word_that_the_disk_has_moved(
 
 
 def test_a_disk_that_has_moved_stays_sealed(store: Store) -> None:
-    lifecycle = Lifecycle(store)
+    lifecycle = life_of(store)
     lifecycle.seal()
     lifecycle.note_moved()
     with pytest.raises(StateError, match="a proxy is active"):
@@ -171,7 +182,7 @@ def test_a_disk_that_has_moved_stays_sealed(store: Store) -> None:
 
 def test_word_that_an_unsealed_disk_has_moved_is_refused(store: Store) -> None:
     with pytest.raises(StateError, match="'moved' is refused in state 'complete'"):
-        Lifecycle(store).note_moved()
+        life_of(store).note_moved()
     assert not store.meta.moved
 
 

@@ -10,6 +10,7 @@ from relocator.errors import ConfigError, StoreError
 from relocator.store import maps
 from relocator.store.bitmap import Bitmap
 from relocator.store.maps import PAGE_BITS, PAGE_BYTES, DurableMap
+from relocator.store.meta import Base
 from relocator.store.store import Store
 from tests.support.stores import make_store
 
@@ -106,6 +107,22 @@ def test_what_was_not_committed_survives_a_killed_process_but_not_a_reboot(
     store = open_small(tmp_path / "s")
     assert (store.present_blocks, store.dirty_blocks) == (present, dirty)
     assert store.meta.epoch == epoch + rebooted  # what the dirty map says is void after a crash
+    store.close()
+
+
+def test_a_power_failure_in_standby_leaves_what_the_copy_was_taken_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = Base("source", 3)
+    store = open_small(tmp_path / "s")
+    store.update(standby=True, base=base)
+    mark(store, 0, 3)
+    store.commit()
+    store.abandon()
+    monkeypatch.setattr("relocator.store.store.boot_id", lambda: "another boot".ljust(36))
+    store = open_small(tmp_path / "s")
+    assert store.present_blocks == 3
+    assert store.meta.base == base  # else it would be activated without sealing that
     store.close()
 
 

@@ -1,0 +1,306 @@
+"""How a disk is taken over, and given back: the destination's side of the handover.
+
+    activate: the intent durable, writes wait -> the VMM may let the guest go on: its reads pass
+              through, and the source stands still, for the guest runs there no more
+              -> seal -> dirty since the epoch -> drop those blocks -> durable -> writes pass
+    release:  the guest runs here, says who had asked for a *hold*; until then writes wait
+    moved:    the source is told that writes pass here: its seal can't be undone any more
+    withdraw: nothing was written here -> standby, durable -> the source undoes its seal
+
+No write is acknowledged here before the seal is durable at the source. The source stands still
+before the first stale block is dropped, and whatever was asked of it before that is disowned, so
+nothing older than the seal can arrive afterwards. The seal has the name that this side gave it, so
+a withdrawal undoes the seal of its own activation and no other.
+
+One thread at a time takes over. `_lock` lets one verb begin or end that at a time, and orders
+`moved` against `withdraw`; it is held across I/O. `_settled` is told whenever those who wait should
+look again. State changes are the lifecycle's.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from relocator.errors import RelocatorError, StateError, UpstreamError
+from relocator.running.parts import HANDOVER, Parts, Transfer
+from relocator.running.states import State
+from relocator.source.connection import backoff
+from relocator.source.remote import Answer, Source, base_of
+from relocator.store.meta import Takeover, new_token
+from relocator.store.store import Store
+
+#: at most so long until the source is told again, and asked again what the order may rest on
+AGAIN_S = 30.0
+
+
+class Activation:
+    """Takes the disk over from `source`; `then` is called, on a thread, once it is active."""
+
+    def __init__(self, parts: Parts, source: Source | None, then: Callable[[], None]) -> None:
+        self._parts = parts
+        self._store = parts.store
+        self._lifecycle = parts.lifecycle
+        self._source = source
+        self._then = then
+        self._lock = threading.Lock()
+        self._settled = threading.Condition()
+        self._withdrawing = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._token = new_token()
+        self._sealed = False
+        self._failure: RelocatorError | None = None
+        self._dropped_blocks = 0
+
+    def begin(self) -> None:
+        """Go on where the last process was, or make ready for the switch."""
+        if self._source is None:
+            return
+        if self._lifecycle.state is State.ACTIVATING:
+            if not self._held:  # else it may have been given up meanwhile: who holds it knows
+                with self._lock:
+                    self._go_on()
+        elif self._lifecycle.state is not State.STANDBY:
+            _start(self._then)
+        elif self._is_ours:
+            withdrawn = self._store.meta.takeover is not None
+            _start(self._give_back_later if withdrawn else self._prepare)
+
+    def status(self) -> dict[str, Any]:
+        """The handover's part of the status object."""
+        takeover = self._store.meta.takeover
+        return {
+            "held": takeover is not None and takeover.held,
+            "seal_confirmed": self._sealed or not self._lifecycle.pass_through,
+            "dropped_blocks": self._dropped_blocks,
+        }
+
+    def by_write(self, refusal: StateError) -> None:
+        """The guest's first write at this site says that it has moved."""
+        if not self._lifecycle.pass_through:
+            raise refusal
+        self.activate()
+
+    def activate(self, *, hold: bool = False, wait: bool = False) -> None:
+        """Begin to take the disk over; the guest may go on here once this returns.
+
+        Its writes wait until the source has been sealed, with `hold` also until the disk is
+        released. `wait`: return when that has come to its end (with `hold`, but for the release).
+
+        Raises:
+            StateError, StoreError: refused; nothing has changed.
+            UpstreamError: with `wait`: the source could not be sealed, this side is in standby.
+        """
+        with self._lock:
+            if self._lifecycle.state is State.STANDBY:
+                self._lifecycle.begin_activation(Takeover(self._token, hold))
+                if self._parts.transfer is not None:
+                    self._parts.transfer.pacer.set_enabled(self._parts.settings.background)
+            elif not hold:
+                self._lifecycle.release()
+            self._go_on()
+        if wait:
+            self._await_activation()
+
+    def release(self) -> None:
+        """The guest runs here: its writes wait for nothing but the source's seal."""
+        with self._lock:
+            self._lifecycle.release()
+            self._go_on()
+
+    def withdraw(self) -> None:
+        """Give the disk back to its source, where it can be written again.
+
+        Raises:
+            StateError: something was written here, or the source is not a relocator.
+            UpstreamError: the source can't be told now; this side is in standby.
+        """
+        if self._source is None or not self._is_ours:
+            raise StateError("'withdraw' needs a source that is a relocator")
+        with self._lock:
+            self._withdrawing.set()
+            if self._thread is not None:
+                self._thread.join()
+            self._thread = None
+            self._withdrawing.clear()
+            self._lifecycle.withdraw()
+            self._sealed = False
+        try:
+            self._give_back(self._source)
+        except UpstreamError as error:
+            _start(self._give_back_later)
+            raise UpstreamError(
+                "withdrawn here, but the source can't be told, and lets no write pass yet: "
+                f"{error}; it is told as soon as it answers, or unseal it there"
+            ) from error
+
+    def tell_moved(self) -> None:
+        """Tell the source that writes pass here.
+
+        Raises:
+            UpstreamError: it can't be told.
+        """
+        with self._lock:  # a withdrawal comes before this, or finds that it has been said
+            if self._source is not None and self._is_ours and not self._lifecycle.pass_through:
+                self._source.call("moved")
+
+    @property
+    def _is_ours(self) -> bool:
+        return self._store.meta.base is not None
+
+    def _prepare(self) -> None:
+        with suppress(UpstreamError):  # it is connected to at the switch, then: a few round trips
+            if self._source is not None:
+                self._source.prepare(f"seal/{self._token}")
+
+    def _go_on(self) -> None:
+        """Let the activation's thread go on with what has been decided; `_lock` is held."""
+        if self._lifecycle.state is not State.ACTIVATING:
+            return
+        if self._thread is None or not self._thread.is_alive():
+            self._failure = None
+            self._thread = _start(self._take_over)
+        self._tell()
+
+    def _tell(self) -> None:
+        with self._settled:
+            self._settled.notify_all()
+
+    def _await_activation(self) -> None:
+        with self._settled:
+            while self._lifecycle.state is State.ACTIVATING and self._failure is None:
+                if self._sealed and self._held:
+                    return
+                self._settled.wait(1.0)
+                self._check_running()
+        if self._failure is not None:
+            raise self._failure
+
+    def _check_running(self) -> None:
+        if self._lifecycle.stopping.is_set():
+            raise StateError("the proxy is being stopped; the disk is not active")
+
+    @property
+    def _held(self) -> bool:
+        takeover = self._store.meta.takeover
+        return takeover is not None and takeover.held
+
+    def _take_over(self) -> None:
+        """Seal the source, wait for the release, drop what is stale, be active (a thread)."""
+        transfer = self._parts.transfer
+        assert transfer is not None
+        try:
+            answer = self._seal()
+            self._sealed = True
+            self._tell()
+            with self._settled:
+                while self._held and not self._interrupted:
+                    self._settled.wait(0.1)
+            if self._interrupted:
+                return
+            self._become_active(transfer, answer)
+        except _Interrupted:
+            return
+        except (RelocatorError, OSError) as error:
+            self._give_up(error)
+            return
+        self._tell()
+        _start(self._then)
+
+    @property
+    def _interrupted(self) -> bool:
+        return self._withdrawing.is_set() or self._lifecycle.stopping.is_set()
+
+    def _seal(self) -> Answer | None:
+        """The source's answer to the seal; None if it is not a relocator.
+
+        Raises:
+            UpstreamError: it did not answer within the retry timeout.
+            StateError: it refused.
+        """
+        takeover, source = self._store.meta.takeover, self._source
+        if source is None or takeover is None or not self._is_ours:
+            return None
+        give_up_s = time.monotonic() + self._parts.settings.retry_timeout_s
+        for delay_s in backoff():
+            if self._interrupted:
+                raise _Interrupted
+            try:
+                return source.call(f"seal/{takeover.token}")
+            except UpstreamError as error:
+                if time.monotonic() + delay_s > give_up_s:
+                    raise
+                self._parts.faults.report(HANDOVER, f"the source can't be sealed yet: {error}")
+            self._withdrawing.wait(delay_s)
+        raise AssertionError("backoff goes on for ever")
+
+    def _become_active(self, transfer: Transfer, answer: Answer | None) -> None:
+        """The source stands still: drop what is older than that, and let writes pass."""
+        changes: dict[str, Any] = {}
+        if answer is not None:
+            transfer.hydration.disown_fetches()
+            self._dropped_blocks = self._store.drop(_stale(self._store, answer))
+            changes = {"base": base_of(answer), "origin_id": answer["id"], "origin_samples": None}
+        self._lifecycle.activate(**changes)
+        self._parts.faults.report(HANDOVER, None)
+
+    def _give_up(self, error: Exception) -> None:
+        """The source can't be sealed: as before the activation; writes that waited fail."""
+        message = f"the disk was not taken over: {error}"
+        self._parts.faults.report(HANDOVER, message)
+        self._sealed = False
+        self._failure = UpstreamError(message)
+        try:
+            self._lifecycle.withdraw(message)
+        except (RelocatorError, OSError):
+            self._lifecycle.gate.shut(message)  # the store fails too, and its own message says so
+        self._tell()
+        if self._is_ours:
+            _start(self._give_back_later)  # the seal's answer may be all that was lost
+
+    def _give_back(self, source: Source) -> None:
+        """Let the source undo the seal of an activation that was withdrawn."""
+        with self._lock:
+            takeover = self._store.meta.takeover
+            if takeover is not None and takeover.withdrawn:
+                with suppress(StateError):  # it is not sealed, and not ours to unseal
+                    source.call(f"withdrawn/{takeover.token}")
+                self._lifecycle.note_given_back()
+                self._token = new_token()
+        self._prepare()
+
+    def _give_back_later(self) -> None:
+        """As `_give_back`, again until the source answers."""
+        if (source := self._source) is None:
+            return
+        for delay_s in backoff(1.0, limit_s=AGAIN_S):
+            if self._lifecycle.stopping.wait(delay_s):
+                return
+            try:
+                self._give_back(source)
+            except RelocatorError as error:
+                self._parts.faults.report(HANDOVER, f"withdrawn; the source can't be told: {error}")
+            else:
+                failure = self._failure  # of the activation: it stays until the next one
+                self._parts.faults.report(HANDOVER, None if failure is None else str(failure))
+                return
+
+
+class _Interrupted(Exception):
+    """The activation has been withdrawn, or the process ends."""
+
+
+def _start(job: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=job, name="handover", daemon=True)
+    thread.start()
+    return thread
+
+
+def _stale(store: Store, answer: Answer) -> list[tuple[int, int]]:
+    """What changed at the source since the copy began; everything, if that can't be told."""
+    base, total = store.meta.base, store.geometry.total_blocks
+    same = base is not None and (base.id, base.epoch) == (answer["id"], answer["epoch"])
+    if not same or answer["block_bytes"] != store.meta.block_bytes:
+        return [(0, total)]
+    return answer.map("dirty", total)
