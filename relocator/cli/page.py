@@ -40,6 +40,7 @@ _KINDS = {
 }
 _STATES = {
     "standby": "reads pass through; the VM still runs at the source",
+    "activating": "the VM moves here; its writes wait until the source is sealed",
     "active": "the VM runs here, its disk is being fetched",
     "complete": "all of the disk is here",
     "sealed": "the disk has moved on; writes are refused",

@@ -265,10 +265,10 @@ def test_a_withdrawal_that_the_source_did_not_hear_is_told_it_later(
             proxy.control.call("withdraw")
         assert state(proxy) == "standby"
         proxy.kill()
-        with source.serve() as target:
-            assert state(target) == "sealed"
+        with source.serve() as again:
+            assert state(again) == "sealed"
             with standby(tmp_path, target):
-                until(target, "complete")
+                until(again, "complete")
 
 
 def test_the_disks_of_a_vm_are_taken_over_all_or_none(
@@ -286,11 +286,11 @@ def test_the_disks_of_a_vm_are_taken_over_all_or_none(
             second.kill()
             wait_for(lambda: one.control.call("status")["seal_confirmed"], "the first seal")
             assert waits(written)
-            with sources[1].serve() as second:
+            with sources[1].serve() as again:
                 assert main(["release", *controls]) == 0
                 written.result(30)
                 assert (state(one), state(two)) == ("active", "active")
-                second.kill()  # rather than to wait for its client
+                again.kill()  # rather than to wait for its client
 
 
 def test_what_one_disk_refuses_none_has_done(
@@ -308,11 +308,11 @@ def test_what_one_disk_refuses_none_has_done(
             assert (state(one), state(two)) == ("standby", "standby")
             until(first, "complete")
             first.connect().pwrite(b"at home", 0)
-            with sources[1].serve() as second:
+            with sources[1].serve() as again:
                 group.activate([one.control, two.control])
                 group.release([one.control, two.control])
                 until(two, "active")
-                second.kill()
+                again.kill()
 
 
 def test_wrong_arguments_are_named(tmp_path: Path, source: Source) -> None:

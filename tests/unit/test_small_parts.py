@@ -23,7 +23,7 @@ def test_every_state_is_reached_only_by_its_events() -> None:
 
 def test_a_refusal_names_verb_state_and_what_would_be_right() -> None:
     with pytest.raises(
-        StateError, match="'pause' is refused in state 'complete'; it needs: active"
+        StateError, match="'pause' is refused in state 'complete'; it needs: activating, active"
     ):
         states.check(State.COMPLETE, "pause")
     with pytest.raises(StateError, match="unknown verb 'explode'; known: activate"):
