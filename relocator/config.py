@@ -18,8 +18,6 @@ from relocator.source.endpoint import Endpoint
 from relocator.store import geometry
 
 ORDERS = ("in-use", "hot", "sequential", "random")
-MODES = ("active", "standby")
-LAYOUTS = ("own", "shared")
 MOST_CONNECTIONS = 16
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 DEFAULT_BLOCK_BYTES = 4096
@@ -83,21 +81,25 @@ def parse_rate(key: str, text: str) -> float | None:
     return float(match[1]) * _DECIMAL[match[2]]
 
 
-def parse_choice(key: str, text: str, choices: tuple[str, ...]) -> str:
-    """One of `choices`."""
-    if text not in choices:
-        raise ConfigError(f"{key}={text}: must be one of {', '.join(choices)}")
-    return text
+def _choice(*choices: str) -> Callable[[str, str], str]:
+    """Reads one of `choices`."""
+
+    def read(key: str, text: str) -> str:
+        if text not in choices:
+            raise ConfigError(f"{key}={text}: must be one of {', '.join(choices)}")
+        return text
+
+    return read
 
 
-def parse_switch(key: str, text: str) -> bool:
-    """`on` or `off`."""
-    return parse_choice(key, text, ("on", "off")) == "on"
+def _whether(true: str, false: str) -> Callable[[str, str], bool]:
+    """Reads one of two words."""
+    read = _choice(true, false)
+    return lambda key, text: read(key, text) == true
 
 
-def parse_yes(key: str, text: str) -> bool:
-    """`yes` or `no`."""
-    return parse_choice(key, text, ("yes", "no")) == "yes"
+parse_switch = _whether("on", "off")
+_parse_yes = _whether("yes", "no")
 
 
 def parse_order(key: str, text: str) -> tuple[str, ...]:
@@ -107,10 +109,7 @@ def parse_order(key: str, text: str) -> tuple[str, ...]:
 
 def _parse_order_key(key: str, text: str) -> str:
     if text.startswith("trace:"):
-        path = parse_path(key, text.removeprefix("trace:"))
-        if not path.is_file():
-            raise ConfigError(f"{key}={text}: there is no such file")
-        return f"trace:{path}"
+        return f"trace:{_parse_file(key, text.removeprefix('trace:'))}"
     if text not in ORDERS:
         raise ConfigError(f"{key}={text}: must be one of {', '.join(ORDERS)} or trace:FILE")
     return text
@@ -123,10 +122,8 @@ def parse_readahead(key: str, text: str) -> int | None:
 
 def parse_window(key: str, text: str) -> int | None:
     """A size in bytes, or `auto` (None)."""
-    if text == "auto":
-        return None
-    size = parse_size(key, text)
-    if size < 1 << 12:
+    size = None if text == "auto" else parse_size(key, text)
+    if size is not None and size < 1 << 12:
         raise ConfigError(f"{key}={text}: too small to make progress; at least 4K, or auto")
     return size
 
@@ -154,7 +151,7 @@ def parse_seconds(key: str, text: str) -> float:
     return value
 
 
-def parse_source(key: str, text: str) -> str:
+def _parse_source(key: str, text: str) -> str:
     """A URI that can be connected to."""
     if problem := Endpoint(text).problem():
         raise ConfigError(f"{key}={text}: {problem}")
@@ -171,9 +168,9 @@ def parse_connections(key: str, text: str) -> int:
     return int(text)
 
 
-def parse_certificates(key: str, text: str) -> Path:
+def _parse_certificates(key: str, text: str) -> Path:
     """A directory with ca-cert.pem and, where the server asks for them, client-{cert,key}.pem."""
-    path = parse_path(key, text)
+    path = _parse_path(key, text)
     if not (path / "ca-cert.pem").is_file():
         raise ConfigError(f"{key}={text}: must be a directory with ca-cert.pem in it")
     if (path / "client-cert.pem").is_file() != (path / "client-key.pem").is_file():
@@ -181,15 +178,7 @@ def parse_certificates(key: str, text: str) -> Path:
     return path
 
 
-def parse_psk(key: str, text: str) -> Path:
-    """A file of pre-shared keys, as psktool makes it."""
-    path = parse_path(key, text)
-    if not path.is_file():
-        raise ConfigError(f"{key}={text}: there is no such file")
-    return path
-
-
-def parse_ssh_options(key: str, text: str) -> tuple[str, ...]:
+def _parse_ssh_options(key: str, text: str) -> tuple[str, ...]:
     """Words for ssh's command line."""
     try:
         return tuple(shlex.split(text))
@@ -197,36 +186,44 @@ def parse_ssh_options(key: str, text: str) -> tuple[str, ...]:
         raise ConfigError(f"{key}={text}: {error}; quote it as for a shell") from error
 
 
-def parse_path(key: str, text: str) -> Path:
+def _parse_path(key: str, text: str) -> Path:
     """A path, made absolute."""
     if not text:
         raise ConfigError(f"{key}=: is empty; give a path")
     return Path(text).absolute()
 
 
+def _parse_file(key: str, text: str) -> Path:
+    """The path of a file that exists."""
+    path = _parse_path(key, text)
+    if not path.is_file():
+        raise ConfigError(f"{key}={text}: there is no such file")
+    return path
+
+
 #: key -> (whether it makes sense only with a store, field of Config, how its text is read)
-_KEYS: dict[str, tuple[bool, str, Callable[[str, str], object]]] = {
-    "disk": (False, "disk", parse_path),
-    "store": (False, "store", parse_path),
-    "control": (False, "control", parse_path),
+KEYS: dict[str, tuple[bool, str, Callable[[str, str], object]]] = {
+    "disk": (False, "disk", _parse_path),
+    "store": (False, "store", _parse_path),
+    "control": (False, "control", _parse_path),
     "block": (False, "block_bytes", parse_block),
-    "source": (True, "source", parse_source),
-    "mode": (True, "standby", lambda key, text: parse_choice(key, text, MODES) == "standby"),
-    "activate-on-write": (True, "activate_on_write", parse_yes),
+    "source": (True, "source", _parse_source),
+    "mode": (True, "standby", _whether("standby", "active")),
+    "activate-on-write": (True, "activate_on_write", _parse_yes),
     "background": (True, "background", parse_switch),
     "order": (True, "order", parse_order),
-    "pull-forward": (True, "pull_forward", parse_yes),
-    "skip-free": (True, "skip_free", parse_yes),
+    "pull-forward": (True, "pull_forward", _parse_yes),
+    "skip-free": (True, "skip_free", _parse_yes),
     "rate": (True, "rate_bits_per_s", parse_rate),
     "window": (True, "window_bytes", parse_window),
     "readahead": (True, "readahead_bytes", parse_readahead),
     "retry-timeout": (True, "retry_timeout_s", parse_seconds),
     "connections": (True, "connections", parse_connections),
-    "demand": (True, "shared", lambda key, text: parse_choice(key, text, LAYOUTS) == "shared"),
-    "tls": (True, "tls", lambda key, text: parse_choice(key, text, endpoint.TLS)),
-    "tls-certificates": (True, "tls_certificates", parse_certificates),
-    "tls-psk": (True, "tls_psk", parse_psk),
-    "ssh-options": (True, "ssh_options", parse_ssh_options),
+    "demand": (True, "shared", _whether("shared", "own")),
+    "tls": (True, "tls", _choice(*endpoint.TLS)),
+    "tls-certificates": (True, "tls_certificates", _parse_certificates),
+    "tls-psk": (True, "tls_psk", _parse_file),
+    "ssh-options": (True, "ssh_options", _parse_ssh_options),
 }
 
 
@@ -237,13 +234,13 @@ def parse(pairs: Mapping[str, str]) -> Config:
         ConfigError: a key is unknown, missing, or out of place; or a value is wrong.
     """
     for key in pairs:
-        if key not in _KEYS:
-            raise ConfigError(f"{key}={pairs[key]}: unknown key; known: {', '.join(_KEYS)}")
+        if key not in KEYS:
+            raise ConfigError(f"{key}={pairs[key]}: unknown key; known: {', '.join(KEYS)}")
     if "disk" not in pairs and "store" not in pairs:
         raise ConfigError("give disk=PATH (a target) or store=DIR (a proxy): neither was given")
     fields: dict[str, Any] = {}
     for key, text in pairs.items():
-        needs_store, field, read = _KEYS[key]
+        needs_store, field, read = KEYS[key]
         if needs_store and "store" not in pairs:
             raise ConfigError(f"{key}={text}: is for a proxy, and a proxy needs store=DIR")
         fields[field] = read(key, text)

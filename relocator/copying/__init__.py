@@ -4,7 +4,7 @@ Promises: a block has one owner at a time, is fetched once, and a guest's write 
 is still on its way; background fetches leave the link to what guests wait for.
 
     hydration   the one path by which a block becomes present              -> Hydration, Claim
-    copier      the background copy, one thread                            -> Copier
+    copier      the background copy, one thread; what a guest's miss sets off -> Copier
     pacer       when it may send                                           -> Pacer
     pacing      the window that fills the link and keeps its queue short; the rate cap; pure
     plan        order and knowledge, changed while it is walked            -> Plan
@@ -12,7 +12,7 @@ is still on its way; background fetches leave the link to what guests wait for.
     heat        which groups were used, how recently and often             -> Heat
     hints       what the source can tell of its disk: heat, blocks in use
     holes       what need not be transferred
-    misses, readahead   what a guest's miss sets off                       -> Misses
+    readahead   which blocks to fetch besides those that were missed
 
 May race: guests' threads that miss or write, the copier, connections' threads with replies. All of
 it meets in hydration.py under the store's lock, never held across I/O.

@@ -1,8 +1,8 @@
 """The background copy: one thread that walks the plan and fetches what is absent, turn by turn.
 
 Holes of the source are asked for ahead of the copy and become present without being transferred.
-What guests miss is pulled forward: its surroundings come next. When the last block has arrived, by
-whatever way, this thread completes the relocation.
+What guests miss sets off more: its surroundings come next, and of a stream what follows is fetched
+at once. When the last block has arrived, by whatever way, this thread completes the relocation.
 
 `_pulled_lock` guards what is pulled forward, which guests' threads add to.
 """
@@ -15,6 +15,7 @@ from relocator.copying.holes import Holes
 from relocator.copying.hydration import Claim, Hydration
 from relocator.copying.pacer import HOLD_S, Pacer
 from relocator.copying.plan import Plan
+from relocator.copying.readahead import Readahead
 from relocator.errors import StoreError
 from relocator.source.upstream import Upstream
 from relocator.store.store import Store
@@ -27,7 +28,8 @@ IDLE_S = 0.02
 class Copier:
     """Copies in the background whenever `pacer` gives it a turn.
 
-    `finish` is called once all is present, again and again until it returns True.
+    `pull_forward` says whether what lies around a miss comes next. `finish` is called once all is
+    present, again and again until it returns True.
     """
 
     def __init__(
@@ -38,10 +40,14 @@ class Copier:
         hydration: Hydration,
         pacer: Pacer,
         plan: Plan,
+        readahead: Readahead,
+        pull_forward: bool,
         finish: Callable[[], bool],
     ) -> None:
         self._store = store
         self._plan = plan
+        self._readahead = readahead
+        self._pull_forward = pull_forward
         self._hydration = hydration
         self._pacer = pacer
         self._finish = finish
@@ -65,17 +71,15 @@ class Copier:
         if self._thread.is_alive():
             self._thread.join()
 
-    def pull(self, first: int, end: int) -> None:
-        """Copy these blocks next: the guest is at work there."""
-        if not self._pacer.running:
-            return
-        with self._pulled_lock:
-            if (first, end) not in self._pulled:
-                self._pulled.append((first, end))
-
-    def prefetch(self, first: int, end: int) -> None:
-        """Fetch what is absent of these blocks now, beside the copy; never waits."""
-        while (claim := self._hydration.claim_background(first, end, PREFETCH_BLOCKS)) is not None:
+    def missed(self, first: int, end: int) -> None:
+        """A guest's read of the blocks `first..end` waits for the source; this never waits."""
+        unit = self._plan.unit_around(first)
+        if self._pull_forward and self._pacer.running:
+            with self._pulled_lock:
+                if unit not in self._pulled:
+                    self._pulled.append(unit)
+        ahead = self._readahead.missed(first, end, link_idle=self._pacer.in_flight_bytes == 0)
+        while ahead and (claim := self._hydration.claim_background(*ahead, PREFETCH_BLOCKS)):
             self._fetch(claim)
 
     def _fetch(self, claim: Claim) -> None:

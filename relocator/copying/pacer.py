@@ -3,7 +3,8 @@
 The copier's thread waits here for its turn; guests' threads report what they have asked for, and
 connections' threads what has come. What decides is pure and in pacing.py.
 
-`_turn` guards all of it; it is never held across I/O.
+`_turn` guards window, bucket and what failed; it is never held across I/O. A switch is a single
+value, set before whoever waits is woken to look at it.
 """
 
 import threading
@@ -37,28 +38,25 @@ class Pacer:
         self._report = report
         self._turn = threading.Condition()
         self._enabled = False
-        self._paused = False
-        self._stopping = False
+        self.paused = False
+        self.stopping = False
         self._hold_until_s = 0.0
         self._failing = False
 
     def stop(self) -> None:
         """Give out no more turns."""
-        with self._turn:
-            self._stopping = True
-            self._turn.notify_all()
+        self.stopping = True
+        self.wake()
 
     def set_enabled(self, enabled: bool) -> None:
         """Switch the background copy on or off."""
-        with self._turn:
-            self._enabled = enabled
-            self._turn.notify_all()
+        self._enabled = enabled
+        self.wake()
 
     def set_paused(self, paused: bool) -> None:
         """Pause, or go on."""
-        with self._turn:
-            self._paused = paused
-            self._turn.notify_all()
+        self.paused = paused
+        self.wake()
 
     def set_rate(self, rate_bits_per_s: float | None) -> None:
         """Cap the rate; None is no cap."""
@@ -73,34 +71,19 @@ class Pacer:
             self._turn.notify_all()
 
     def wake(self) -> None:
-        """Let whoever waits look again whether all is over; safe from any thread."""
+        """Let whoever waits look again at what has changed; safe from any thread."""
         with self._turn:
             self._turn.notify_all()
 
     @property
     def over(self) -> bool:
         """Whether nothing more is to be sent."""
-        return self._stopping or self._all_here()
-
-    @property
-    def stopping(self) -> bool:
-        """Whether it was told to stop."""
-        return self._stopping
+        return self.stopping or self._all_here()
 
     @property
     def running(self) -> bool:
         """Whether the background copy is switched on and not paused."""
-        return self._enabled and not self._paused
-
-    @property
-    def paused(self) -> bool:
-        """Whether it was told to pause."""
-        return self._paused
-
-    @property
-    def link_idle(self) -> bool:
-        """Whether no background fetch is on its way."""
-        return self._window.in_flight_bytes == 0
+        return self._enabled and not self.paused
 
     @property
     def window_bytes(self) -> int:

@@ -7,5 +7,5 @@ disk is trusted: a reader never leaves its volume and never asks for more than i
     partitions  MBR, GPT, and what stands in them
     extfs       ext2, ext3, ext4: bitmaps that are believed
     ext_layout, ext_groups, ext_inode, ext_journal, checksums   its parts
-    rounds      readers as generators: a round of extents out, their bytes in
+    rounds      readers as generators: a round of extents out, their bytes in -> serve
 """

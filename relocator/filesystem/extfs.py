@@ -1,8 +1,5 @@
 """Which bytes of an ext2, ext3 or ext4 file system hold data, read from its own bitmaps.
 
-    answer = extfs.examine(read, volume_bytes)       # ExtFilesystem, or Reason: copy plainly
-    answer.in_use_into(bitmap, block_bytes, volume_offset)
-
 A wrong "free" loses data, so nothing is believed that can be checked and was not: the superblock
 as a whole (`ext_layout`), then each group for itself (`ext_groups`). What is not believed is in
 use, and so is what the file system does not speak of: the boot block, and the volume behind it.
@@ -20,7 +17,7 @@ commit (5 s by default, `commit=` of the mount). So:
 - to leave free blocks out, `caveat` must be empty, and if `mounted` is true every block written at
   the source in the last minute before the switch must be counted as in use as well.
 
-`survey` is the same without I/O: see `rounds`. Reads for 1 TiB with default features: superblock,
+Reads for 1 TiB with default features: superblock,
 descriptors, the journal's tail, then 32 MiB of bitmaps in 64 KiB pieces, 4 MiB a round.
 
 Format: the kernel's Documentation/filesystems/ext4.
@@ -49,16 +46,7 @@ from relocator.filesystem.ext_layout import (
     Layout,
     parse,
 )
-from relocator.filesystem.rounds import (
-    ROUND_BYTES,
-    Doubt,
-    Read,
-    Reason,
-    Rounds,
-    ask,
-    ask_one,
-    settle,
-)
+from relocator.filesystem.rounds import ROUND_BYTES, Doubt, Rounds, ask, ask_one
 from relocator.store.bitmap import Bitmap
 
 #: The first read: the superblock and, at the usual block size, the descriptors of 120 GiB.
@@ -97,25 +85,13 @@ class ExtFilesystem:
         return "ext3" if layout.compat & COMPAT_HAS_JOURNAL else "ext2"
 
     @property
-    def group_count(self) -> int:
-        return self.layout.group_count
-
-    @property
     def size_bytes(self) -> int:
         """Bytes of the file system; the volume may be longer."""
         return self.layout.blocks * self.layout.block_bytes
 
-    @property
-    def free_bytes(self) -> int:
-        return self.volume_bytes - self.in_use_bytes
-
-    def group_range(self, group: int) -> ByteRange:
-        """The bytes of a group, the unit of heat; the boot block counts to group 0."""
-        return _group_range(self.layout, group)
-
     def group_in_use(self, group: int) -> Iterator[ByteRange]:
         """The ranges of a group that are in use, ascending, not touching each other."""
-        first, end = self.group_range(group)
+        first, end = group_range(self.layout, group)
         packed = self.bitmaps.get(group)
         if packed is None:
             yield first, end
@@ -133,7 +109,7 @@ class ExtFilesystem:
 
     def in_use(self) -> Iterator[ByteRange]:
         """The ranges of the volume that are in use, ascending, merged."""
-        ranges = chain.from_iterable(map(self.group_in_use, range(self.group_count)))
+        ranges = chain.from_iterable(map(self.group_in_use, range(self.layout.group_count)))
         tail = (
             ((self.size_bytes, self.volume_bytes),) if self.size_bytes < self.volume_bytes else ()
         )
@@ -154,7 +130,7 @@ class ExtFilesystem:
         """One line for the status."""
         label = f" '{self.layout.label}'" if self.layout.label else ""
         text = (
-            f"{self.kind}{label}, {self.group_count} groups, "
+            f"{self.kind}{label}, {self.layout.group_count} groups, "
             f"blocks of {self.layout.block_bytes} bytes: "
             f"{self.in_use_bytes / 2**20:.1f} of {self.volume_bytes / 2**20:.1f} MiB in use"
         )
@@ -164,23 +140,15 @@ class ExtFilesystem:
         return f"{text}; {self.caveat}" if self.caveat else text
 
 
-def examine(read: Read, volume_bytes: int) -> ExtFilesystem | Reason:
-    """Read what is in use on a volume; `read(offset, length)` counts from the volume's start.
-
-    Returns a `Reason` if the volume is not believed to be ext. Raises only what `read` raises.
-    """
-    return settle(survey(volume_bytes), read)
-
-
-def survey(volume_bytes: int, *, journal: bool = True) -> Rounds[ExtFilesystem | Reason]:
-    """`examine` as rounds of extents, for a caller that reads them at once.
+def survey(volume_bytes: int, *, journal: bool = True) -> Rounds[ExtFilesystem | str]:
+    """What is in use on a volume, in rounds of reads from its start; or why it is not believed.
 
     Without the journal, which may be larger than all the rest, the verdict has a caveat.
     """
     try:
         return (yield from _survey(volume_bytes, journal))
     except Doubt as doubt:
-        return Reason(str(doubt))
+        return str(doubt)
 
 
 def _survey(volume_bytes: int, journal: bool) -> Rounds[ExtFilesystem]:
@@ -196,7 +164,7 @@ def _survey(volume_bytes: int, journal: bool) -> Rounds[ExtFilesystem]:
     groups = Groups(layout, _descriptors(layout, newest), replay.unfinished)
     bitmaps, used_bytes = yield from _bitmaps(layout, groups, replay, volume_bytes)
     for group in groups.doubts:
-        first, end = _group_range(layout, group)
+        first, end = group_range(layout, group)
         used_bytes += end - first
     used_bytes += layout.first_data_block * layout.block_bytes * (0 not in groups.doubts)
     return ExtFilesystem(
@@ -210,7 +178,8 @@ def _survey(volume_bytes: int, journal: bool) -> Rounds[ExtFilesystem]:
     )
 
 
-def _group_range(layout: Layout, group: int) -> ByteRange:
+def group_range(layout: Layout, group: int) -> ByteRange:
+    """The bytes of a group; the boot block counts to group 0."""
     first = layout.first_block(group) if group else 0
     end = min(layout.first_block(group + 1), layout.blocks)
     return first * layout.block_bytes, end * layout.block_bytes

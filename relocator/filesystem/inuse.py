@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from relocator.filesystem import extfs, partitions
-from relocator.filesystem.extfs import ExtFilesystem
 from relocator.filesystem.rounds import Rounds
 from relocator.store.bitmap import Bitmap
 from relocator.store.geometry import Extent, Geometry
@@ -51,7 +50,7 @@ def survey(geometry: Geometry, *, journal: bool = True) -> Rounds[InUse]:
             notes.append(f"{volume.name or 'whole disk'}: {volume.kind}, all of it is in use")
             continue
         found = yield from _shifted(extfs.survey(volume.length, journal=journal), volume.offset)
-        if not isinstance(found, ExtFilesystem):
+        if isinstance(found, str):
             notes.append(f"{volume.name or 'whole disk'}: ext, not believed: {found}")
             continue
         notes.append(found.summary())

@@ -1,8 +1,5 @@
 """What volumes a disk image holds: no table, MBR or GPT, and what each volume seems to contain.
 
-    disk = partitions.find(read, size_bytes)
-    for volume in disk.volumes: ...          # volume.kind == "ext": ask extfs
-
 The answer serves to find file systems whose free blocks may be left for last, so it errs on the
 side of ignorance. A table is believed if its signature, checksums and entries make sense; an entry
 that leaves the disk, overlaps another or is empty is left out and noted; where a table *and* a
@@ -24,7 +21,7 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from relocator.filesystem.rounds import Doubt, Read, Rounds, ask, ask_one, settle
+from relocator.filesystem.rounds import Doubt, Rounds, ask, ask_one
 from relocator.store.geometry import Extent
 
 #: kind, offset in the volume, bytes found there.
@@ -92,13 +89,8 @@ class Disk:
     notes: tuple[str, ...] = ()
 
 
-def find(read: Read, size_bytes: int) -> Disk:
-    """The volumes of a disk of `size_bytes`, ascending. Raises only what `read` raises."""
-    return settle(survey(size_bytes), read)
-
-
 def survey(size_bytes: int) -> Rounds[Disk]:
-    """`find` as rounds of extents, for a caller that reads them at once."""
+    """The volumes of a disk of `size_bytes`, ascending; in rounds of reads."""
     try:
         return (yield from _survey(size_bytes))
     except Doubt as doubt:

@@ -3,22 +3,17 @@
 What a disk's tables say can only be learnt step by step (a superblock says where the descriptors
 are), but within a step the reads are independent, and over a WAN each costs a round trip. So a
 reader is a generator: it yields a *round*, the list of extents it wants next, is sent their bytes
-in the same order, and returns its result. `settle` serves the rounds one read after the other;
-a caller who has a pipelined connection may serve a whole round at once.
+in the same order, and returns its result. Who serves it may read a whole round at once.
 
 A reader never trusts a number from the disk: `ask` refuses to leave the volume. What it can't
-believe it raises as `Doubt`, inside this package only; the reader's public face turns it into a
-`Reason` for the operator.
+believe it raises as `Doubt`, inside this package only; the reader's public face turns it into words
+for the operator.
 """
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
 from typing import TypeVar
 
 from relocator.store.geometry import Extent
-
-#: read(offset, length) -> bytes, both in bytes. Its own errors pass through.
-Read = Callable[[int, int], bytes]
 
 #: A reader in progress: yields rounds, is sent their bytes, returns a T.
 T = TypeVar("T")
@@ -28,26 +23,16 @@ Rounds = Generator[list[Extent], list[bytes], T]
 ROUND_BYTES = 4 << 20
 
 
-@dataclass(frozen=True)
-class Reason:
-    """Why something on the disk is not believed, in words for an operator."""
-
-    text: str
-
-    def __str__(self) -> str:
-        return self.text
-
-
 class Doubt(Exception):
     """Something read does not make sense; caught at the public face of each reader."""
 
 
-def settle(rounds: Rounds[T], read: Read) -> T:
-    """Serve all rounds of a reader with `read` and return its result."""
+def serve(rounds: Rounds[T], read: Callable[[list[Extent]], list[bytes]]) -> T:
+    """Serve all rounds of a reader with `read`, whose errors pass through; returns its result."""
     try:
         wanted = next(rounds)
         while True:
-            wanted = rounds.send([read(extent.offset, extent.length) for extent in wanted])
+            wanted = rounds.send(read(wanted))
     except StopIteration as stop:
         result: T = stop.value
         return result

@@ -13,7 +13,6 @@ from relocator.config import Config
 from relocator.copying.copier import Copier
 from relocator.copying.heat import Heat
 from relocator.copying.hydration import Hydration
-from relocator.copying.misses import Misses
 from relocator.copying.pacer import Pacer
 from relocator.copying.pacing import TokenBucket, Window
 from relocator.copying.plan import Plan
@@ -84,36 +83,30 @@ class Engine:
             report=partial(faults.report, COPY),
         )
         hydration = Hydration(store, upstream, on_demand=pacer.demand, on_complete=pacer.wake)
+        total, block_bytes = store.geometry.total_blocks, store.geometry.block_bytes
         copier = Copier(
             store,
             upstream=upstream,
             hydration=hydration,
             pacer=pacer,
             plan=self._plan,
+            readahead=Readahead(total, block_bytes, settings.readahead_bytes),
+            pull_forward=settings.pull_forward,
             finish=self._finish,
         )
         return Transfer(upstream, hydration, pacer, copier)
 
     def _make_disk(self, settings: Config) -> Disk:
-        transfer, geometry = self._transfer, self._store.geometry
-        if transfer is None:
+        activation = self._handover.activation
+        if (transfer := self._transfer) is None:
             return Disk(self._store, self._lifecycle, self._heat)
-        readahead = Readahead(geometry.total_blocks, geometry.block_bytes, settings.readahead_bytes)
-        misses = Misses(
-            transfer.copier,
-            transfer.pacer,
-            self._plan,
-            readahead,
-            pull_forward=settings.pull_forward,
-        )
-        activate = self._handover.activation.by_write if settings.activate_on_write else None
         return Disk(
             self._store,
             self._lifecycle,
             self._heat,
             hydration=transfer.hydration,
-            on_miss=misses.missed,
-            on_refusal=activate,
+            on_miss=transfer.copier.missed,
+            on_refusal=activation.by_write if settings.activate_on_write else None,
         )
 
     def start(self) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from relocator.errors import StateError, UpstreamError
-from relocator.filesystem.rounds import Rounds
+from relocator.filesystem.rounds import Rounds, serve
 from relocator.source.endpoint import Endpoint
 from relocator.source.handles import connected, open_handle, read, read_many
 from relocator.source.replies import FIRST_READ_BYTES, decode_line
@@ -134,13 +134,7 @@ class Source:
             UpstreamError: the source can't be reached, or fails a read.
         """
         with connected(self.endpoint) as handle:
-            try:
-                wanted = next(rounds)
-                while True:
-                    wanted = rounds.send(read_many(handle, wanted, timeout_s=60.0))
-            except StopIteration as over:
-                result: T = over.value
-                return result
+            return serve(rounds, lambda wanted: read_many(handle, wanted, timeout_s=60.0))
 
     def reader(self, name: str) -> Callable[[int, int], bytes]:
         """A function `(offset, length)` that reads from a further export."""

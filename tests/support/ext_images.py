@@ -6,13 +6,17 @@ import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from relocator.filesystem import extfs
 from relocator.filesystem.ext_layout import parse
 from relocator.filesystem.extfs import ExtFilesystem
+from relocator.filesystem.rounds import Rounds, serve
 from relocator.store.geometry import Extent
 
 Ranges = list[tuple[int, int]]
+Read = Callable[[int, int], bytes]
+T = TypeVar("T")
 
 TOOLS = ("mke2fs", "dumpe2fs", "debugfs", "e2fsck", "resize2fs", "tune2fs")
 MISSING = [tool for tool in TOOLS if shutil.which(tool) is None]
@@ -80,7 +84,9 @@ def complement(ranges: Ranges, size_bytes: int) -> Ranges:
     return [(low, high) for low, high in pairs if low < high]
 
 
-Read = Callable[[int, int], bytes]
+def settle(rounds: Rounds[T], read: Read) -> T:
+    """Serve all rounds of a reader, one read after the other."""
+    return serve(rounds, lambda wanted: [read(*extent) for extent in wanted])
 
 
 def reader(path: Path, log: list[Extent] | None = None) -> Read:
@@ -93,8 +99,13 @@ def reader(path: Path, log: list[Extent] | None = None) -> Read:
     return read
 
 
+def verdict(image: bytes | bytearray) -> ExtFilesystem | str:
+    """What is made of an image in memory."""
+    return settle(extfs.survey(len(image)), lambda at, length: bytes(image[at : at + length]))
+
+
 def examine(path: Path, log: list[Extent] | None = None) -> ExtFilesystem:
-    answer = extfs.examine(reader(path, log), path.stat().st_size)
+    answer = settle(extfs.survey(path.stat().st_size), reader(path, log))
     assert isinstance(answer, ExtFilesystem), answer
     return answer
 

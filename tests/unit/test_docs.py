@@ -23,7 +23,7 @@ def test_the_page_of_states_is_up_to_date(tmp_path: Path) -> None:
 
 def test_every_key_of_the_plugin_is_documented() -> None:
     page = (ROOT / "docs" / "operators.md").read_text()
-    for key in config._KEYS:
+    for key in config.KEYS:
         if key != "mode":
             assert f"`{key}=" in page, f"docs/operators.md doesn't mention {key}="
 

@@ -8,11 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relocator.filesystem import extfs
 from relocator.filesystem.ext_layout import parse
-from relocator.filesystem.rounds import Reason
 from tests.support import ext_images as images
-from tests.support.ext_images import change, logged
+from tests.support.ext_images import change, logged, verdict
 
 pytestmark = pytest.mark.skipif(bool(images.MISSING), reason=f"not installed: {images.MISSING}")
 
@@ -101,9 +99,9 @@ def test_damage_never_makes_a_block_free(
 ) -> None:
     raw, free, places = damage_case(name, folder, files)
     image = damaged(raw, places, damage)
-    answer = extfs.examine(lambda offset, length: image[offset : offset + length], len(image))
-    if isinstance(answer, Reason):
-        assert str(answer)
+    answer = verdict(image)
+    if isinstance(answer, str):
+        assert answer
         return
     for first, end in images.complement(list(answer.in_use()), len(image)):
         assert free.issuperset(range(first // 1024, (end + 1023) // 1024)), answer.summary()
@@ -139,8 +137,8 @@ def test_a_damaged_journal_never_raises_nor_lies_under_checksums(
 ) -> None:
     raw, free, places = logged_case(case, folder, files)
     image = damaged(raw, places, damage)
-    answer = extfs.examine(lambda offset, length: image[offset : offset + length], len(image))
-    if isinstance(answer, Reason) or answer.caveat or case == 0:
+    answer = verdict(image)
+    if isinstance(answer, str) or answer.caveat or case == 0:
         return
     for first, end in images.complement(list(answer.in_use()), len(image)):
         assert free.issuperset(range(first // 1024, (end + 1023) // 1024)), answer.summary()
@@ -152,7 +150,5 @@ def test_noise_is_a_reason(noise: bytes, at: int) -> None:
     """Also with the magic number in place."""
     image = bytearray(bytes(at) + noise + bytes(8192))
     image[1080:1082] = b"\x53\xef"
-    answer = extfs.examine(
-        lambda offset, length: bytes(image[offset : offset + length]), len(image)
-    )
-    assert isinstance(answer, Reason)
+    answer = verdict(image)
+    assert isinstance(answer, str)

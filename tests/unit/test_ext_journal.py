@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from relocator.filesystem.extfs import group_range
 from tests.support import ext_images as images
 from tests.support.ext_images import change, examine, expected, logged
 
@@ -65,10 +66,10 @@ def test_groups_of_an_uncommitted_transaction_are_wholly_in_use(
     commit = raw.index(b"\xc0\x3b\x39\x98\0\0\0\2")
     image.write_bytes(raw[:commit] + bytes(1024) + raw[commit + 1024 :])
     answer, before, after = examine(image), examine(old), examine(new)
-    for group in range(answer.group_count):
+    for group in range(answer.layout.group_count):
         changed = list(before.group_in_use(group)) != list(after.group_in_use(group))
         assert (group in answer.doubts) == changed
-        whole = [answer.group_range(group)]
+        whole = [group_range(answer.layout, group)]
         assert list(answer.group_in_use(group)) == (
             whole if changed else list(before.group_in_use(group))
         )

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from relocator.filesystem import extfs
-from relocator.filesystem.extfs import ExtFilesystem
-from relocator.filesystem.rounds import ROUND_BYTES, Reason
+from relocator.filesystem.extfs import ExtFilesystem, group_range
+from relocator.filesystem.rounds import ROUND_BYTES
 from relocator.store.bitmap import Bitmap
 from relocator.store.geometry import Extent
 from tests.support import ext_images as images
-from tests.support.ext_images import assert_exact, change, examine, reader
+from tests.support.ext_images import assert_exact, change, examine, reader, settle, verdict
 
 pytestmark = pytest.mark.skipif(bool(images.MISSING), reason=f"not installed: {images.MISSING}")
 
@@ -111,7 +111,7 @@ def test_groups_tile_the_file_system_and_the_tail_is_in_use(folder: Path, files:
     image = images.make(folder / "tail.img", "33333k", ["-t", "ext4", "-b", "1024"], files)
     os.truncate(image, 40 << 20)
     answer = assert_exact(image)
-    ranges = [answer.group_range(group) for group in range(answer.group_count)]
+    ranges = [group_range(answer.layout, group) for group in range(answer.layout.group_count)]
     assert ranges[0][0] == 0 and ranges[-1][1] == answer.size_bytes
     assert all(a[1] == b[0] for a, b in pairwise(ranges))
     for group, (first, end) in enumerate(ranges):
@@ -165,7 +165,7 @@ def test_few_reads_and_small_rounds(folder: Path) -> None:
     log: list[Extent] = []
     answer = examine(image, log)
     image.unlink()
-    assert answer.group_count == 128
+    assert answer.layout.group_count == 128
     assert len(log) <= 1 + 128 // 16
     assert sum(extent.length for extent in log) <= (64 << 10) + 128 * 4096
 
@@ -225,23 +225,24 @@ def test_a_superblock_that_makes_no_sense_is_a_reason(
     offset: int, data: bytes, reason: str, folder: Path
 ) -> None:
     image = images.make(folder / "odd.img", "8M", ["-t", "ext2", "-b", "1024"], None)
-    answer = extfs.examine(reader(superblock_patch(image, offset, data)), 8 << 20)
-    assert isinstance(answer, Reason) and reason in str(answer)
+    answer = verdict(superblock_patch(image, offset, data).read_bytes())
+    assert isinstance(answer, str) and reason in answer
 
 
 @pytest.mark.parametrize("length", [0, 1, 1024, 2047, 2048, 4096])
 def test_a_volume_too_small_is_a_reason(length: int) -> None:
-    assert isinstance(extfs.examine(lambda _, wanted: bytes(wanted), length), Reason)
+    assert isinstance(verdict(bytes(length)), str)
 
 
 def test_a_short_read_is_a_reason(folder: Path) -> None:
     image = images.make(folder / "short.img", "8M", ["-t", "ext4"], None)
     read = reader(image)
     for served_bytes in (0, 1500, 65536):
-        answer = extfs.examine(
-            lambda at, n, most=served_bytes: read(at, max(0, min(n, most - at))), 8 << 20
+        answer = settle(
+            extfs.survey(8 << 20),
+            lambda at, n, most=served_bytes: read(at, max(0, min(n, most - at))),
         )
-        assert isinstance(answer, Reason) and "could be read" in str(answer)
+        assert isinstance(answer, str) and "could be read" in answer
 
 
 def test_errors_of_the_read_function_pass_through() -> None:
@@ -249,7 +250,7 @@ def test_errors_of_the_read_function_pass_through() -> None:
         raise OSError("unplugged")
 
     with pytest.raises(OSError, match="unplugged"):
-        extfs.examine(read, 1 << 20)
+        settle(extfs.survey(1 << 20), read)
 
 
 def test_a_group_whose_count_disagrees_is_wholly_in_use(folder: Path, files: Path) -> None:
@@ -260,7 +261,7 @@ def test_a_group_whose_count_disagrees_is_wholly_in_use(folder: Path, files: Pat
         file.write(b"\7\7")
     answer = examine(image)
     assert list(answer.doubts) == [1] and "free in the bitmap" in answer.doubts[1]
-    assert list(answer.group_in_use(1)) == [answer.group_range(1)]
+    assert list(answer.group_in_use(1)) == [group_range(answer.layout, 1)]
     assert list(answer.group_in_use(2)) == list(before.group_in_use(2))
     assert answer.in_use_bytes == sum(end - first for first, end in answer.in_use())
     assert "group 1: " in answer.summary()

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from relocator.filesystem import partitions
 from relocator.filesystem.partitions import SIGNATURES, Disk
+from tests.support.ext_images import settle
 
 MIB = 1 << 20
 SIZE = 64 * MIB
@@ -37,7 +38,7 @@ class Image:
         return bytes(result)
 
     def find(self) -> Disk:
-        disk = partitions.find(self.read, self.size_bytes)
+        disk = settle(partitions.survey(self.size_bytes), self.read)
         reached = 0
         for volume in disk.volumes:
             assert reached <= volume.offset < volume.end <= self.size_bytes

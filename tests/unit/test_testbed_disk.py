@@ -10,6 +10,7 @@ from relocator.filesystem import partitions
 from testbed.migration import disk
 from testbed.migration.disk import DiskError, Wanted
 from testbed.workloads.suite import Room
+from tests.support.ext_images import settle
 
 MIB = 2**20
 
@@ -47,7 +48,9 @@ def test_the_file_system_is_where_it_is_said_to_be(
     done = subprocess.run(["e2fsck", "-fn", where], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     data = image.read_bytes()
-    found = partitions.find(lambda offset, length: data[offset : offset + length], len(data))
+    found = settle(
+        partitions.survey(len(data)), lambda offset, length: data[offset : offset + length]
+    )
     assert [(one.offset, one.kind) for one in found.volumes] == [(wanted.offset_bytes, "ext")]
 
 
