@@ -104,9 +104,18 @@ def address_of(options: argparse.Namespace) -> Address:
     """
     if options.socket is not None:
         return Address(path=Path(options.socket))
-    host, colon, port = options.listen.rpartition(":")
-    if not colon or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ConfigError(f"--listen={options.listen}: not HOST:PORT; write 127.0.0.1:10809")
+    return parse_address(options.listen, f"127.0.0.1:{DEFAULT_PORT}")
+
+
+def parse_address(text: str, example: str, least_port: int = 1) -> Address:
+    """The address of `--listen=HOST:PORT`.
+
+    Raises:
+        ConfigError: it is not one.
+    """
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdecimal() or not least_port <= int(port) < 65536:
+        raise ConfigError(f"--listen={text}: not HOST:PORT; write {example}")
     return Address(host.strip("[]"), int(port))
 
 

@@ -10,12 +10,14 @@ and seconds); counters end in `_total` and begin at 0 when the plugin starts.
 
 import argparse
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from relocator.cli.common import Commands
+from relocator.cli.listening import parse_address
 from relocator.client import Client
 from relocator.errors import ConfigError, RelocatorError
 from relocator.running.states import Role, State
@@ -25,23 +27,47 @@ PATIENCE_S = 5.0
 Status = dict[str, Any]
 #: prometheus_client's metric family; the package is optional and imported where it is used
 Metric = Any
-#: name of the counter (without _total), field of the status, meaning
+#: name of the counter (without _total) and field of the status, meaning
 _COUNTERS = (
     ("on_demand_bytes", "Payload fetched because a request of the VM waited for it"),
     ("background_bytes", "Payload fetched by the background copy"),
     ("hole_bytes", "Holes of the source, made present without being transferred"),
     ("skipped_bytes", "Free blocks, made present as zeros"),
 )
-_GAUGES = (
-    ("size_bytes", "Size of the disk"),
-    ("window_bytes", "Background bytes that may be asked for and not yet received"),
-    ("in_flight_bytes", "Background bytes that are asked for and not yet received"),
+
+
+def _cap(status: Status) -> float | None:
+    cap: float | None = status["rate_cap_bits_per_s"]
+    return cap and cap / 8
+
+
+def _bytes(status: Status, field: str) -> int:
+    """Blocks as bytes; the disk's last block may be a partial one."""
+    return min(int(status["size_bytes"]), int(status[field] * status["block_bytes"]))
+
+
+#: name, meaning, and what it is of a status if not the field of that name; None is left out
+_GAUGES: tuple[tuple[str, str, Callable[[Status], Any] | None], ...] = (
+    ("size_bytes", "Size of the disk", None),
+    ("present_bytes", "What is valid here", lambda status: _bytes(status, "present_blocks")),
+    ("dirty_bytes", "Written by the VM here", lambda status: _bytes(status, "dirty_blocks")),
+    ("window_bytes", "Background bytes that may be asked for and not yet received", None),
+    ("in_flight_bytes", "Background bytes that are asked for and not yet received", None),
+    ("source_connected", "Whether a read of an absent block would be sent at once", None),
+    ("rate_cap_bytes_per_second", "The operator's cap of the background copy, if any", _cap),
+    ("time_left_seconds", "At the present rate; absent while nothing arrives", itemgetter("eta_s")),
+    (
+        "failing",
+        "Whether something is wrong at present",
+        lambda status: status["error"] is not None,
+    ),
 )
 _ENUMS = (
     ("state", "Where the disk is in its life", tuple(State)),
     ("role", "What the plugin is", tuple(Role)),
     ("background", "The background copy", ("on", "paused", "off")),
 )
+_QUANTILES = (("0.5", "p50_s"), ("0.99", "p99_s"), ("0.999", "p999_s"))
 
 
 def add(commands: Commands) -> None:
@@ -96,102 +122,52 @@ def _ask(control: str) -> Status | None:
 
 def families(answers: dict[str, Status | None]) -> Iterator[Metric]:
     """Metric families of the disks' statuses; None for a disk that didn't answer."""
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+    from prometheus_client import core
 
-    up = GaugeMetricFamily("relocator_up", "Whether the plugin answered", labels=["disk"])
-    for disk, answer in answers.items():
-        up.add_metric([disk], 0 if answer is None else 1)
-    yield up
+    def family(kind: Any, name: str, text: str, found: Iterable[Any], *labels: str) -> Metric:
+        """A family of `found`: the labels' values, and the value or None."""
+        made = kind(f"relocator_{name}", text, labels=["disk", *labels])
+        for values, value in found:
+            if value is not None:
+                made.add_metric(values, value)
+        return made
+
+    counter, gauge = core.CounterMetricFamily, core.GaugeMetricFamily
+    up = [([disk], answer is not None) for disk, answer in answers.items()]
+    yield family(gauge, "up", "Whether the plugin answered", up)
     alive = {disk: answer for disk, answer in answers.items() if answer is not None}
     for name, text in _COUNTERS:
-        counter = CounterMetricFamily(f"relocator_{name}", text, labels=["disk"])
-        for disk, status in alive.items():
-            counter.add_metric([disk], status[name])
-        yield counter
-    for name, text, of in _gauges():
-        gauge = GaugeMetricFamily(f"relocator_{name}", text, labels=["disk"])
-        for disk, status in alive.items():
-            if (value := of(status)) is not None:
-                gauge.add_metric([disk], value)
-        yield gauge
-    yield from _enums(alive)
-    yield from _requests(alive)
-
-
-def _gauges() -> Iterator[tuple[str, str, Any]]:
-    """Name, meaning, and how to read it off a status; None is left out."""
-    for name, text in _GAUGES:
-        yield name, text, lambda status, name=name: status[name]
-    yield "present_bytes", "What is valid here", lambda status: _blocks(status, "present_blocks")
-    yield "dirty_bytes", "Written by the VM here", lambda status: _blocks(status, "dirty_blocks")
-    yield (
-        "source_connected",
-        "Whether a read of an absent block would be sent at once",
-        lambda status: int(status["source_connected"]),
-    )
-    yield (
-        "rate_cap_bytes_per_second",
-        "The operator's cap of the background copy; absent if there is none",
-        lambda status: status["rate_cap_bits_per_s"] and status["rate_cap_bits_per_s"] / 8,
-    )
-    yield (
-        "time_left_seconds",
-        "Time left at the present rate; absent while nothing arrives",
-        lambda status: status["eta_s"],
-    )
-    yield (
-        "failing",
-        "Whether something went wrong that has not yet been put right",
-        lambda status: int(status["error"] is not None),
-    )
-
-
-def _blocks(status: Status, field: str) -> int:
-    """Blocks as bytes; the disk's last block may be a partial one."""
-    return min(int(status["size_bytes"]), int(status[field] * status["block_bytes"]))
-
-
-def _enums(alive: dict[str, Status]) -> Iterator[Metric]:
-    from prometheus_client.core import StateSetMetricFamily
-
-    for name, text, values in _ENUMS:
-        family = StateSetMetricFamily(f"relocator_{name}", text, labels=["disk"])
-        for disk, status in alive.items():
-            family.add_metric([disk], {str(value): status[name] == value for value in values})
-        yield family
-
-
-def _requests(alive: dict[str, Status]) -> Iterator[Metric]:
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-
-    count = CounterMetricFamily("relocator_requests", "Requests of the VM", labels=["disk", "kind"])
-    quantile = GaugeMetricFamily(
-        "relocator_request_seconds",
-        "Quantiles of the time a request took, since the plugin's start",
-        labels=["disk", "kind", "quantile"],
-    )
-    for disk, status in alive.items():
-        for kind, seen in status["requests"].items():
-            count.add_metric([disk, kind], seen["count"])
-            for name, field in (("0.5", "p50_s"), ("0.99", "p99_s"), ("0.999", "p999_s")):
-                if seen["count"]:
-                    quantile.add_metric([disk, kind, name], seen[field])
-    yield count
-    yield quantile
-
-
-def _address(text: str) -> tuple[str, int]:
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdecimal() or int(port) >= 65536:
-        raise ConfigError(f"--listen={text}: not HOST:PORT; write {DEFAULT_LISTEN}")
-    return host.strip("[]"), int(port)
+        yield family(counter, name, text, [([disk], alive[disk][name]) for disk in alive])
+    for name, text, of in _GAUGES:
+        read = of or itemgetter(name)
+        yield family(gauge, name, text, [([disk], read(alive[disk])) for disk in alive])
+    for name, text, choices in _ENUMS:
+        states = [
+            ([disk], {str(one): status[name] == one for one in choices})
+            for disk, status in alive.items()
+        ]
+        yield family(core.StateSetMetricFamily, name, text, states)
+    requests = [
+        ([disk, kind], seen)
+        for disk, status in alive.items()
+        for kind, seen in status["requests"].items()
+    ]
+    counts = [(labels, seen["count"]) for labels, seen in requests]
+    yield family(counter, "requests", "Requests of the VM", counts, "kind")
+    quantiles = [
+        ([*labels, name], seen[field] if seen["count"] else None)
+        for labels, seen in requests
+        for name, field in _QUANTILES
+    ]
+    text = "Quantiles of the time a request took, since the plugin's start"
+    yield family(gauge, "request_seconds", text, quantiles, "kind", "quantile")
 
 
 def _run(options: argparse.Namespace) -> int:
-    host, port = _address(options.listen)
+    where = parse_address(options.listen, DEFAULT_LISTEN, least_port=0)
     collector = StatusCollector(options.controls)
-    server, thread = _serve(collector, host, port)
-    shown = f"[{host}]" if ":" in host else host
+    server, thread = _serve(collector, where.host, where.port)
+    shown = f"[{where.host}]" if ":" in where.host else where.host
     print(f"serving http://{shown}:{server.server_port}/metrics", flush=True)
     try:
         thread.join()

@@ -100,7 +100,6 @@ class Connection:
         self.refusal: str | None = None
         self.has_allocation = False
         self.multi_conn: bool | None = None
-        self.received_bytes = 0
         self._asked_bytes = 0  # under `_lock`
         self._answered_bytes = 0  # by the connection's own thread
 
@@ -241,7 +240,6 @@ class Connection:
                 f"the source failed a {what}: {os.strerror(flight.error)}", flight.error
             )
         else:
-            self.received_bytes += len(request.data)
             self._trim(request)
         self._finished.append(request)
 

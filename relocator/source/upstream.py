@@ -77,11 +77,6 @@ class Upstream:
         """Why what answers is not taken for the source; None if it is, or nothing answers."""
         return self._demand.refusal or self._background[0].refusal
 
-    @property
-    def received_bytes(self) -> int:
-        """Payload received so far."""
-        return sum(one.received_bytes for one in [self._demand, *self._background])
-
     def _least_busy(self) -> Connection:
         """The background connection for the next request."""
         first = self._background[0]

@@ -16,7 +16,6 @@ _NOT_FULL = re.compile(rb"[^\xff]", re.DOTALL)
 _NOT_EMPTY = re.compile(rb"[^\x00]", re.DOTALL)
 _CHUNK_BYTES = 1 << 16
 
-
 #: What a bitmap's bits may live in.
 Buffer = bytearray | mmap.mmap
 
@@ -66,22 +65,20 @@ class Bitmap:
 
     def set(self, first: int, end: int) -> int:
         """Set `first..end`; return how many of them were clear before."""
-        changed = 0
-        for start, stop, mask in self._chunks(first, end):
-            old = int.from_bytes(self._buffer[start:stop], "little")
-            if new := mask & ~old:
-                self._buffer[start:stop] = (old | new).to_bytes(stop - start, "little")
-                changed += new.bit_count()
-        return changed
+        return self._flip(first, end, -1)
 
     def clear(self, first: int, end: int) -> int:
         """Clear `first..end`; return how many of them were set before."""
+        return self._flip(first, end, 0)
+
+    def _flip(self, first: int, end: int, inverted: int) -> int:
+        """Change the set bits of `first..end`, or with `inverted` -1 the clear ones; how many."""
         changed = 0
         for start, stop, mask in self._chunks(first, end):
             old = int.from_bytes(self._buffer[start:stop], "little")
-            if gone := mask & old:
-                self._buffer[start:stop] = (old & ~gone).to_bytes(stop - start, "little")
-                changed += gone.bit_count()
+            if flipped := mask & (old ^ inverted):
+                self._buffer[start:stop] = (old ^ flipped).to_bytes(stop - start, "little")
+                changed += flipped.bit_count()
         return changed
 
     def extract(self, first: int, end: int) -> bytes:
