@@ -12,8 +12,6 @@ Everything is written into a directory beside DIR, which takes DIR's place when 
 an earlier demo left is there until then. If a run fails, its log is kept in DIR-failed.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import shutil

@@ -13,8 +13,6 @@ Exit status: 0 all well, or what failed is a peer that its scenario says may fai
 failed; 2 a wrong argument or scenario; 130 interrupted.
 """
 
-from __future__ import annotations
-
 import argparse
 import fcntl
 import os

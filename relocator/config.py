@@ -109,7 +109,10 @@ def parse_order(key: str, text: str) -> tuple[str, ...]:
 
 def _parse_order_key(key: str, text: str) -> str:
     if text.startswith("trace:"):
-        return f"trace:{_parse_file(key, text.removeprefix('trace:'))}"
+        path = _parse_path(key, text.removeprefix("trace:"))
+        if not path.is_file():
+            raise ConfigError(f"{key}={text}: there is no such file")
+        return f"trace:{path}"
     if text not in ORDERS:
         raise ConfigError(f"{key}={text}: must be one of {', '.join(ORDERS)} or trace:FILE")
     return text

@@ -20,8 +20,6 @@ One virtual CPU of one instruction a nanosecond serves all hosts; `cpu_share` sa
 copy used. Near 1 the CPU was measured, not the link.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

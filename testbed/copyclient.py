@@ -6,8 +6,6 @@ Blocks are drawn from the image's data (DATA bytes with a hole of a quarter of t
 Lines of the log: seconds of CLOCK_MONOTONIC at the start, latency in seconds.
 """
 
-from __future__ import annotations
-
 import random
 import signal
 import sys

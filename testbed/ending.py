@@ -5,11 +5,8 @@ A *program* ends by an exception where it stands, so that every `with` takes dow
 left; what went wrong in it is raised by `check`, and at the end.
 """
 
-from __future__ import annotations
-
 import signal
 import threading
-from types import TracebackType
 from typing import NoReturn, Self
 
 
@@ -64,12 +61,7 @@ class Helper:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.end()
-        if error is None:
+        if kind is None:
             self.check()

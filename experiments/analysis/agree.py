@@ -17,8 +17,6 @@ count: a quick evaluation has fewer.
 Exit status: 0 all agree; 1 something differs; 2 a file can't be read or nothing can be compared.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 import sys

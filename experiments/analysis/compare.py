@@ -7,8 +7,6 @@ Compares the trees' file names and contents (not times or modes) and lists every
 left out: they may tell of wall time. Exit status 0: identical; 1: not; 2: not comparable.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """The table of metrics as it was written, and what several seeds say together."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +24,7 @@ class Estimate:
     high: float
     count: int
 
-    def scaled(self, factor: float) -> Estimate:
+    def scaled(self, factor: float) -> "Estimate":
         return Estimate(self.mean * factor, self.low * factor, self.high * factor, self.count)
 
 

@@ -7,8 +7,6 @@ docs/metrics.md says in words how each is computed and why so. The terms that re
 - a *miss* is a read that took at least 0.9 round trips: its block was at the other site.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 

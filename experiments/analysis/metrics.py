@@ -9,8 +9,6 @@ and reason and no figures. Columns and how they are computed: docs/metrics.md.
 Exit status: 0 the table is written; 1 a run directory is damaged or there is none.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import json

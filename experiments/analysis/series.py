@@ -8,8 +8,6 @@ Runs are compared over the same stretches of time, or a longer run would look be
 the switch; and the last quarter at the *end*, up to the moment when the shortest run stopped.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any

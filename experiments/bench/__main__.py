@@ -4,8 +4,6 @@ Each part writes PART.json (everything) and PART.md (its table). Exit status 0 s
 measured, not that the goals are met: those are judged in docs/bench.md.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import signal

@@ -5,8 +5,6 @@ over a fixed region of the disk, so that every system is asked for the same bloc
 in that time is the figure.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

@@ -5,8 +5,6 @@ that a busy moment of the machine hits all of them alike. Many short rounds tell
 long ones. Ratios are medians of the rounds' ratios to `nbdkit file`, and to QEMU's copy-on-read.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections import defaultdict

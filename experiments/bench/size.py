@@ -7,8 +7,6 @@ the guest has written it). And for 1 TiB with the background copy on: seconds un
 complete, and the most memory that took.
 """
 
-from __future__ import annotations
-
 import statistics
 import sys
 import time

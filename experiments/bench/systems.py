@@ -8,8 +8,6 @@ of the same image, and are read through once before they are measured. xNBD, whe
 speaks TCP only, so our proxy is measured over TCP beside it.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

@@ -6,8 +6,6 @@ distance between the smallest and the largest round, as a fraction of the median
 noise makes of the figure.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Sequence
 

@@ -10,8 +10,6 @@ The first request of each client is kept apart: it pays for the client's own sta
 the one virtual CPU, also where nothing is copied), and a first read finds idle connections.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

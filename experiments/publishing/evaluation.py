@@ -10,8 +10,6 @@ or paths. Runs that failed, were refused or are lacking are named where they wou
 Exit status: 0 all is written; 1 the metrics or a run can't be read.
 """
 
-from __future__ import annotations
-
 import argparse
 import base64
 import math

@@ -8,8 +8,6 @@ Drawn without pyplot (no global state, no display) and without anything that dif
 calls: fixed style, no dates or program names in the PNG.
 """
 
-from __future__ import annotations
-
 import io
 import textwrap
 from collections.abc import Callable, Iterator, Sequence

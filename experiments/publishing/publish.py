@@ -10,8 +10,6 @@ published in DIRECTORY before is replaced.
 Exit status: 0 published; 1 it can't be.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import shutil

@@ -4,8 +4,6 @@ The files are a function of the runs alone. Nothing here asks for the date, the 
 long anything took on the wall clock, so that the same runs give the same bytes.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 from collections.abc import Mapping

@@ -3,8 +3,6 @@
 Every sentence here is computed; where the data do not support it a plainer one is said.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from experiments.analysis import series

@@ -6,8 +6,6 @@ run, first politely (SIGINT, as a person would), then not. Jobs start in the ord
 `at_once` of them together; when one fails the others are of no use and no more are started.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess
@@ -15,7 +13,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 TAIL_BYTES = 16384
@@ -62,12 +59,7 @@ class Batch:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     @property

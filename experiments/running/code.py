@@ -5,8 +5,6 @@ those that travel into the lab with a run, the product and the test bed: a run s
 be the same again, as long as they are the same, whatever becomes of figures and tests.
 """
 
-from __future__ import annotations
-
 import hashlib
 import subprocess
 from collections.abc import Sequence

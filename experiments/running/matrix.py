@@ -11,8 +11,6 @@ one, but is smaller: say `--quick` for it. `make reproduce` runs them all.
 Exit status: 0 well; 1 the run failed or can't be; 2 a wrong argument or scenario; 130 interrupted.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import signal

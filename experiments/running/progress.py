@@ -10,8 +10,6 @@ seen, of which it is known at what share of a run's wall time it comes (`MILESTO
 wall time the run has taken so far: right on fast and slow machines, and still a guess (~).
 """
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Callable, Sequence

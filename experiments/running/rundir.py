@@ -9,8 +9,6 @@ copy is to be proved; that is no part of what on-demand copy alone does. `Run` e
 observation ended: its tables are cut there.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import tempfile

@@ -11,8 +11,6 @@ other and marked by the `outcome` in its run.json; if the lab ended without one 
 one that says so is written here. An interrupted run leaves nothing.
 """
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import json

@@ -5,8 +5,6 @@ it was first needed from the source: by a read, or by a write that covers only a
 that the guest's first write covers whole never has to come, so it is not in the trace.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 from collections.abc import Iterable, Iterator

@@ -6,8 +6,6 @@ left is estimated from the runs that have ended (their wall time is in cell.json
 those under way say they are; copies of other runs take no time.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -8,8 +8,6 @@ run (`trace_of`); and a cell whose run would be another's run again, argument fo
 run: it gets a copy (`same_as`).
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import shutil
@@ -81,7 +79,7 @@ class Cell:
         return {**asdict(self), "axes": dict(self.axes), **lists}
 
     @classmethod
-    def of(cls, document: Mapping[str, Any]) -> Cell:
+    def of(cls, document: Mapping[str, Any]) -> "Cell":
         tuples = {key: tuple(document.get(key, ())) for key in ("arguments", "programs")}
         return cls(**{**document, **tuples})
 

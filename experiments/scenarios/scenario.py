@@ -34,8 +34,6 @@ The later wins: base, base's quick, scenario, its quick, axes, system. A network
 its profile's wherever they stand. Whatever is wrong is a `ScenarioError` with file, key and value.
 """
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

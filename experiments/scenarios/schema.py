@@ -6,8 +6,6 @@ are written as on that command line, with their unit: `rtt = "20ms"`. Where the 
 bed reads the same quantity, its own parser is the check.
 """
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping

@@ -7,8 +7,6 @@ machine, and looking is all that touches the system: it goes through a `Probe`, 
 a machine.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import re

@@ -9,8 +9,6 @@ Two traps: the nbd driver scans partitions when a device is attached unless it w
 and in a network namespace nbd-client must use ioctl (`-L`), its netlink family knows only one.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

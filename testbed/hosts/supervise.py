@@ -9,8 +9,6 @@ host). Only the network differs between our processes: they share mounts, so tha
 attached in one host's namespace can be mounted and used by the guest, who lives in none of them.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import signal
@@ -20,7 +18,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -223,15 +220,10 @@ class Supervisor:
         self.processes.remove(process)
         process.wait(timeout_s)
 
-    def __enter__(self) -> Supervisor:
+    def __enter__(self) -> "Supervisor":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         failures = []
         while self.processes:
             try:

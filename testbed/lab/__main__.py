@@ -4,8 +4,6 @@ python -m testbed.lab run [options] -- MODULE [ARGUMENT...]
 python -m testbed.lab shell | build [--force] | info
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import signal

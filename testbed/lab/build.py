@@ -4,8 +4,6 @@ The same packages give the same bytes on every host: times, identifiers and orde
 nothing of the host goes in. Progress goes to the log, a line a step.
 """
 
-from __future__ import annotations
-
 import fcntl
 import io
 import lzma

@@ -7,8 +7,6 @@ owner and times are 0, inode numbers count up from 1. The kernel unpacks archive
 other, so archives may simply be concatenated.
 """
 
-from __future__ import annotations
-
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass

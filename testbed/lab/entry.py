@@ -9,8 +9,6 @@ terminal and nothing on its standard input; its output appears as it is printed,
 equal runs give equal bytes.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

@@ -11,8 +11,6 @@ is never half right. It appears in the cache by a rename: it is whole or it isn'
 runs that start together build once; whoever holds it also removes what interrupted builds left.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Sequence

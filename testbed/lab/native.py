@@ -4,8 +4,6 @@ The program is a child in a session of its own: Ctrl-C reaches only us. We inter
 can take its network name spaces and devices down, and kill its process group if it doesn't.
 """
 
-from __future__ import annotations
-
 import os
 import select
 import shutil

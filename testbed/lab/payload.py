@@ -6,8 +6,6 @@ bytes give equal virtual time. A module of the test bed is given only what it ma
 what becomes of figures, tests and documents changes no byte of its runs.
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 import subprocess

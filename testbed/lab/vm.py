@@ -14,8 +14,6 @@ Nothing is left behind, however the run ends: every file of a run is unlinked as
 reaches QEMU as a file descriptor, and QEMU dies with this process (setpriv --pdeathsig).
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
@@ -76,7 +74,7 @@ class _Files:
     complaints: IO[bytes]
 
     @classmethod
-    def create(cls, stack: ExitStack, initramfs: bytes) -> _Files:
+    def create(cls, stack: ExitStack, initramfs: bytes) -> "_Files":
         files = cls(*(stack.enter_context(_unlinked_file()) for _ in range(5)))
         files.initramfs.write(initramfs)
         files.initramfs.flush()

@@ -1,7 +1,5 @@
 """A copy that goes on while the run does, and ends when it is complete."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 

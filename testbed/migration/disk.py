@@ -12,8 +12,6 @@ What is on it, all of it made from the seed:
 A partition begins at 1 MiB. The tables' identifiers are fixed: equal seeds give equal images.
 """
 
-from __future__ import annotations
-
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

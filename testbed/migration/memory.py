@@ -4,8 +4,6 @@ Only its traffic matters here, so what it carries is noise made once. It ends wh
 has arrived, as the switch may not begin before.
 """
 
-from __future__ import annotations
-
 import random
 import socket
 import threading

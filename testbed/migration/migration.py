@@ -15,8 +15,6 @@ link meanwhile the events' (`testbed.network.link_events`).
 Exit status: 0 all is well, 1 a check or a step failed, 3 the link was off and refused.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import tempfile

@@ -1,7 +1,5 @@
 """The guest moves: what goes before it, its memory, and the switch."""
 
-from __future__ import annotations
-
 import time
 
 from testbed.hosts import services

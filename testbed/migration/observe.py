@@ -1,7 +1,5 @@
 """While the guest runs: from the workloads' start to their end, the move in the middle."""
 
-from __future__ import annotations
-
 from testbed.hosts.supervise import Supervisor
 from testbed.migration import disk, move, record, relocate
 from testbed.migration.stage import NBD, Stage

@@ -1,7 +1,5 @@
 """Everything that decides a run: the command line of `testbed.migration`, checked."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass

@@ -1,7 +1,5 @@
 """Before the guest runs: the link is calibrated, the disk made, the source's server started."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

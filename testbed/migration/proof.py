@@ -1,7 +1,5 @@
 """What must hold at the end whatever the guest did: a clean file system."""
 
-from __future__ import annotations
-
 import subprocess
 from pathlib import Path
 

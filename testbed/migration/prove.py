@@ -1,7 +1,5 @@
 """What must hold at the end: file system, checksums, ledgers, on the device and in the image."""
 
-from __future__ import annotations
-
 from testbed.hosts import services
 from testbed.migration import disk, proof
 from testbed.migration.stage import Stage

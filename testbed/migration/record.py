@@ -5,8 +5,6 @@ when they are written. Nothing that depends on the host or on the date is writte
 last and appears at once, so that a directory with it is complete.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import time

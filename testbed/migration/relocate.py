@@ -1,7 +1,5 @@
 """After the guest its disk: the background copy, until the source is shut off."""
 
-from __future__ import annotations
-
 import time
 
 from testbed.migration import disk, record

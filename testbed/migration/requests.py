@@ -10,8 +10,6 @@ writes, D discards, F flushes):
     fio-812 [000] ..... 12.345678: block_rq_issue: 43,1 R 4096 () 2048 + 8 [fio]
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 `results/FORMAT.md` documents every field.
 """
 
-from __future__ import annotations
-
 import os
 import platform
 import re

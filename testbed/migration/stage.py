@@ -4,8 +4,6 @@ An act is a function of the stage, in a module that reads from top to bottom: pr
 move, relocate, prove. Nothing here decides anything.
 """
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Figures of a run from its records. Pure: rows in, the `summary` object of run.json out."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

@@ -20,8 +20,6 @@ length moves by up to twice the jitter.
 background copy is held against.
 """
 
-from __future__ import annotations
-
 import math
 import re
 import socket

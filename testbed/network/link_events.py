@@ -10,8 +10,6 @@ thread and logs each as `link-changed`; what went wrong there is raised by `chec
 which mends a link that is still cut.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace

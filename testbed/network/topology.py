@@ -17,8 +17,6 @@ Neighbour tables are filled in beforehand and IPv6 is off: on the WAN flows what
 sends, nothing else. `testbed.wan` says when segmentation offload is on.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager

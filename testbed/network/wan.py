@@ -35,8 +35,6 @@ is sent later. No interface goes down, as no host notices when a cable is cut fa
 This is the only module that imports pyroute2.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from dataclasses import dataclass

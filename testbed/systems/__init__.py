@@ -4,8 +4,6 @@ One file a system, or a family of them. `make` finds a system by its name and ch
 to add one, write a class below `System` and name it in the table here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from testbed.network.wan import ProfileError

@@ -14,8 +14,6 @@ A system raises what goes wrong; nothing is retried. Its servers are started thr
 the guest finds its disk after the move (`serves_at`).
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ stays, unused. nbdcopy reads holes too (`--no-extents`), or they would be asked 
 off; with `extents=yes` it passes them over.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """Offline copy: the guest stands still while nbdcopy copies its disk."""
 
-from __future__ import annotations
-
 from testbed.systems.base import System
 
 

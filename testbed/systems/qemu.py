@@ -1,7 +1,5 @@
 """QEMU's block layer, without a VM around it: qemu-storage-daemon, driven over QMP."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from testbed.hosts import services

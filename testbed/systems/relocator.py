@@ -6,8 +6,6 @@ destination a site that the disk once came from, with what it held then. A trace
 (`order=trace:NAME`) is a file that was shipped into the lab (`--file`).
 """
 
-from __future__ import annotations
-
 import os
 import time
 from pathlib import Path

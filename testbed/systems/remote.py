@@ -1,7 +1,5 @@
 """No relocation: the disk stays where it is."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from testbed.systems.base import System

@@ -1,7 +1,5 @@
 """qemu-storage-daemon: its command line, its monitor, a disk that streams in from the source."""
 
-from __future__ import annotations
-
 import json
 import socket
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ Its proxy keeps what is read and written, `xnbd-bgctl --cache-all` has it fetch 
 before 2011, which nbd-client no longer understands: at both sites `nbdkit nbd` stands between.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from testbed.hosts import services

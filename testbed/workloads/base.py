@@ -9,8 +9,6 @@ Each runs as processes of its own, which end by a signal and with status 0 only 
 error. Logs lie outside the guest's disk. All times are on the monotonic clock, in seconds.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -45,7 +43,7 @@ class Log:
     ios: list[Io] = field(default_factory=list)
     work: list[Work] = field(default_factory=list)
 
-    def __add__(self, other: Log) -> Log:
+    def __add__(self, other: "Log") -> "Log":
         return Log(self.ios + other.ios, self.work + other.work)
 
 

@@ -7,8 +7,6 @@ Cycles start PERIOD_S apart, or one after the other where they take longer, as f
 would otherwise do nothing else.
 """
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

@@ -6,8 +6,6 @@ the other is taken from a random place of a random pool and passed through a ran
 the byte values of its own.
 """
 
-from __future__ import annotations
-
 import hashlib
 import random
 from collections.abc import Iterable, Iterator

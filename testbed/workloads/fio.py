@@ -9,8 +9,6 @@ to do, not how much a disk can be flogged. Every I/O is logged, against the mono
 its place; fio ends by SIGINT, on which it writes its logs (and exits with 128).
 """
 
-from __future__ import annotations
-
 import json
 import re
 import signal

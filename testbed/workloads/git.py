@@ -9,8 +9,6 @@ Logs: `git.work`, a line for every command; `git.commits`, every commit once it 
 `git fsck` must be content and every commit on its branch.
 """
 
-from __future__ import annotations
-
 import os
 import random
 import subprocess

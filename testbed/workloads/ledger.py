@@ -6,8 +6,6 @@ line goes to LOG (which lies outside the disk): sequence, slot, time, latency. W
 in between, the disk must at the end hold in every slot the record that was acknowledged last.
 """
 
-from __future__ import annotations
-
 import mmap
 import os
 import random

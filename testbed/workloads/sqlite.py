@@ -10,8 +10,6 @@ Logs: `sqlite.ios`, a `lookup` for every account looked up and a `commit` for ev
 be sound, no such transaction may be missing, and the money must be what it was.
 """
 
-from __future__ import annotations
-
 import os
 import random
 import shutil

@@ -1,7 +1,5 @@
 """How a workload is told to end: SIGTERM, after which it finishes the step it is in."""
 
-from __future__ import annotations
-
 import signal
 import time
 from types import FrameType

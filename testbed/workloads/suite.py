@@ -10,8 +10,6 @@
 | `ledger` | writes that must not be lost; runs always, named or not |
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -5,8 +5,6 @@ sum in decimal with a system call of its own. The generator computes the same su
 compiler, a disk or a network that changes one bit of any file is found out.
 """
 
-from __future__ import annotations
-
 import io
 import random
 import tarfile

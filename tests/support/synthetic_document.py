@@ -1,14 +1,135 @@
-"""run.json of a synthetic run (see synthetic_run)."""
+"""What a synthetic run was (see synthetic_run), and its run.json."""
 
-from __future__ import annotations
-
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from tests.support.synthetic_run import Synthetic
+from dataclasses import dataclass, field
+from functools import cached_property
+from random import Random
+from typing import Any
 
 MB = 1_000_000
+
+
+@dataclass
+class Synthetic:
+    """What the run was; without `background` the rest is copied after `duration_s`, for proof.
+
+    `speed` is the background copy's share of the link, `hit` how much sooner than by chance the
+    blocks come that the guest will read (1: as by chance), `slow` what the guest's local I/O costs
+    in times of the usual.
+    """
+
+    system: str = "relocator"
+    settings: dict[str, str] = field(default_factory=dict)
+    background: bool = True
+    seed: int = 42
+    rtt_s: float = 0.020
+    rate_bits_per_s: float = 100e6
+    disk_bytes: int = 96 << 20
+    allocated_bytes: int = 64 << 20
+    memory_copy_at_s: float = 18.0
+    switch_at_s: float = 26.0
+    background_delay_s: float = 10.0
+    duration_s: float = 70.0
+    outcome: str = "ok"
+    clock: str = "virtual"
+    speed: float = 0.94
+    hit: float = 1.0
+    slow: float = 1.0
+    cut: tuple[float, float] | None = None
+    random: Random = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.random = Random(self.seed)
+
+    @property
+    def link_bytes_per_s(self) -> float:
+        return self.rate_bits_per_s / 8
+
+    @property
+    def relocates(self) -> bool:
+        return self.system not in ("remote", "stay")
+
+    @property
+    def first(self) -> bool:
+        """The disk is there when the guest is."""
+        return self.system in ("mirror", "offline") or self.settings.get("preseed") == "yes"
+
+    @property
+    def copy_s(self) -> float:
+        return self.allocated_bytes / (self.link_bytes_per_s * self.speed)
+
+    @property
+    def move_at_s(self) -> float:
+        return self.memory_copy_at_s - (self.copy_s if self.system == "mirror" else 0.0)
+
+    @property
+    def switch_done_s(self) -> float:
+        return self.switch_at_s + 0.045 + (self.copy_s if self.system == "offline" else 0.0)
+
+    @cached_property
+    def background_at_s(self) -> float | None:
+        if not self.relocates or self.first:
+            return None
+        return self.switch_done_s + self.background_delay_s if self.background else self.duration_s
+
+    @cached_property
+    def complete_s(self) -> float | None:
+        """Where the background copy has fetched what on-demand copy had not."""
+        if self.first:
+            return self.switch_done_s + 0.01
+        start = self.background_at_s
+        if start is None:
+            return None
+        left = self.allocated_bytes - self.on_demand_bytes(start)
+        return start + left / (self.link_bytes_per_s * self.speed)
+
+    @cached_property
+    def ended_s(self) -> float:
+        """When the workloads ended."""
+        return max(self.duration_s, (self.complete_s or 0.0) + 4.0)
+
+    def on_demand_bytes(self, t_s: float) -> float:
+        if not self.relocates or self.first or t_s < self.switch_done_s:
+            return 0.0
+        elapsed = t_s - self.switch_done_s
+        return self.allocated_bytes * 0.45 * (1 - math.exp(-elapsed / 30))
+
+    def fetched(self, t_s: float) -> tuple[int, int]:
+        """On-demand and background bytes that have arrived at `t_s`."""
+        start, end = self.background_at_s, self.complete_s
+        if self.first:
+            return 0, self.allocated_bytes
+        if start is None or end is None or t_s <= start:
+            return int(self.on_demand_bytes(t_s)), 0
+        share = min(1.0, (t_s - start) / (end - start))
+        demand = self.on_demand_bytes(start)
+        return int(demand), int((self.allocated_bytes - demand) * share)
+
+    def phase(self, t_s: float) -> str:
+        for name, (start, end) in self.phases.items():
+            if start <= t_s < end:
+                return name
+        return list(self.phases)[-1]
+
+    @cached_property
+    def phases(self) -> dict[str, tuple[float, float]]:
+        if self.system == "stay":
+            return {"source": (0.0, self.ended_s)}
+        bounds = {"source": (0.0, self.move_at_s)}
+        if self.system == "mirror":
+            bounds["pre-copy"] = (self.move_at_s, self.memory_copy_at_s)
+        bounds["memory-copy"] = (self.memory_copy_at_s, self.switch_at_s)
+        if self.system == "remote":
+            return bounds | {"remote": (self.switch_done_s, self.ended_s)}
+        if self.first:
+            return bounds | {"complete": (self.switch_done_s, self.ended_s)}
+        assert self.background_at_s is not None and self.complete_s is not None
+        return bounds | {
+            "on-demand": (self.switch_done_s, self.background_at_s),
+            "background": (self.background_at_s, self.complete_s),
+            "complete": (self.complete_s, self.ended_s),
+        }
 
 
 def percentiles(values: list[float]) -> dict[str, float]:

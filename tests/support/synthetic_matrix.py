@@ -1,7 +1,5 @@
 """A small matrix of synthetic runs, a few of each scenario, for tests of the evaluation."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

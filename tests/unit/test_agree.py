@@ -1,7 +1,5 @@
 """Whether a new evaluation agrees with a published one, decided on small tables."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

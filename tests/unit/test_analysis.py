@@ -1,7 +1,5 @@
 """Rates, windows and the comparison, against figures worked out by hand."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

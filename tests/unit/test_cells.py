@@ -1,7 +1,5 @@
 """From scenarios to cells: ids that read well, command lines that the test bed understands."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """experiments.analysis.compare: every difference between two trees is listed, and nothing else."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

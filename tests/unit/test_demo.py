@@ -1,7 +1,5 @@
 """The demo's driver: jobs that are owned, results that appear whole or not at all."""
 
-from __future__ import annotations
-
 import io
 import os
 import signal

@@ -1,7 +1,5 @@
 """The evaluation of a small synthetic matrix, and what is said of tables made by hand."""
 
-from __future__ import annotations
-
 import math
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """One row a run, against figures worked out by hand or known from how the run was made."""
 
-from __future__ import annotations
-
 import csv
 import json
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The result directory: complete, self-contained, and the same bytes for the same runs."""
 
-from __future__ import annotations
-
 import csv
 import json
 import re

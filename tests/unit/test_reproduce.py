@@ -1,7 +1,5 @@
 """The workflow, with Snakemake and a project whose runs are pretended."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

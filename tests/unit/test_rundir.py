@@ -1,7 +1,5 @@
 """What is believed of a run directory, and what is said about one that is not."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

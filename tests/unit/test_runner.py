@@ -1,7 +1,5 @@
 """A run is built beside its place, kept whatever came of it, and never changed."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -1,7 +1,5 @@
 """Scenarios are checked before anything runs: an error names file, key, value and what is right."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -4,8 +4,6 @@ A figure is made of the runs that went well, and says which did not and which it
 are computed from what it shows.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from experiments.publishing.figures import ablations, conditions, paper, programs, systems

@@ -1,7 +1,5 @@
 """What the order of the copy and its pacing are worth, and what a failing link does."""
 
-from __future__ import annotations
-
 import pandas as pd
 from matplotlib.axes import Axes
 

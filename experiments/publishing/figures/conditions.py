@@ -1,7 +1,5 @@
 """What loss, size, the kind of link and the clock do to the same migration."""
 
-from __future__ import annotations
-
 import math
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """What the figures share: style, colours, points with intervals, words for numbers."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """What the figures are made of: the table of metrics, the runs behind it, the spread of seeds."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field

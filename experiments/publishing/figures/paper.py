@@ -1,7 +1,5 @@
 """The paper's experiments again, beside the values that could be read off it."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

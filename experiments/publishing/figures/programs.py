@@ -1,7 +1,5 @@
 """Programs that do something: a mail server's load, a compile, a database, a repository."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes

@@ -1,7 +1,5 @@
 """All systems over round-trip times and rates."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import pandas as pd

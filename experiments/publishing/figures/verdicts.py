@@ -1,7 +1,5 @@
 """Relocator against each peer, over all conditions of the comparison: in a table and in words."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
