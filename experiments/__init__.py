@@ -10,3 +10,14 @@
 Each uses only what stands above it. Nothing here talks to the test bed but through its command
 line and the run directories it leaves (results/FORMAT.md).
 """
+
+import argparse
+
+
+def parser(module: str, doc: str | None) -> argparse.ArgumentParser:
+    """A parser for `python -m experiments.MODULE`, whose help is the module's own text."""
+    return argparse.ArgumentParser(
+        prog=f"python -m experiments.{module}",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )

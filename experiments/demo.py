@@ -26,6 +26,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+import experiments
 from experiments.analysis.series import Row, Runs
 from experiments.publishing import report, wording
 from experiments.running import progress
@@ -175,8 +176,7 @@ def demo(seed: int, out: Path, where: str, clock: str | None, console: Console) 
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m experiments.demo", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = experiments.parser("demo", __doc__)
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="default: %(default)s")
     parser.add_argument("--where", choices=entry.WHERES, default="auto", help="default: auto")

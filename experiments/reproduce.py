@@ -27,6 +27,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+import experiments
 from experiments.running import code, rundir, runner, watch
 from experiments.running.batch import Batch, Job
 from experiments.scenarios import cells
@@ -193,8 +194,7 @@ def _directory(text: str) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m experiments.reproduce", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = experiments.parser("reproduce", __doc__)
     parser.add_argument("--quick", action="store_true", help="the small matrix, in minutes")
     parser.add_argument("--seeds", type=_count, metavar="N", help="seeds of each scenario")
     parser.add_argument("--out", type=Path, help=f"default: {OUT}, or {QUICK_OUT}")

@@ -17,7 +17,6 @@ count: a quick evaluation has fewer.
 Exit status: 0 all agree; 1 something differs; 2 a file can't be read or nothing can be compared.
 """
 
-import argparse
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -26,6 +25,7 @@ from pathlib import Path
 
 import pandas as pd
 
+import experiments
 from experiments.analysis.estimates import Estimate, estimate, read_metrics
 from experiments.running.rundir import RunError
 
@@ -150,10 +150,7 @@ def report(published: pd.DataFrame, new: pd.DataFrame) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.analysis.agree", description=__doc__
-    )
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = experiments.parser("analysis.agree", __doc__)
     parser.add_argument("published", type=Path, metavar="PUBLISHED")
     parser.add_argument("new", type=Path, metavar="NEW")
     args = parser.parse_args(argv)

@@ -7,11 +7,12 @@ Compares the trees' file names and contents (not times or modes) and lists every
 left out: they may tell of wall time. Exit status 0: identical; 1: not; 2: not comparable.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
+
+import experiments
 
 IGNORED = ("*.log",)
 CHUNK_BYTES = 1 << 20
@@ -54,10 +55,7 @@ def differences(one: Path, other: Path, ignored: Sequence[str] = IGNORED) -> Ite
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.analysis.compare", description=__doc__
-    )
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = experiments.parser("analysis.compare", __doc__)
     parser.add_argument("one", type=Path, metavar="DIR1")
     parser.add_argument("other", type=Path, metavar="DIR2")
     parser.add_argument(

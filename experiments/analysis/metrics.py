@@ -9,7 +9,6 @@ and reason and no figures. Columns and how they are computed: docs/metrics.md.
 Exit status: 0 the table is written; 1 a run directory is damaged or there is none.
 """
 
-import argparse
 import csv
 import json
 import sys
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import experiments
 from experiments.analysis import measures
 from experiments.running.rundir import Run, RunError, load_run, read_document
 
@@ -278,10 +278,7 @@ def _text(value: Value) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.analysis.metrics", description=__doc__
-    )
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = experiments.parser("analysis.metrics", __doc__)
     parser.add_argument("runs", type=Path, metavar="RUNS_DIR")
     parser.add_argument("out", type=Path, metavar="OUT.csv")
     args = parser.parse_args(argv)

@@ -56,20 +56,10 @@ def unix_uri(socket: Path) -> str:
 
 def command(load: Load, uri: str, seconds: float, seed: int) -> list[str]:
     """fio's command line for one measurement."""
-    return [
-        "fio",
-        "--name=bench",
-        "--ioengine=nbd",
-        f"--uri={uri}",
-        f"--rw={load.pattern}",
-        f"--bs={load.block_bytes}",
-        f"--iodepth={load.depth}",
-        f"--size={REGION_BYTES}",
-        f"--runtime={round(seconds * 1000)}ms",
-        "--time_based",
-        f"--randseed={seed}",
-        "--output-format=json",
-    ]
+    job = [f"--rw={load.pattern}", f"--bs={load.block_bytes}", f"--iodepth={load.depth}"]
+    job += [f"--size={REGION_BYTES}", f"--runtime={round(seconds * 1000)}ms", "--time_based"]
+    nbd = ["fio", "--name=bench", "--ioengine=nbd", f"--uri={uri}", "--output-format=json"]
+    return [*nbd, *job, f"--randseed={seed}"]
 
 
 def fill(uri: str) -> None:

@@ -29,15 +29,7 @@ LINKS: tuple[Link, ...] = tuple(
     (rtt, rate) for rate in ("100mbit", "1gbit") for rtt in ("0ms", "20ms", "100ms", "200ms")
 )
 QUICK: tuple[Link, ...] = (("20ms", "100mbit"), ("100ms", "100mbit"))
-SYSTEMS = (
-    "local",
-    "nbdcopy",
-    "nbdkit-cow",
-    "nbdkit-cow-all",
-    "qemu",
-    "relocator",
-    "relocator-file",
-)
+SYSTEMS = "local,nbdcopy,nbdkit-cow,nbdkit-cow-all,qemu,relocator,relocator-file"
 #: Random data in the image: 11 s at 100 Mbit/s and 0.6 at 1 Gbit/s, which is mostly start-up.
 DATA = {"100mbit": "128M", "1gbit": "64M"}
 AT_ONCE = 2
@@ -45,19 +37,9 @@ CPU_BOUND = 0.8
 _TIMEOUT_S = 7200.0  # of a machine that does other things too
 
 HEAD = [
-    "link, system",
-    "copy s",
-    "link use",
-    "CPU",
-    "WAN / allocated",
-    "absent n",
-    "absent p50 ms",
-    "p99",
-    "p99.9",
-    "all reads p50 ms",
-    "p99",
-    "first",
-    "write p99 ms",
+    *("link, system", "copy s", "link use", "CPU", "WAN / allocated"),
+    *("absent n", "absent p50 ms", "p99", "p99.9"),
+    *("all reads p50 ms", "p99", "first", "write p99 ms"),
 ]
 _LAST_COLUMNS = ("read_p50_s", "read_p99_s", "first_read_s", "write_p99_s")
 
@@ -65,7 +47,7 @@ _LAST_COLUMNS = ("read_p50_s", "read_p99_s", "first_read_s", "write_p99_s")
 def _command(link: Link, out: Path) -> list[str]:
     lab = [sys.executable, "-m", "testbed.lab", "run", "--timeout", str(_TIMEOUT_S)]
     copies = ["testbed.copybench", "--rtt", link[0], "--rate", link[1], "--data", DATA[link[1]]]
-    return [*lab, "--out", str(out), "--", *copies, "--systems", ",".join(SYSTEMS)]
+    return [*lab, "--out", str(out), "--", *copies, "--systems", SYSTEMS]
 
 
 def _name(link: Link) -> str:

@@ -10,7 +10,6 @@ or paths. Runs that failed, were refused or are lacking are named where they wou
 Exit status: 0 all is written; 1 the metrics or a run can't be read.
 """
 
-import argparse
 import base64
 import math
 import sys
@@ -21,6 +20,7 @@ from typing import Any
 
 import pandas as pd
 
+import experiments
 from experiments.publishing.figures import ALL, draw, verdicts
 from experiments.publishing.figures.evidence import Drawn, Evidence
 from experiments.publishing.report import template
@@ -196,10 +196,7 @@ def _cells(row: pd.Series) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.publishing.evaluation", description=__doc__
-    )
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = experiments.parser("publishing.evaluation", __doc__)
     parser.add_argument("out", type=Path, metavar="OUT")
     args = parser.parse_args(argv)
     try:

@@ -10,7 +10,6 @@ published in DIRECTORY before is replaced.
 Exit status: 0 published; 1 it can't be.
 """
 
-import argparse
 import json
 import shutil
 import sys
@@ -18,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import experiments
 from experiments.running.rundir import replace
 from experiments.scenarios import cells
 from experiments.scenarios.cells import Cell
@@ -105,10 +105,7 @@ def publish(out: Path, directory: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.publishing.publish", description=__doc__
-    )
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = experiments.parser("publishing.publish", __doc__)
     parser.add_argument("out", type=Path, metavar="OUT")
     parser.add_argument("directory", type=Path, metavar="DIRECTORY")
     args = parser.parse_args(argv)

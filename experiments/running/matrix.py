@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import experiments
 from experiments.running import code, runner
 from experiments.running.runner import RunnerError
 from experiments.scenarios import cells, schema
@@ -85,10 +86,7 @@ def _say(text: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.running.matrix", description=__doc__
-    )
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = experiments.parser("running.matrix", __doc__)
     commands = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
     lists = commands.add_parser("list", help="the cells")
     lists.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="only these scenarios'")

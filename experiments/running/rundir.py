@@ -27,27 +27,16 @@ Events = tuple[Mapping[str, Any], ...]
 COLUMNS: dict[str, tuple[str, ...]] = {
     "links.csv": ("t_s", "link", "rx_bytes", "tx_bytes"),
     "presence.csv": (
-        "t_s",
-        "present_blocks",
-        "total_blocks",
-        "on_demand_bytes",
-        "background_bytes",
-        "hole_bytes",
+        *("t_s", "present_blocks", "total_blocks"),
+        *("on_demand_bytes", "background_bytes", "hole_bytes"),
     ),
     "latency.csv": ("t_s", "kind", "latency_s", "offset_bytes"),
     "work.csv": ("kind", "start_s", "end_s", "parts_s", "phase"),
     "requests.csv": ("t_s", "kind", "offset_bytes", "length_bytes"),
 }
 RUN_KEYS = (
-    "clock",
-    "seed",
-    "outcome",
-    "parameters",
-    "calibration",
-    "versions",
-    "phases",
-    "checks",
-    "summary",
+    *("clock", "seed", "outcome", "parameters", "calibration"),
+    *("versions", "phases", "checks", "summary"),
 )
 
 

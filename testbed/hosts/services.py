@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed.hosts.supervise import Process, ProcessError, Supervisor, is_listening, run, wait_until
+from testbed.hosts.supervise import Process, ProcessError, Supervisor, is_listening, run
 
 PORT = 10809
 CEILING_PORT = 10810  # a second target, only for measuring nbdcopy: it must not heat the first
@@ -42,18 +42,8 @@ def prepare_kernel() -> None:
 
 
 def _nbdkit(port: int, address: str, threads: int) -> list[str]:
-    return [
-        "nbdkit",
-        "-f",
-        "-t",
-        str(threads),
-        "-i",
-        address,
-        "-p",
-        str(port),
-        "python",
-        str(PLUGIN),
-    ]
+    listen = ["-i", address, "-p", str(port)]
+    return ["nbdkit", "-f", "-t", str(threads), *listen, "python", str(PLUGIN)]
 
 
 def target_command(disk: Path, control: Path, address: str, port: int = PORT) -> list[str]:
@@ -190,8 +180,3 @@ def mounted(device: Path, point: Path, options: str, file_system: str = "ext3") 
     finally:
         if point.is_mount():
             run(["umount", str(point)])
-
-
-def wait_gone(device: Path, timeout_s: float = 10) -> None:
-    """Waits until a detached nbd device has let go of its size."""
-    wait_until(lambda: _sectors(device) == 0, f"{device} to be free", timeout_s)

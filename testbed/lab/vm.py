@@ -138,16 +138,8 @@ def _command(image: Image, settings: Settings, files: _Files) -> list[str]:
     root_bytes = image.root.stat().st_size
     slots_mib = settings.memory_mib + (root_bytes + RESULT_BYTES >> 20) + 1024
     command = ["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64"]
-    command += [
-        "-nodefaults",
-        "-no-user-config",
-        "-display",
-        "none",
-        "-no-reboot",
-        "-cpu",
-        PROCESSOR,
-    ]
-    command += ["-machine", "pc,nvdimm=on"]
+    command += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
+    command += ["-cpu", PROCESSOR, "-machine", "pc,nvdimm=on"]
     command += ["-m", f"{settings.memory_mib}M,slots=2,maxmem={slots_mib}M"]
     command += ["-smp", str(settings.cpus), "-seed", str(settings.seed)]
     kernel = KERNEL_COMMAND_LINE

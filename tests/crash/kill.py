@@ -148,9 +148,9 @@ class Copy:
         self.await_proxy()
         for worker in self.workers:
             worker.stop()
-        if self.proxy.control.call("status")["state"] != "complete":
+        if self.proxy.status()["state"] != "complete":
             self.proxy.control.call("set", rate="none")
-        self.proxy.control.call("wait", timeout_s=PATIENCE_S)
+        self.proxy.wait(PATIENCE_S)
         for worker in self.workers:
             worker.client.check_all()
             worker.client.close()

@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from relocator.errors import RelocatorError
 from relocator.running.control import ControlServer
 from tests.support.model import source_bytes
-from tests.support.servers import nbdkit, plugin, wait_for
+from tests.support.servers import moving, nbdkit, plugin, proxy, target, wait_for
 
 SIZE_BYTES = 4 << 20
 
@@ -90,19 +90,16 @@ def test_what_is_wrong_is_said_in_a_line(arguments: list[str], status: int, want
 
 
 def test_verbs_steer_a_running_proxy(tmp_path: Path) -> None:
-    (tmp_path / "disk.img").write_bytes(source_bytes(SIZE_BYTES))
-    with nbdkit(tmp_path, "source", ["file", str(tmp_path / "disk.img")]) as source:
-        keys = (f"store={tmp_path / 'store'}", f"source={source.uri}", "rate=1M")
-        with plugin(tmp_path, "proxy", *keys) as server:
-            control = str(server.control_path)
-            assert relocator("pause", control).returncode == 0
-            assert server.control.call("status")["background"] == "paused"
-            refused = relocator("set", control, "rate=5M", "window=tiny")
-            assert (refused.returncode, "window=tiny: not a size" in refused.stderr) == (1, True)
-            assert server.control.call("status")["rate_cap_bits_per_s"] == 1e6  # all or nothing
-            gave_up = relocator("wait", control, "--timeout", "0.3")
-            assert gave_up.returncode == 1
-            assert "not complete yet" in gave_up.stderr
+    with moving(tmp_path, SIZE_BYTES, "rate=1M") as server:
+        control = str(server.control_path)
+        assert relocator("pause", control).returncode == 0
+        assert server.status()["background"] == "paused"
+        refused = relocator("set", control, "rate=5M", "window=tiny")
+        assert (refused.returncode, "window=tiny: not a size" in refused.stderr) == (1, True)
+        assert server.status()["rate_cap_bits_per_s"] == 1e6  # all or nothing
+        gave_up = relocator("wait", control, "--timeout", "0.3")
+        assert gave_up.returncode == 1
+        assert "not complete yet" in gave_up.stderr
 
 
 def test_print_shows_the_command_that_would_run() -> None:
@@ -203,19 +200,16 @@ def test_metrics_without_its_package_names_the_extra() -> None:
 def test_watch_into_a_pipe_prints_a_line_a_second_and_says_when_the_plugin_goes(
     tmp_path: Path,
 ) -> None:
-    (tmp_path / "disk.img").write_bytes(source_bytes(SIZE_BYTES))
-    with nbdkit(tmp_path, "source", ["file", str(tmp_path / "disk.img")]) as source:
-        keys = (f"store={tmp_path / 'store'}", f"source={source.uri}", "rate=100K")
-        with plugin(tmp_path, "proxy", *keys) as server:
-            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-            with started("status", str(server.control_path), "--watch", **pipes) as watch:
-                assert watch.stdout is not None
-                assert watch.stdout.readline().startswith("proxy, active")
-                assert "background " in watch.stdout.readline()
-                server.kill()
-                _, errors = watch.communicate(timeout=20)
-                assert watch.returncode == 1
-                assert "the plugin went away" in errors
+    with moving(tmp_path, SIZE_BYTES, "rate=100K") as server:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with started("status", str(server.control_path), "--watch", **pipes) as watch:
+            assert watch.stdout is not None
+            assert watch.stdout.readline().startswith("proxy, active")
+            assert "background " in watch.stdout.readline()
+            server.kill()
+            _, errors = watch.communicate(timeout=20)
+            assert watch.returncode == 1
+            assert "the plugin went away" in errors
 
 
 def read_until(terminal: int, wanted: str) -> str:
@@ -233,8 +227,7 @@ def test_watch_on_a_terminal_leaves_it_as_it_was(tmp_path: Path, interrupted: bo
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     with nbdkit(tmp_path, "source", ["file", str(tmp_path / "disk.img")]) as source:
-        keys = (f"store={tmp_path / 'store'}", f"source={source.uri}", "rate=100K")
-        with plugin(tmp_path, "proxy", *keys) as server:
+        with proxy(tmp_path, source, "rate=100K") as server:
             command = ("status", str(server.control_path), "--watch")
             with started(*command, stdin=theirs, stdout=theirs, stderr=theirs) as watch:
                 text = read_until(ours, "last minute")
@@ -266,23 +259,19 @@ def test_completion_is_a_script_that_knows_the_commands(shell: str, tmp_path: Pa
 
 
 def test_the_map_gives_shares_of_equal_stretches(tmp_path: Path) -> None:
-    (tmp_path / "disk.img").write_bytes(source_bytes(SIZE_BYTES))
-    with nbdkit(tmp_path, "source", ["file", str(tmp_path / "disk.img")]) as source:
-        keys = (f"store={tmp_path / 'store'}", f"source={source.uri}", "background=off")
-        with plugin(tmp_path, "proxy", *keys, "readahead=0") as server:
-            server.connect().pwrite(b"x" * (SIZE_BYTES // 8), SIZE_BYTES // 4)
-            found = server.control.call("map", cells=4)["map"]
-            assert found == {"present": [0.0, 0.5, 0.0, 0.0], "dirty": [0.0, 0.5, 0.0, 0.0]}
-            blocks = SIZE_BYTES // 4096
-            assert len(server.control.call("map", cells=50000)["map"]["present"]) == blocks
-            for wrong in (0, -1, "many", True, 1 << 20):
-                with pytest.raises(RelocatorError, match="must be a number from 1 to 65536"):
-                    server.control.call("map", cells=wrong)
+    with moving(tmp_path, SIZE_BYTES, "background=off", "readahead=0") as server:
+        server.connect().pwrite(b"x" * (SIZE_BYTES // 8), SIZE_BYTES // 4)
+        found = server.control.call("map", cells=4)["map"]
+        assert found == {"present": [0.0, 0.5, 0.0, 0.0], "dirty": [0.0, 0.5, 0.0, 0.0]}
+        blocks = SIZE_BYTES // 4096
+        assert len(server.control.call("map", cells=50000)["map"]["present"]) == blocks
+        for wrong in (0, -1, "many", True, 1 << 20):
+            with pytest.raises(RelocatorError, match="must be a number from 1 to 65536"):
+                server.control.call("map", cells=wrong)
 
 
 def test_a_target_shows_what_it_has_and_nothing_of_a_copy(tmp_path: Path) -> None:
-    (tmp_path / "disk.img").write_bytes(source_bytes(SIZE_BYTES))
-    with plugin(tmp_path, "target", f"disk={tmp_path / 'disk.img'}") as server:
+    with target(tmp_path, SIZE_BYTES) as server:
         server.connect().pwrite(b"x" * 8192, 0)
         shown = relocator("status", str(server.control_path)).stdout
     assert "target, complete" in shown and "4.0 MiB" in shown

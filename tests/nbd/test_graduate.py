@@ -229,7 +229,7 @@ def test_tls_towards_clients_is_kept(tmp_path: Path) -> None:
 
 def test_a_complete_disk_is_served_plainly_at_once_and_says_so(tmp_path: Path) -> None:
     with source(tmp_path) as origin, graduate(tmp_path, origin.uri) as server:
-        assert server.control.call("wait") if server.await_state(graduated=True) else None
+        assert server.wait() if server.await_state(graduated=True) else None
     with graduate(tmp_path) as server:
         status = server.await_state(graduated=True)
         assert (status["role"], status["state"]) == ("target", "complete")
@@ -301,10 +301,10 @@ def test_what_was_written_after_it_counts_as_anything_and_returns(tmp_path: Path
         handle.shutdown()
         model[5000:5016] = b"after graduation"
     with plugin(b, "away", f"store={b / 'store'}") as away:
-        status = away.control.call("status")
+        status = away.status()
         assert (status["dirty_blocks"], status["graduated"]) == (SIZE_BYTES // BLOCK, False)
         with plugin(a, "home", *home, f"source={away.uri}") as back:
-            back.control.call("wait", timeout_s=60)
+            back.wait()
             assert back.connect().pread(SIZE_BYTES, 0) == model
     assert (a / "disk.img").read_bytes() == model
 
@@ -317,6 +317,6 @@ def test_a_disk_that_has_moved_on_does_not_graduate(tmp_path: Path) -> None:
         server.await_state(state="active")
         uri = f"nbd+unix:///?socket={server.socket}"
         with plugin(c, "next", f"store={c / 'store'}", f"source={uri}") as onward:
-            onward.control.call("wait", timeout_s=60)
+            onward.wait()
             assert server.await_state(state="sealed")["graduated"] is False
             assert onward.connect().pread(SIZE_BYTES, 0) == source_bytes(SIZE_BYTES)

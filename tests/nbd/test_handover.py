@@ -50,7 +50,7 @@ def sites(tmp_path: Path) -> tuple[Site, Site, Site]:
 
 
 def all_present(server: Server) -> bool:
-    status = server.control.call("status")
+    status = server.status()
     return bool(status["present_blocks"] == status["total_blocks"])
 
 
@@ -76,14 +76,14 @@ def test_preseed_drops_what_was_written_at_the_source_meanwhile(sites: Any) -> N
         assert there.pread(SIZE_BYTES, 0) == model  # standby reads are the source's, never stale
         with pytest.raises(nbd.Error, match="EPERM"):
             there.pwrite(b"too early", 0)
-        before = proxy.control.call("status")
+        before = proxy.status()
         after = proxy.control.call("activate", wait=True)
         assert 0 < after["dropped_blocks"] < 320
         wait_for(lambda: target.control.call("identify")["moved"], "the source to be told")
         with pytest.raises(nbd.Error, match="EPERM"):
             guest.pwrite(b"too late", 0)
         scribble(there, model, 3)
-        done = proxy.control.call("wait", timeout_s=60)
+        done = proxy.wait()
         assert there.pread(SIZE_BYTES, 0) == model
         fetched = "background_bytes", "on_demand_bytes"
         refetched = sum(done[name] - before[name] for name in fetched)
@@ -95,16 +95,16 @@ def test_the_return_trip_takes_back_only_what_diverged(sites: Any) -> None:
     a, b, _ = sites
     model = source_bytes(SIZE_BYTES)
     with a.target() as target, b.proxy(target) as proxy:
-        proxy.control.call("wait", timeout_s=60)
+        proxy.wait()
         scribble(proxy.connect(), model, 5, count=10)
-        diverged = proxy.control.call("status")["dirty_blocks"]
+        diverged = proxy.status()["dirty_blocks"]
     home = (f"disk={a.image}", f"store={a.maps}")
     with plugin(b.directory, "proxy", f"store={b.directory / 'store'}") as away:
         with plugin(a.directory, "home", *home, f"source={away.uri}", "mode=standby") as proxy:
             scribble(away.connect(), model, 6, count=5)
             wait_for(lambda: all_present(proxy), "the pre-seed")
             proxy.control.call("activate")
-            status = proxy.control.call("wait", timeout_s=60)
+            status = proxy.wait()
             moved = status["background_bytes"] + status["on_demand_bytes"]
             assert 0 < moved <= (diverged + 2 * 5 * 4) * BLOCK
             assert status["hole_bytes"] == 0
@@ -118,12 +118,12 @@ def test_a_chain_of_sites_works_before_the_middle_is_complete(sites: Any) -> Non
     with a.target() as target, b.proxy(target, "rate=1M") as middle:
         scribble(middle.connect(), model, 7)
         with c.proxy(middle) as last:
-            assert middle.control.call("status")["state"] in ("relaying", "sealed")
+            assert middle.status()["state"] in ("relaying", "sealed")
             scribble(last.connect(), model, 8)
             middle.control.call("set", rate="none")
-            last.control.call("wait", timeout_s=60)
-            middle.control.call("wait", timeout_s=60)
-            assert middle.control.call("status")["state"] == "sealed"
+            last.wait()
+            middle.wait()
+            assert middle.status()["state"] == "sealed"
             assert last.connect().pread(SIZE_BYTES, 0) == model
     assert c.copy.read_bytes() == model
 
@@ -151,7 +151,7 @@ def test_a_seal_survives_the_targets_restart(sites: Any) -> None:
         token = target.control.call("seal")["seal"]
         target.kill()
     with a.target() as target:
-        assert target.control.call("status")["state"] == "sealed"
+        assert target.status()["state"] == "sealed"
         assert target.control.call("identify")["seal"] == token
         with ThreadPoolExecutor(1) as pool:
             written = pool.submit(target.connect().pwrite, b"x", 0)
@@ -166,9 +166,9 @@ def test_the_first_write_activates_where_that_was_asked_for(sites: Any) -> None:
     model = source_bytes(SIZE_BYTES)
     with a.target() as target, b.proxy(target, "mode=standby", "activate-on-write=yes") as proxy:
         scribble(proxy.connect(), model, 9)
-        assert proxy.control.call("status")["state"] != "standby"
-        assert target.control.call("status")["state"] == "sealed"
-        proxy.control.call("wait", timeout_s=60)
+        assert proxy.status()["state"] != "standby"
+        assert target.status()["state"] == "sealed"
+        proxy.wait()
     assert b.copy.read_bytes() == model
 
 
@@ -176,7 +176,7 @@ def test_verify_proves_the_copy_and_finds_a_damaged_block(sites: Any) -> None:
     a, b, _ = sites
     with a.target() as target, b.proxy(target) as proxy:
         handle = proxy.connect()
-        proxy.control.call("wait", timeout_s=60)
+        proxy.wait()
         handle.pwrite(b"newer on purpose", 0)
         proof = proxy.control.call("verify")
         assert proof["verified_blocks"] == SIZE_BYTES // BLOCK - 1
@@ -192,12 +192,12 @@ def test_a_source_that_is_not_ours_offers_blocks_only(sites: Any) -> None:
     content = source_bytes(SIZE_BYTES)
     with nbdkit(a.directory, "foreign", ["file", str(a.image)]) as source:
         with b.proxy(source, "mode=standby") as proxy:
-            status = proxy.control.call("status")
+            status = proxy.status()
             assert (status["source_offers"], status["background"]) == ("blocks", "off")
             assert proxy.connect().pread(SIZE_BYTES, 0) == content
-            assert proxy.control.call("status")["present_blocks"] == 0
+            assert proxy.status()["present_blocks"] == 0
             proxy.control.call("activate")
-            proxy.control.call("wait", timeout_s=60)
+            proxy.wait()
     assert b.copy.read_bytes() == content
     assert a.image.read_bytes() == content  # nothing was written to it as a way of asking
 

@@ -12,15 +12,7 @@ import pytest
 from relocator.source.endpoint import Endpoint
 from relocator.source.remote import Source
 from tests.support.model import source_bytes
-from tests.support.servers import (
-    PLUGIN,
-    Server,
-    mistaken,
-    plugin,
-    refused,
-    status_or_none,
-    wait_for,
-)
+from tests.support.servers import PLUGIN, Server, mistaken, proxy, refused, status_or_none, wait_for
 from tests.support.sources import daemon
 
 SIZE_BYTES = 4 << 20
@@ -76,8 +68,8 @@ def moving(tmp_path: Path, kind: Argv) -> Iterator[tuple[Any, Site]]:
         yield source, found[0]
 
 
-def keys(tmp_path: Path, source: Any, *more: str) -> tuple[str, ...]:
-    return (f"store={tmp_path / 'store'}", f"source=nbd://127.0.0.1:{source.port}", *more)
+def uri(source: Any) -> str:
+    return f"nbd://127.0.0.1:{source.port}"
 
 
 def trouble(server: Server) -> str:
@@ -92,7 +84,7 @@ def test_another_disk_of_the_same_size_is_noticed_when_it_answers_instead(
     model = source_bytes(SIZE_BYTES)
     with moving(tmp_path, kind) as (source, site):
         more = ("background=off", "readahead=0", "retry-timeout=3")
-        with plugin(tmp_path, "proxy", *keys(tmp_path, source, *more)) as server:
+        with proxy(tmp_path, uri(source), *more) as server:
             guest = server.connect()
             assert guest.pread(4096, 0) == model[:4096]
             source.kill()
@@ -105,12 +97,10 @@ def test_another_disk_of_the_same_size_is_noticed_when_it_answers_instead(
             source.kill()
             site.show(1)
             source.start()
-            wait_for(
-                lambda: server.control.call("status")["source_connected"], "the right", PATIENCE_S
-            )
+            wait_for(lambda: server.status()["source_connected"], "the right", PATIENCE_S)
             assert "another disk" not in trouble(server)
             server.control.call("set", background="on")
-            server.control.call("wait", timeout_s=PATIENCE_S)
+            server.wait(PATIENCE_S)
     assert (tmp_path / "store" / "disk.img").read_bytes() == model
 
 
@@ -119,18 +109,20 @@ def test_a_proxy_that_comes_back_takes_the_same_disk_and_no_other(
     tmp_path: Path, kind: Argv
 ) -> None:
     with moving(tmp_path, kind) as (source, site):
-        with plugin(tmp_path, "proxy", *keys(tmp_path, source, "background=off")) as server:
+        with proxy(tmp_path, uri(source), "background=off") as server:
             server.connect().pread(4096, 0)
             server.process.send_signal(signal.SIGKILL)
         source.kill()
         site.show(2)
         source.start()
-        assert "is not the disk that the store" in refused(*keys(tmp_path, source))
+        assert "is not the disk that the store" in refused(
+            f"store={tmp_path / 'store'}", f"source={uri(source)}"
+        )
         source.kill()
         site.show(1)
         source.start()
-        with plugin(tmp_path, "proxy", *keys(tmp_path, source)) as server:
-            server.control.call("wait", timeout_s=PATIENCE_S)
+        with proxy(tmp_path, uri(source)) as server:
+            server.wait(PATIENCE_S)
     assert (tmp_path / "store" / "disk.img").read_bytes() == source_bytes(SIZE_BYTES)
 
 
@@ -139,10 +131,10 @@ def test_a_source_that_was_away_at_the_start_is_looked_at_when_it_comes(
     tmp_path: Path, kind: Argv
 ) -> None:
     with moving(tmp_path, kind) as (source, site):
-        with plugin(tmp_path, "proxy", *keys(tmp_path, source, "background=off")) as server:
+        with proxy(tmp_path, uri(source), "background=off") as server:
             server.connect().pread(4096, 0)
         source.kill()
-        with plugin(tmp_path, "proxy", *keys(tmp_path, source, "retry-timeout=3")) as server:
+        with proxy(tmp_path, uri(source), "retry-timeout=3") as server:
             site.show(2)
             source.start()
             wait_for(lambda: "another disk" in trouble(server), "it to be noticed", PATIENCE_S)
@@ -150,14 +142,14 @@ def test_a_source_that_was_away_at_the_start_is_looked_at_when_it_comes(
 
 def test_a_source_that_is_away_at_the_start_is_told_and_asked_when_it_comes(tmp_path: Path) -> None:
     with moving(tmp_path, ours) as (source, _):
-        with plugin(tmp_path, "proxy", *keys(tmp_path, source, "background=off")) as server:
+        with proxy(tmp_path, uri(source), "background=off") as server:
             server.connect().pread(4096, 0)
         source.kill()
-        with plugin(tmp_path, "proxy", *keys(tmp_path, source, "background=off")) as server:
+        with proxy(tmp_path, uri(source), "background=off") as server:
             wait_for(lambda: "nothing more is known" in trouble(server), "the failure", PATIENCE_S)
             source.start()  # it keeps no maps, so it doesn't know any more that the disk has moved
             wait_for(lambda: trouble(server) == "None", "the source to be asked", PATIENCE_S)
-            answer = Source(Endpoint(f"nbd://127.0.0.1:{source.port}/")).call("identify")
+            answer = Source(Endpoint(uri(source))).call("identify")
             assert answer["moved"]
 
 
@@ -180,7 +172,7 @@ def test_a_source_that_refuses_to_be_sealed_again_is_not_read_and_ends_nothing(
 
     with moving(tmp_path, stubborn) as (source, _):
         more = ("background=off", "readahead=0", "retry-timeout=3")
-        with plugin(tmp_path, "proxy", *keys(tmp_path, source, *more)) as server:
+        with proxy(tmp_path, uri(source), *more) as server:
             handle = server.connect()
             data = handle.pread(4096, 0)
             source.kill()
@@ -195,13 +187,11 @@ def test_a_source_that_refuses_to_be_sealed_again_is_not_read_and_ends_nothing(
 
 def test_a_target_that_forgot_its_seal_is_sealed_again(tmp_path: Path) -> None:
     with moving(tmp_path, ours) as (source, _):
-        with plugin(tmp_path, "proxy", *keys(tmp_path, source, "background=off")) as server:
+        with proxy(tmp_path, uri(source), "background=off") as server:
             server.connect().pread(4096, 0)
             source.kill()
             source.start()
-            wait_for(
-                lambda: server.control.call("status")["source_connected"], "the source", PATIENCE_S
-            )
+            wait_for(lambda: server.status()["source_connected"], "the source", PATIENCE_S)
             guest = nbd.NBD()
             guest.connect_tcp("127.0.0.1", str(source.port))
             with pytest.raises(nbd.Error, match="EPERM"):

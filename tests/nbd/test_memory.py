@@ -4,7 +4,7 @@ from pathlib import Path
 
 import nbd
 
-from tests.support.servers import nbdkit, plugin
+from tests.support.servers import nbdkit, plugin, proxy
 
 SIZE_BYTES = 192 << 20
 MOST_GROWTH_KIB = 48 << 10
@@ -20,15 +20,14 @@ def resident_kib(pid: int) -> int:
 def test_memory_does_not_grow_with_what_was_fetched(tmp_path: Path) -> None:
     arguments = ["pattern", f"size={SIZE_BYTES}"]
     with nbdkit(tmp_path, "source", arguments) as source:
-        keys = (f"store={tmp_path / 'store'}", f"source={source.uri}", "background=off")
-        with plugin(tmp_path, "proxy", *keys) as proxy:
-            before = resident_kib(proxy.process.pid)
-            handle = proxy.connect()
+        with proxy(tmp_path, source, "background=off") as server:
+            before = resident_kib(server.process.pid)
+            handle = server.connect()
             for offset in range(0, SIZE_BYTES // 4, 256 << 10):
                 handle.pread(4096, offset)
-            proxy.control.call("set", background="on")
-            proxy.control.call("wait", timeout_s=120)
-            grown = resident_kib(proxy.process.pid) - before
+            server.control.call("set", background="on")
+            server.wait(120)
+            grown = resident_kib(server.process.pid) - before
     assert grown < MOST_GROWTH_KIB, f"{grown} KiB more after {SIZE_BYTES >> 10} KiB were fetched"
 
 
@@ -36,12 +35,12 @@ def test_memory_does_not_grow_with_connections_that_came_and_went(tmp_path: Path
     """nbdkit makes threads for each, and what Python keeps of a thread goes with it."""
     (tmp_path / "disk.img").write_bytes(bytes(1 << 20))
     flags = ["--threads", "16"]
-    with plugin(tmp_path, "target", f"disk={tmp_path / 'disk.img'}", flags=flags) as target:
+    with plugin(tmp_path, "target", f"disk={tmp_path / 'disk.img'}", flags=flags) as source:
         sizes = []
         for _ in range(2):
             for _ in range(CONNECTIONS):
-                _busy_connection(target.socket)
-            sizes.append(resident_kib(target.process.pid))
+                _busy_connection(source.socket)
+            sizes.append(resident_kib(source.process.pid))
     grown = sizes[1] - sizes[0]
     assert grown < CONNECTIONS, f"{grown} KiB more after {CONNECTIONS} connections"
 

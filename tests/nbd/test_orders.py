@@ -8,7 +8,7 @@ import pytest
 
 from relocator.copying import heat
 from tests.support.model import source_bytes
-from tests.support.servers import Server, nbdkit, plugin, wait_for
+from tests.support.servers import Server, nbdkit, proxy, target, wait_for
 
 SIZE_BYTES = 16 << 20
 BLOCK = 4096
@@ -18,28 +18,23 @@ GROUP = heat.LEAST_GROUP_BYTES
 @pytest.fixture
 def source(tmp_path: Path) -> Any:
     """Our target with 16 MiB of random data."""
-    (tmp_path / "disk.img").write_bytes(source_bytes(SIZE_BYTES))
-    with plugin(tmp_path, "target", f"disk={tmp_path / 'disk.img'}") as server:
+    with target(tmp_path, SIZE_BYTES) as server:
         yield server
-
-
-def proxy(tmp_path: Path, source: Server, *keys: str) -> Any:
-    return plugin(tmp_path, "proxy", f"store={tmp_path / 'store'}", f"source={source.uri}", *keys)
 
 
 def copied_first(server: Server, count_bytes: int) -> Server:
     """Let the copy run until `count_bytes` have arrived, then stop it."""
-    wait_for(lambda: server.control.call("status")["background_bytes"] >= count_bytes, "the copy")
+    wait_for(lambda: server.status()["background_bytes"] >= count_bytes, "the copy")
     server.control.call("pause")
-    wait_for(lambda: server.control.call("status")["in_flight_bytes"] == 0, "the link to drain")
+    wait_for(lambda: server.status()["in_flight_bytes"] == 0, "the link to drain")
     return server
 
 
 def cost(server: Server, offset: int, length: int) -> int:
     """Bytes that a read has to fetch on demand."""
-    before = server.control.call("status")["on_demand_bytes"]
+    before = server.status()["on_demand_bytes"]
     server.connect().pread(length, offset)
-    return int(server.control.call("status")["on_demand_bytes"]) - before
+    return int(server.status()["on_demand_bytes"]) - before
 
 
 def test_the_groups_that_were_hot_at_the_source_come_first(tmp_path: Path, source: Server) -> None:
@@ -50,7 +45,7 @@ def test_the_groups_that_were_hot_at_the_source_come_first(tmp_path: Path, sourc
     keys = ("mode=standby", "background=off", "order=hot,sequential", "rate=16M", "readahead=0")
     with proxy(tmp_path, source, *keys) as server:
         server.control.call("activate")
-        wait_for(lambda: "hot" in server.control.call("status")["known"], "the heat")
+        wait_for(lambda: "hot" in server.status()["known"], "the heat")
         server.control.call("set", background="on")
         copied_first(server, 3 << 20)
         assert cost(server, 11 << 20, GROUP) == 0
@@ -99,12 +94,12 @@ def test_a_trace_comes_first_and_an_order_can_be_changed_in_flight(
     with proxy(tmp_path, source, "order=sequential", "rate=8M", "readahead=0") as server:
         server.control.call("set", order=f"trace:{trace},sequential")
         copied_first(server, 4 << 20)
-        assert server.control.call("status")["order"] == f"trace:{trace},sequential"
+        assert server.status()["order"] == f"trace:{trace},sequential"
         assert cost(server, 9 << 20, 1 << 20) == 0
         assert cost(server, 5 << 20, 1 << 20) == 0
         server.control.call("resume")
         server.control.call("set", order="random", rate="none")
-        server.control.call("wait", timeout_s=60)
+        server.wait()
     assert (tmp_path / "store" / "disk.img").read_bytes() == source_bytes(SIZE_BYTES)
 
 
@@ -119,15 +114,7 @@ def ext4(tmp_path: Path) -> Path:
     image.write_bytes(b"old data" * (4 << 20))
     command = [
         "mke2fs",
-        "-q",
-        "-F",
-        "-E",
-        "nodiscard",
-        "-t",
-        "ext4",
-        "-b",
-        "4096",
-        "-d",
+        *["-q", "-F", "-E", "nodiscard", "-t", "ext4", "-b", "4096", "-d"],
         str(files),
         str(image),
     ]
@@ -139,7 +126,7 @@ def test_what_the_file_system_uses_comes_first(tmp_path: Path, ext4: Path) -> No
     with nbdkit(tmp_path, "source", ["file", str(ext4)]) as source:
         keys = ("order=in-use,sequential", "background=off", "readahead=0")
         with proxy(tmp_path, source, *keys) as server:
-            wait_for(lambda: "in-use" in server.control.call("status")["known"], "the bitmaps")
+            wait_for(lambda: "in-use" in server.status()["known"], "the bitmaps")
             server.control.call("set", background="on", rate="64M")
             copied_first(server, 14 << 20)
             clean = subprocess.run(
@@ -154,9 +141,9 @@ def test_free_blocks_can_be_skipped_and_the_saving_is_told(tmp_path: Path, ext4:
     with nbdkit(tmp_path, "source", ["file", str(ext4)]) as source:
         keys = ("skip-free=yes", "background=off")
         with proxy(tmp_path, source, *keys) as server:
-            wait_for(lambda: server.control.call("status")["skipped_bytes"], "free blocks")
+            wait_for(lambda: server.status()["skipped_bytes"], "free blocks")
             server.control.call("set", background="on")
-            status = server.control.call("wait", timeout_s=60)
+            status = server.wait()
     moved = status["background_bytes"] + status["on_demand_bytes"]
     assert status["skipped_bytes"] > 16 << 20
     assert moved + status["skipped_bytes"] + status["hole_bytes"] == 32 << 20
@@ -173,5 +160,5 @@ def test_what_a_guest_waits_for_travels_as_demand_also_with_read_ahead(
 ) -> None:
     with proxy(tmp_path, source, "background=off") as server:
         assert cost(server, 5 << 20, BLOCK) == BLOCK
-        wait_for(lambda: server.control.call("status")["background_bytes"] > 0, "the neighbourhood")
+        wait_for(lambda: server.status()["background_bytes"] > 0, "the neighbourhood")
         assert cost(server, (5 << 20) + BLOCK, BLOCK) == 0

@@ -10,26 +10,16 @@ import pytest
 
 from relocator.errors import RelocatorError
 from tests.support.model import Actor, source_bytes
-from tests.support.servers import Server, nbdkit, plugin, wait_for
+from tests.support.servers import Server, nbdkit, plugin, proxy, target, wait_for
 
 SIZE_BYTES = (6 << 20) + 1536  # the last block is short
-SLOW = ("--filter=delay",)
 
 
 @pytest.fixture
 def source(tmp_path: Path):
     """Our target, each read a little late so that requests overlap."""
-    (tmp_path / "disk.img").write_bytes(source_bytes(SIZE_BYTES))
-    with plugin(
-        tmp_path, "target", f"disk={tmp_path / 'disk.img'}", "delay-read=3ms", flags=SLOW
-    ) as server:
+    with target(tmp_path, SIZE_BYTES, "delay-read=3ms", flags=("--filter=delay",)) as server:
         yield server
-
-
-def proxy(tmp_path: Path, source: Server | None, *keys: str):
-    """A proxy of `source` with its store in `tmp_path`."""
-    wanted = () if source is None else (f"source={source.uri}",)
-    return plugin(tmp_path, "proxy", f"store={tmp_path / 'store'}", *wanted, *keys)
 
 
 def run_actors(actors: list[Actor], steps: int) -> None:
@@ -66,7 +56,7 @@ def test_random_requests_beside_the_background_copy_read_like_the_model(
         ]
         run_actors(actors, 150)
         server.control.call("set", rate="none")
-        status = server.control.call("wait", timeout_s=60)
+        status = server.wait()
         run_actors(actors, 50)
         for actor in actors:
             actor.check_all()
@@ -77,7 +67,7 @@ def test_random_requests_beside_the_background_copy_read_like_the_model(
 def test_a_block_is_fetched_at_most_once(tmp_path: Path, source: Server) -> None:
     with proxy(tmp_path, source) as server:
         run_actors([ReadAll(server, start) for start in (0, 1 << 20, 3 << 20)], 1)
-        status = server.control.call("wait", timeout_s=60)
+        status = server.wait()
     moved = status["on_demand_bytes"] + status["background_bytes"] + status["hole_bytes"]
     assert moved == SIZE_BYTES
 
@@ -101,7 +91,7 @@ def test_without_background_only_what_is_read_is_fetched(tmp_path: Path, source:
         handle = server.connect()
         assert handle.pread(10, 5000) == source_bytes(SIZE_BYTES)[5000:5010]
         handle.pread(8192, 4096)
-        status = server.control.call("status")
+        status = server.status()
     assert (status["present_blocks"], status["on_demand_bytes"]) == (2, 8192)
     assert (status["background"], status["background_bytes"]) == ("off", 0)
 
@@ -113,14 +103,14 @@ def test_full_block_write_fetches_nothing_and_a_partial_one_its_block(
     with proxy(tmp_path, source, "background=off", "readahead=0") as server:
         handle = server.connect()
         handle.pwrite(b"w" * 8192, 8192)
-        assert server.control.call("status")["on_demand_bytes"] == 0
+        assert server.status()["on_demand_bytes"] == 0
         handle.pwrite(b"p" * 10, 100)
-        assert server.control.call("status")["on_demand_bytes"] == 4096
+        assert server.status()["on_demand_bytes"] == 4096
         model[100:110] = b"p" * 10
         assert handle.pread(4096, 0) == model[:4096]
         last = SIZE_BYTES // 4096 * 4096
         handle.pwrite(b"e" * (SIZE_BYTES - last), last)  # the short last block, whole
-        assert server.control.call("status")["on_demand_bytes"] == 4096
+        assert server.status()["on_demand_bytes"] == 4096
 
 
 def test_the_source_is_never_written(tmp_path: Path, source: Server) -> None:
@@ -130,7 +120,7 @@ def test_the_source_is_never_written(tmp_path: Path, source: Server) -> None:
         handle.zero(50_000, 400_000)
         handle.trim(50_000, 800_000)
         handle.flush()
-        server.control.call("wait", timeout_s=60)
+        server.wait()
     assert (tmp_path / "disk.img").read_bytes() == source_bytes(SIZE_BYTES)
 
 
@@ -140,7 +130,7 @@ def test_completion_drops_the_source_and_the_proxy_serves_on(
     model = source_bytes(SIZE_BYTES)
     with proxy(tmp_path, source) as server:
         handle = server.connect()
-        status = server.control.call("wait", timeout_s=60)
+        status = server.wait()
         assert (status["role"], status["source_connected"]) == ("target", False)
         source.kill()
         assert handle.pread(SIZE_BYTES, 0) == model
@@ -148,7 +138,7 @@ def test_completion_drops_the_source_and_the_proxy_serves_on(
     with proxy(tmp_path, None) as server:  # a complete store needs no source
         model[7:12] = b"later"
         assert server.connect().pread(SIZE_BYTES, 0) == model
-        assert server.control.call("status")["state"] == "complete"
+        assert server.status()["state"] == "complete"
     assert (tmp_path / "store" / "disk.img").read_bytes() == model
 
 
@@ -161,14 +151,14 @@ def test_a_proxy_that_comes_back_goes_on_where_it_was(
         actor = Actor(server.connect(), model, 0, SIZE_BYTES, 5)
         for _ in range(120):
             actor.step()
-        before = server.control.call("status")
+        before = server.status()
         getattr(server, how)()
     with proxy(tmp_path, source, "background=off", "readahead=0") as server:
-        after = server.control.call("status")
+        after = server.status()
         assert after["present_blocks"] == before["present_blocks"]
         assert after["dirty_blocks"] == before["dirty_blocks"]
         Actor(server.connect(), model, 0, SIZE_BYTES, 6).check_all()
-        server.control.call("wait", timeout_s=60)
+        server.wait()
     assert (tmp_path / "store" / "disk.img").read_bytes() == model
 
 
@@ -187,16 +177,15 @@ def test_after_a_reboot_only_what_was_flushed_is_believed(tmp_path: Path, source
     live.write_bytes(content)
     with proxy(tmp_path, source, "background=off", "readahead=0") as server:
         handle = server.connect()
-        assert server.control.call("status")["present_blocks"] == 1
+        assert server.status()["present_blocks"] == 1
         assert handle.pread(4096, 0) == b"F" * 4096
         assert handle.pread(4096, 8192) == model[8192:12288]
 
 
 def test_source_lost_and_back_costs_no_error(tmp_path: Path) -> None:
-    (tmp_path / "disk.img").write_bytes(source_bytes(SIZE_BYTES))
     model = source_bytes(SIZE_BYTES)
     got: list[bytes] = []
-    with plugin(tmp_path, "target", f"disk={tmp_path / 'disk.img'}") as first:
+    with target(tmp_path, SIZE_BYTES) as first:
         with proxy(tmp_path, first, "background=off", "readahead=0") as server:
             handle, other = server.connect(), server.connect()
             assert handle.pread(4096, 0) == model[:4096]
@@ -211,7 +200,7 @@ def test_source_lost_and_back_costs_no_error(tmp_path: Path) -> None:
                 assert got == [model[40960:45056]]
                 model[81920:86016] = b"n" * 4096
                 server.control.call("set", background="on")
-                server.control.call("wait", timeout_s=60)
+                server.wait()
     assert (tmp_path / "store" / "disk.img").read_bytes() == model
 
 
@@ -226,7 +215,7 @@ def test_source_lost_for_too_long_is_an_io_error_and_nothing_worse(
             handle.pread(4096, 40960)
         assert caught.value.errno == "EIO"
         assert handle.pread(4096, 0) == source_bytes(SIZE_BYTES)[:4096]
-        assert server.control.call("status")["source_connected"] is False
+        assert server.status()["source_connected"] is False
 
 
 def test_pause_resume_and_set_steer_the_background_copy(tmp_path: Path, source: Server) -> None:
@@ -251,7 +240,7 @@ def test_holes_are_never_transferred(tmp_path: Path) -> None:
         disk.truncate(64 << 20)
     with nbdkit(tmp_path, "target", ["file", str(tmp_path / "disk.img")]) as source:
         with proxy(tmp_path, source) as server:
-            status = server.control.call("wait", timeout_s=60)
+            status = server.wait()
             entries: list[int] = []
             server.connect().block_status(
                 64 << 20, 0, lambda _context, _offset, got, _error: entries.extend(got) or 0
@@ -295,7 +284,7 @@ def test_a_full_store_refuses_writes_and_goes_on_reading_from_the_source(
             handle.pwrite(b"w" * 4096, far)
         assert handle.pread(8192, far) == model[far : far + 8192]
         assert handle.pread(4096, 0) == model[:4096]
-        assert server.control.call("status")["present_blocks"] == 1
+        assert server.status()["present_blocks"] == 1
 
 
 def limit_file_size(pid: int, limit_bytes: int) -> None:

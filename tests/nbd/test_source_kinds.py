@@ -143,12 +143,10 @@ def test_a_copy_from_any_server_is_exact_also_when_it_is_killed_and_comes_back(
                 time.sleep(0.3)
                 source.start()
                 work.result()
-            wait_for(
-                lambda: server.control.call("status")["source_connected"], "the source", PATIENCE_S
-            )
-            assert server.control.call("status")["state"] == "active"
+            wait_for(lambda: server.status()["source_connected"], "the source", PATIENCE_S)
+            assert server.status()["state"] == "active"
             server.control.call("set", rate="none")
-            status = server.control.call("wait", timeout_s=PATIENCE_S)
+            status = server.wait(PATIENCE_S)
             Actor(handle, model, 0, SIZE_BYTES, 1).check_all()
     assert (tmp_path / "store" / "disk.img").read_bytes() == model
     assert status["source_offers"] == offers
@@ -171,7 +169,7 @@ def test_a_connection_cut_in_the_middle_of_a_reply_costs_nothing(tmp_path: Path)
                     break
             relay.cut_after_bytes = None
             server.control.call("set", rate="none")
-            server.control.call("wait", timeout_s=PATIENCE_S)
+            server.wait(PATIENCE_S)
         relay.close()
     assert relay.cuts > 1
     assert (tmp_path / "store" / "disk.img").read_bytes() == model

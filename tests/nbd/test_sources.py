@@ -3,9 +3,9 @@
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nbd
 import pytest
@@ -15,45 +15,29 @@ from relocator.filesystem.rounds import Rounds
 from relocator.source.endpoint import Endpoint
 from relocator.source.remote import Source
 from relocator.store.geometry import Extent
+from tests.nbd.test_source_kinds import nbdkit_file, nbdkit_with_large_blocks
+from tests.support import servers
 from tests.support.model import source_bytes
-from tests.support.servers import Server, plugin, wait_for
-from tests.support.sources import SIZE_BYTES, Daemon, daemon, image, sparse
+from tests.support.servers import wait_for
+from tests.support.sources import SIZE_BYTES, Daemon, daemon, image
 
 
-def nbdkit_file(directory: Path, port: int) -> list[str]:
-    sparse(source_bytes(SIZE_BYTES), directory / "disk.img")
-    return ["nbdkit", "-t", "1", "-f", "-p", str(port), "file", str(directory / "disk.img")]
-
-
-def nbdkit_with_large_blocks(directory: Path, port: int) -> list[str]:
-    policy = ["blocksize-minimum=64K", "blocksize-preferred=64K", "blocksize-maximum=128K"]
-    filters = ["--filter=blocksize-policy"]
-    path = str(image(directory))
-    return (
-        ["nbdkit", "-f", "-p", str(port), *filters, "file", path]
-        + policy
-        + ["blocksize-error-policy=error"]
-    )
-
-
-@contextmanager
-def proxy(directory: Path, port: int, *keys: str) -> Iterator[Server]:
+def proxy(directory: Path, port: int, *keys: str) -> Any:
     """A proxy of the server at `port`."""
-    store = f"store={directory / 'store'}"
-    with plugin(directory, "proxy", store, f"source=nbd://127.0.0.1:{port}/disk", *keys) as server:
-        yield server
+    return servers.proxy(directory, f"nbd://127.0.0.1:{port}/disk", *keys)
 
 
 def test_requests_keep_to_the_block_sizes_that_the_server_asks_for(tmp_path: Path) -> None:
     model = source_bytes(SIZE_BYTES)
-    arguments = nbdkit_with_large_blocks
-    with daemon(tmp_path, "source", lambda port: arguments(tmp_path, port)) as source:
+    with daemon(
+        tmp_path, "source", lambda port: nbdkit_with_large_blocks(tmp_path, port)
+    ) as source:
         with proxy(tmp_path, source.port, "background=off", "readahead=0") as server:
             handle = server.connect()
             assert handle.pread(512, 70_000) == model[70_000:70_512]
             assert handle.pread(1 << 20, 4096 * 3) == model[4096 * 3 : 4096 * 3 + (1 << 20)]
             assert handle.pread(100, SIZE_BYTES - 100) == model[-100:]
-            assert server.control.call("status")["error"] is None
+            assert server.status()["error"] is None
 
 
 def faulty(directory: Path, *keys: str) -> Callable[[int], list[str]]:
@@ -67,7 +51,7 @@ def test_reads_that_fail_at_random_are_made_again_by_the_copy(tmp_path: Path) ->
     argv = faulty(tmp_path, "error-pread=EIO", "error-pread-rate=10%", "delay-read=2ms")
     with daemon(tmp_path, "source", argv) as source:
         with proxy(tmp_path, source.port, "window=1M") as server:
-            server.control.call("wait", timeout_s=60)
+            server.wait()
     assert (tmp_path / "store" / "disk.img").read_bytes() == source_bytes(SIZE_BYTES)
 
 
@@ -93,14 +77,14 @@ def test_a_source_that_hangs_and_goes_on_costs_no_error(tmp_path: Path) -> None:
             far = SIZE_BYTES - 8192
             waiting = threading.Thread(target=lambda: got.append(handle.pread(4096, far)))
             waiting.start()
-            wait_for(lambda: not server.control.call("status")["source_connected"], "the stall", 20)
+            wait_for(lambda: not server.status()["source_connected"], "the stall", 20)
             time.sleep(2)
             assert not got
             source.signal(signal.SIGCONT)
             waiting.join(55)
             assert got == [model[far : far + 4096]]
             server.control.call("set", rate="none")
-            server.control.call("wait", timeout_s=60)
+            server.wait()
     assert (tmp_path / "store" / "disk.img").read_bytes() == model
 
 
@@ -133,7 +117,7 @@ def test_a_source_that_dies_while_the_proxy_learns_from_it_ends_nothing(tmp_path
             handle = server.connect()
             handle.pwrite(b"here" * 1024, 0)
             source.kill()
-            wait_for(lambda: not server.control.call("status")["source_connected"], "the end")
+            wait_for(lambda: not server.status()["source_connected"], "the end")
             assert handle.pread(4096, 0) == b"here" * 1024
             source.start()
             assert handle.pread(4096, 4096) == source_bytes(SIZE_BYTES)[4096:8192]
@@ -174,13 +158,11 @@ def connections_at(source: Daemon, tmp_path: Path, wanted: int, seen: int) -> No
     """A proxy told to open `wanted` connections has `seen`, and copies all the same."""
     keys = (f"connections={wanted}", "rate=4M", "window=1M")
     with proxy(tmp_path, source.port, *keys) as server:
-        wait_for(
-            lambda: server.control.call("status")["source_connections"] == seen, f"{seen} of them"
-        )
+        wait_for(lambda: server.status()["source_connections"] == seen, f"{seen} of them")
         time.sleep(0.3)
-        assert server.control.call("status")["source_connections"] == seen
+        assert server.status()["source_connections"] == seen
         server.control.call("set", rate="none")
-        server.control.call("wait", timeout_s=60)
+        server.wait()
     assert (tmp_path / "store" / "disk.img").read_bytes() == source_bytes(SIZE_BYTES)
 
 
@@ -201,7 +183,7 @@ def test_demand_may_share_the_background_s_connections(tmp_path: Path, connectio
         for offset in range(SIZE_BYTES - (1 << 20), SIZE_BYTES, 1 << 17):
             assert bytes(guest.pread(1 << 16, offset)) == data[offset : offset + (1 << 16)]
         server.control.call("set", rate="none")
-        server.control.call("wait", timeout_s=60)
+        server.wait()
     assert (tmp_path / "store" / "disk.img").read_bytes() == data
 
 

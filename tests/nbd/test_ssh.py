@@ -82,5 +82,5 @@ def test_the_far_end_of_ssh_may_be_a_unix_socket(tmp_path: Path) -> None:
         uri = f"source={address}/?socket={source.socket}"
         store, flags = f"store={tmp_path / 'store'}", f"ssh-options={options}"
         with plugin(tmp_path, "proxy", store, uri, flags) as server:
-            server.control.call("wait", timeout_s=120)
+            server.wait(120)
     assert (tmp_path / "store" / "disk.img").read_bytes() == source_bytes(SIZE_BYTES)

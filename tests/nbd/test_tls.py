@@ -19,14 +19,8 @@ def authority(directory: Path) -> Path:
     key = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
     openssl(directory, *key, *subject, "-keyout", "ca-key.pem", "-out", "ca-cert.pem")
     made = ["-keyout", "server-key.pem", "-out", "server-cert.pem"]
-    names = [
-        "-addext",
-        "subjectAltName=DNS:localhost",
-        "-CA",
-        "ca-cert.pem",
-        "-CAkey",
-        "ca-key.pem",
-    ]
+    names = ["-addext", "subjectAltName=DNS:localhost"]
+    names += ["-CA", "ca-cert.pem", "-CAkey", "ca-key.pem"]
     leaf = ["-addext", "basicConstraints=critical,CA:FALSE"]
     openssl(directory, *key, "-subj", "/CN=localhost", *names, *leaf, *made)
     return directory
@@ -50,7 +44,7 @@ def server(directory: Path, *flags: str):
 def copies(directory: Path, *keys: str) -> bool:
     """Whether a proxy with these keys brings the disk here."""
     with plugin(directory, "proxy", f"store={directory / 'store'}", *keys) as proxy:
-        proxy.control.call("wait", timeout_s=30)
+        proxy.wait(30)
     return (directory / "store" / "disk.img").read_bytes() == source_bytes(SIZE_BYTES)
 
 

@@ -14,6 +14,7 @@ import nbd
 
 from relocator.client import Client
 from relocator.errors import RelocatorError
+from tests.support.model import source_bytes
 
 PLUGIN = Path(__file__).parents[2] / "relocator" / "plugin.py"
 READY_S = 20.0
@@ -36,6 +37,14 @@ class Server:
     @property
     def control(self) -> Client:
         return Client(self.control_path)
+
+    def status(self) -> dict[str, Any]:
+        """The status object."""
+        return self.control.call("status")
+
+    def wait(self, timeout_s: float = 60) -> dict[str, Any]:
+        """Wait until all of the disk is here; the status then."""
+        return self.control.call("wait", timeout_s=timeout_s)
 
     def connect(self) -> Any:
         """A libnbd handle, with block status."""
@@ -118,6 +127,28 @@ def plugin(
     return nbdkit(directory, name, [*flags, "python", str(file), *keys, control], within)
 
 
+def proxy(directory: Path, source: Server | str | None, *keys: str, **more: Any) -> Any:
+    """A proxy of a server, or of a URI, with its store in `directory`; see `plugin`."""
+    uri = source.uri if isinstance(source, Server) else source
+    wanted = () if uri is None else (f"source={uri}",)
+    return plugin(directory, "proxy", f"store={directory / 'store'}", *wanted, *keys, **more)
+
+
+@contextmanager
+def moving(directory: Path, size_bytes: int, *keys: str) -> Iterator[Server]:
+    """A proxy of `nbdkit file`, which serves so many bytes of source data."""
+    (directory / "disk.img").write_bytes(source_bytes(size_bytes))
+    with nbdkit(directory, "source", ["file", str(directory / "disk.img")]) as source:
+        with proxy(directory, source, *keys) as server:
+            yield server
+
+
+def target(directory: Path, size_bytes: int, *keys: str, **more: Any) -> Any:
+    """Our target with so many bytes of source data; see `plugin`."""
+    (directory / "disk.img").write_bytes(source_bytes(size_bytes))
+    return plugin(directory, "target", f"disk={directory / 'disk.img'}", *keys, **more)
+
+
 def mistaken(directory: Path, mistake: str) -> Path:
     """A plugin that is ours with a mistake put in, since no real part makes it."""
     path = directory / "wrong.py"
@@ -153,6 +184,6 @@ def wait_for(condition: Any, what: str, timeout_s: float = 30.0) -> None:
 def status_or_none(server: Server) -> dict[str, Any] | None:
     """The status, or None while the control socket isn't up."""
     try:
-        return server.control.call("status")
+        return server.status()
     except RelocatorError:
         return None

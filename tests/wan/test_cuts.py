@@ -116,7 +116,7 @@ def test_a_cut_below_the_limit_costs_no_error_and_is_made_good(
                 guest.goes_on()
         assert guest.failure is None
         server.control.call("set", rate="none")
-        server.control.call("wait", timeout_s=MENDED_S)
+        server.wait(MENDED_S)
         Actor(server.connect(), model, 0, SIZE_BYTES, seed=1).check_all()
     assert (tmp_path / "store" / "disk.img").read_bytes() == model
 
@@ -139,13 +139,13 @@ def test_a_cut_above_the_limit_fails_reads_of_absent_blocks_only(
         guest.zero(BLOCK_BYTES, 2 * QUARTER)
         model[2 * QUARTER : 2 * QUARTER + BLOCK_BYTES] = bytes(BLOCK_BYTES)
         guest.flush()
-        status = server.control.call("status")
+        status = server.status()
         assert not status["source_connected"] and status["state"] == "active"
         link.mend()
-        wait_for(lambda: server.control.call("status")["source_connected"], "the source", MENDED_S)
+        wait_for(lambda: server.status()["source_connected"], "the source", MENDED_S)
         assert guest.pread(512, 2 * QUARTER + 65_536) == model[2 * QUARTER + 65_536 :][:512]
         server.control.call("set", rate="none")
-        server.control.call("wait", timeout_s=MENDED_S)
+        server.wait(MENDED_S)
     assert (tmp_path / "store" / "disk.img").read_bytes() == model
 
 
@@ -161,7 +161,7 @@ def test_a_proxy_that_is_started_during_a_cut_serves_what_it_has(
         with proxy(tmp_path, link, "retry-timeout=60") as server:
             at_work_locally(server, model, 30)
             link.mend()
-            server.control.call("wait", timeout_s=MENDED_S)
+            server.wait(MENDED_S)
     assert (tmp_path / "store" / "disk.img").read_bytes() == model
 
 
