@@ -134,7 +134,7 @@ def _image_once(found: Sequence[Cell]) -> None:
 def installed(found: Sequence[Cell], console: Console) -> list[Cell]:
     """The cells that can run here; says which systems are left out."""
     for system, lacks in sorted({(cell.system, cell.lacks) for cell in found if cell.lacks}):
-        console.print(f"Left out: {system}, for want of {lacks}", highlight=False)
+        console.print(f"Left out: {system}: {lacks} is not installed", highlight=False)
     return [cell for cell in found if not cell.lacks]
 
 

@@ -253,7 +253,7 @@ def parse(pairs: Mapping[str, str]) -> Config:
 
 
 def _check_security(settings: Config) -> None:
-    """Refuse what doesn't go together, above all what would leave data unencrypted by mistake."""
+    """Refuse what doesn't go together, such as keys for a connection that isn't encrypted."""
     source = settings.endpoint
     if source is None:
         return

@@ -40,7 +40,7 @@ class UpstreamError(RelocatorError):
 
 
 class OtherDiskError(UpstreamError):
-    """What answers at the source's address isn't, or may not stay, what the copy was begun from."""
+    """At the source's address is another disk than the copy was begun from, or one that changes."""
 
 
 class StateError(RelocatorError):

@@ -33,7 +33,7 @@ def memory_mib(pid: int) -> dict[str, float]:
 
 
 def parse_memory(status: str) -> dict[str, float]:
-    """`rss_mib`, its peak, and what of it is not file pages, from the text of /proc/PID/status.
+    """`rss_mib`, its peak, and how much of it is not file pages, from the text of /proc/PID/status.
 
     File pages (`rss_mib` less `anonymous_mib`) are page cache that the process has mapped: the
     kernel takes them back when it needs them.

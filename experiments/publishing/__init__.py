@@ -1,7 +1,7 @@
 """Numbers become what a person reads: figures, tables, sentences, one page.
 
     figures/    a module a kind of figure, over the same evidence          -> ALL
-    plots       the figure of a demo's runs
+    plots       the figures of a demo's runs
     wording     numbers and names in words
     report      the demo's page; evaluation   the evaluation's page        templates/
     publish     what of an evaluation goes into results/

@@ -335,20 +335,3 @@ def png(figure: Figure) -> bytes:
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=DPI, metadata={"Software": None})
     return out.getvalue()
-
-
-def links_run(runs: Runs) -> str | None:
-    """Whose links are drawn: the first that relocates, as E1 did without background copy."""
-    return next((name for name, run in runs.items() if run.relocates), None)
-
-
-def figures(runs: Runs) -> dict[str, bytes]:
-    """Every figure of a demo by file name: e2-NAME.png for each run, e2-compared.png, links.png."""
-    scales = common_scales(runs)
-    drawn = {f"e2-{name}.png": relocation_figure({name: run}, scales) for name, run in runs.items()}
-    chosen = links_run(runs)
-    if chosen is not None:
-        moving = {name: run for name, run in runs.items() if run.relocates}
-        drawn["e2-compared.png"] = relocation_figure(moving, scales)
-        drawn["links.png"] = links_figure(runs[chosen])
-    return drawn

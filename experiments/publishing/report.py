@@ -26,7 +26,7 @@ def write_results(directory: Path, runs: Runs, command: str) -> list[Row]:
     """
     windows = series.common_windows(runs)
     rows = series.comparison(runs, windows)
-    images = plots.figures(runs)
+    images = figures(runs)
     for name, content in images.items():
         (directory / name).write_bytes(content)
     document = series.results(runs, windows, rows)
@@ -64,7 +64,7 @@ def page(
         titles={name: wording.title(name) for name in runs},
         runs=runs,
         rows=_table_view(rows, list(runs)),
-        links_of=plots.links_run(runs),
+        links_of=links_run(runs),
         wan=wording.wan(first),
         windows=windows,
         images={name: _data_uri(content) for name, content in images.items()},
@@ -110,3 +110,22 @@ def _checks(runs: Runs) -> list[tuple[str, list[Mapping[str, Any] | None]]]:
 
 def _data_uri(content: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(content).decode("ascii")
+
+
+def links_run(runs: Runs) -> str | None:
+    """Whose links are drawn: the first that relocates, as E1 did without background copy."""
+    return next((name for name, run in runs.items() if run.relocates), None)
+
+
+def figures(runs: Runs) -> dict[str, bytes]:
+    """Every figure of a demo by file name: e2-NAME.png for each run, e2-compared.png, links.png."""
+    scales = plots.common_scales(runs)
+    drawn = {
+        f"e2-{name}.png": plots.relocation_figure({name: run}, scales) for name, run in runs.items()
+    }
+    chosen = links_run(runs)
+    if chosen is not None:
+        moving = {name: run for name, run in runs.items() if run.relocates}
+        drawn["e2-compared.png"] = plots.relocation_figure(moving, scales)
+        drawn["links.png"] = plots.links_figure(runs[chosen])
+    return drawn

@@ -46,7 +46,7 @@ def finding(name: str, run: Run) -> str:
     since_s = run.end_s - run.switch_s
     if not run.relocates:
         cost = f"every read crosses the WAN: {quantity(missing, 'ms')}" if missing else "no reads"
-        return f"{title(name)}: {cost}, and so for ever"
+        return f"{title(name)}: {cost}, as long as the VM runs"
     done = run.independent_s
     if done is None:
         here = series.present_at(run, since_s)

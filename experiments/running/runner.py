@@ -152,7 +152,7 @@ def _workplace(out: Path, cell: str) -> Iterator[Path]:
 
 
 def clear(out: Path) -> None:
-    """Removes what killed runs left in `building`; those that run still are let be."""
+    """Removes what killed runs left in `building`; runs under way are left alone."""
     for place in (out / "building").glob("*"):
         if place.is_dir():
             with suppress(RunnerError), _workplace(out, place.name.replace("~", "/")):

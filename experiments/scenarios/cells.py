@@ -30,7 +30,7 @@ MODULE = "testbed.migration"
 @dataclass(frozen=True)
 class Cell:
     """One run. `axes`: axis -> label; `arguments`: of testbed.migration; `programs`: those of this
-    machine that come along into the lab; `may_fail`: why a failure would be a finding."""
+    machine that are taken into the lab; `may_fail`: why a failure would be a finding."""
 
     id: str
     scenario: str

@@ -137,7 +137,7 @@ class _Supervisor:
                 os.waitpid(self._guard_pid, 0)
                 code = os.waitstatus_to_exitcode(status)
                 if self._ending and code == -signal.SIGTERM:
-                    return 0  # it was asked before it could have answered
+                    return 0  # it was asked to end before it could handle the signal
                 return code if code >= 0 else 128 - code
             if until_complete and not self._ending and self._is_complete():
                 return None

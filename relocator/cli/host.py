@@ -1,8 +1,8 @@
 """What this machine offers: facts, each with the Debian package that would change it.
 
-Everything the project can use but doesn't bring along is named here once: kernel features (netem,
+Everything that the project can use and doesn't contain is named here once: kernel features (netem,
 nbd, device-mapper), commands, Python modules. The lab asks whether it can run natively or must use
-a virtual machine, and `relocator doctor` prints the lot. A fact is found out without changing the
+a virtual machine, and `relocator doctor` prints all of it. A fact is found out without changing the
 machine, and looking is all that touches the system: it goes through a `Probe`, so tests can invent
 a machine.
 """

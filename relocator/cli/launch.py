@@ -16,7 +16,7 @@ from relocator.errors import RelocatorError
 
 
 def environment(given: Mapping[str, str]) -> dict[str, str]:
-    """The environment to start nbdkit in; `given` as it is where it will do."""
+    """The environment to start nbdkit in: `given`, changed only where it must be."""
     wanted = {key: value for key, value in given.items() if key != "PYTHONHOME"}
     path = given.get("PATH", os.defpath)
     ours, found = _bin_with_python(path), shutil.which("python3", path=path)

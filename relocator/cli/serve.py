@@ -71,8 +71,8 @@ def add(commands: Commands) -> None:
     proxy.add_argument(
         "--graduate",
         action="store_true",
-        help="once complete, give the disk to a plain `nbdkit file` at the same address: as fast, "
-        "and no more of a relocator; clients must reconnect by themselves",
+        help="once complete, give the disk to a plain `nbdkit file` at the same address: faster, "
+        "but writes are no longer recorded; clients must reconnect by themselves",
     )
     proxy.set_defaults(run=_run, positionals=("store", "source"), keys=_PROXY_KEYS)
 

@@ -2,9 +2,9 @@
 
 The disk is parted into *units* of at most a heat group. Each unit is one or two items: its blocks
 in use and its free ones, if the file system's bitmaps are known and `in-use` is among the keys.
-Items are sorted by the keys, the first weighs most, once; after that an order is a walk. It yields
-ranges `(first, end)` that together cover the disk once and knows nothing of what is present: the
-copier skips that.
+Items are sorted once, by the keys, of which the first weighs most. An order yields ranges
+`(first, end)` that together cover the disk once. It knows nothing of what is present: the copier
+skips that.
 """
 
 import random

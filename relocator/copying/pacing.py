@@ -15,11 +15,11 @@ Delivery rate is the largest of the last rounds (of a round, the mean: one reply
 makes the next look fast) and base latency the smallest seen (as in BBR: Cardwell et al., 2016). The
 small fixed queueing delay is LEDBAT's aim (RFC 6817).
 
-While the rate still grows it is doubled a round, but the window must not come to hold far more than
-the link does, and what that is shows before it is full: replies come in trains at the link's rate,
-with gaps between them (packet dispersion: Dovrolis et al., 2001). The fastest *long* train, a fifth
-of a round trip, is taken for the link's rate; the fastest *short* one of a few replies, which a
-reply taken late can make look twice as fast as it was, is halved. Above both, the rate grows by
+While the rate still grows it is doubled each round, but the window must not hold far more than the
+link does. The link's rate shows before the link is full: replies come in trains at that rate, with
+gaps between them (packet dispersion: Dovrolis et al., 2001). The fastest *long* train, a fifth of a
+round trip, is taken for the link's rate. The fastest *short* one, of a few replies, counts half: a
+reply that was taken late can make it look twice as fast as it was. Above both, the rate grows by
 `CAUTIOUS_GAIN`.
 
 A base latency is believed for `BASE_S` seconds; then the window shuts for one round trip and it is

@@ -3,9 +3,9 @@
 A group is believed if its descriptor has a right checksum (where there are any), its bitmaps and
 inode table lie inside the file system and overlap nothing else, its bitmap has a right checksum,
 marks the metadata that lies in the group and the padding behind its end, and leaves as many
-clusters free as the descriptor says. A group that fails is *wholly in use*, with the reason. One
-exception is not doubt: a group flagged BLOCK_UNINIT has no bitmap on the disk; its metadata, and
-nothing else, is in use (the flag counts only under a right checksum).
+clusters free as the descriptor says. A group that fails is *wholly in use*, with the reason. A
+group flagged BLOCK_UNINIT, under a right checksum, has no bitmap on the disk: its metadata, and
+nothing else, is in use.
 
 Bitmaps are handled as Python integers: masks, counts and comparisons of a whole group at once. A
 checked one is kept compressed: those of real file systems shrink to a small part, those of wholly

@@ -2,10 +2,10 @@
 
 Same size is not same disk: blocks of another one, mixed with what is here, would be a corruption
 that nothing detects. A relocator with a store has an id of its own, which decides. Everything else
-is known by *samples*: digests of a few places of the disk, those that differ between any two disks
+is known by *samples*, digests of a few places of the disk: those that differ between any two disks
 that were partitioned or formatted apart (the first blocks, the last, the usual place of the first
-partition's superblock) and some spread over the rest. It is taken once the source stands still, so
-a restart of any server on the same image is accepted, also of a relocator that kept its maps in
+partition's superblock), and some spread over the rest. They are taken once the source stands still,
+so a restart of any server on the same image is accepted, also of a relocator that kept its maps in
 memory. Two disks that are equal in all samples, clones of one template perhaps, are not told apart.
 
 In standby the source is still written and samples mean nothing; there the handover itself drops
@@ -110,7 +110,7 @@ class Guard:
     def check(self, handle: Any, *, first: bool) -> None:
         """Refuse another disk; `first`: no connection was up before.
 
-        A source of ours that has forgotten its seal is sealed again.
+        A relocator that has forgotten its seal is sealed again.
 
         Raises:
             OtherDiskError: it is another disk, was written meanwhile, or refuses to be sealed.

@@ -31,10 +31,10 @@ def probe_size(endpoint: Endpoint) -> int:
 class Upstream:
     """Reads from the source. Replies arrive on the connections' threads.
 
-    Of `connections`, one is for demand. The others share the background's requests, the one that
-    owes least taking the next; the second of them is only opened once the source has said that it
-    bears several (`can_multi_conn`). `_lock` guards that they are opened once; it is not held
-    across I/O. With `shared`, none is set apart: both kinds take the one that owes least.
+    Of `connections`, one is for demand. The others share the background's requests: each goes to
+    the one that owes least. All but the first of these are opened once the source has said that it
+    bears several clients (`can_multi_conn`); `_lock`, not held across I/O, makes sure that they are
+    opened once. With `shared`, no connection is kept for demand.
     """
 
     def __init__(

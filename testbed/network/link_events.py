@@ -4,7 +4,7 @@
     5s:rate:10mbit  from then on the link has this rate (`rtt:200ms` and `loss:1%` likewise)
 
 Changes add up; one that falls into a cut shows when the cut ends. A loss of whole frames wants a
-link without segmentation offload from the start (see testbed.wan): the hosts' offload stays as it
+link without segmentation offload from the start (see wan.py): the hosts' offload stays as it
 is. `parse` reads one event, `steps` lays several out in time, and a `Schedule` applies them in a
 thread and logs each as `link-changed`; what went wrong there is raised by `check` and at the end,
 which mends a link that is still cut.

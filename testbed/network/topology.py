@@ -14,7 +14,7 @@ bridges' ports stand in the root namespace's /proc/net/dev. What a port receives
 a host's counters are its port's, exchanged.
 
 Neighbour tables are filled in beforehand and IPv6 is off: on the WAN flows what the experiment
-sends, nothing else. `testbed.wan` says when segmentation offload is on.
+sends, nothing else. `wan.py` says when segmentation offload is on.
 """
 
 import tempfile

@@ -38,7 +38,7 @@ _ENVIRONMENT = {
     "LC_ALL": "C",
     **{f"GIT_{who}_NAME": "A Guest" for who in ("AUTHOR", "COMMITTER")},
     **{f"GIT_{who}_EMAIL": "guest@example.org" for who in ("AUTHOR", "COMMITTER")},
-    # Of a date that nobody's clock decides: equal seeds give equal commits.
+    # A fixed date: equal seeds give equal commits.
     **{f"GIT_{who}_DATE": "1700000000 +0000" for who in ("AUTHOR", "COMMITTER")},
 }
 

@@ -37,7 +37,7 @@ RUNS = {
 
 
 def move(out: Path, options: str, along: Sequence[str] = ()) -> str:
-    """One run, with files that come along into the lab; returns what it printed."""
+    """One run, with files that are taken into the lab; returns what it printed."""
     lab = [sys.executable, "-m", "testbed.lab", "run", "--where", "vm", "--out", str(out)]
     files = [word for path in along for word in ("--file", path)]
     command = [*lab, *files, "--", "testbed.migration", *SMALL.split(), *options.split()]

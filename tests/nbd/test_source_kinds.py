@@ -87,8 +87,8 @@ def qemu_nbd(port: int, kind: str, path: Path) -> list[str]:
 def nbd_server(directory: Path, port: int) -> list[str]:
     """It serves named exports, of which the empty one is none.
 
-    It detaches itself and serves each client in a process of its own: a process namespace around
-    them makes that they end together.
+    It detaches itself and serves each client in a process of its own: in a process namespace of
+    their own they end together.
     """
     config = directory / "nbd-server.conf"
     config.write_text(

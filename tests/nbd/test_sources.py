@@ -110,7 +110,7 @@ def test_a_source_that_dies_while_it_is_surveyed_can_not_be_reached(tmp_path: Pa
             Source(Endpoint(f"nbd://127.0.0.1:{source.port}/")).serve(survey())
 
 
-def test_a_source_that_dies_while_the_proxy_learns_from_it_ends_nothing(tmp_path: Path) -> None:
+def test_a_source_that_dies_while_it_is_asked_for_hints_ends_nothing(tmp_path: Path) -> None:
     argv = faulty(tmp_path, "delay-read=2")  # the survey's first round takes as long
     with daemon(tmp_path, "source", argv) as source:
         with proxy(tmp_path, source.port, "background=off", "readahead=0") as server:

@@ -268,7 +268,7 @@ def test_a_program_comes_along_if_it_is_installed_and_else_its_system_is_left_ou
     console = Console(file=io.StringIO(), width=300)
     assert reproduce.installed([A, cell], console) == [A]
     shown = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "Left out: xnbd, for want of xnbd-server" in shown
+    assert "Left out: xnbd: xnbd-server" in shown
     monkeypatch.setattr(matrix.cells, "quick_or_full", lambda _quick, _seeds: [cell])
     assert matrix.main(["run", cell.id, "--out", str(tmp_path)]) == 1
     assert "it needs xnbd-server: not in the path" in capsys.readouterr().err
