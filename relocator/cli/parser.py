@@ -5,6 +5,7 @@ A command's module is imported only when it is needed: while a VM stands still b
 """
 
 import argparse
+import os
 from importlib import import_module
 
 from relocator import __version__
@@ -31,9 +32,20 @@ COMMANDS = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    """Knows how wide its help may be; argparse would import shutil, bz2 and lzma to find out."""
+
+    def _get_formatter(self) -> argparse.HelpFormatter:
+        try:
+            width = int(os.environ.get("COLUMNS") or os.get_terminal_size().columns)
+        except (ValueError, OSError):  # no number, or no terminal
+            width = 80
+        return argparse.HelpFormatter(self.prog, width=width - 2)
+
+
 def build_parser(only: str | None = None) -> argparse.ArgumentParser:
     """The whole command line, or with `only` as much of it as that command needs."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="relocator",
         description="Moves a virtual machine's disk to another site while the VM keeps running.",
     )
