@@ -45,23 +45,30 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"{hint}known: {', '.join(names)}"
 
 
-def _said(error: Exception) -> str:
-    """The end of a parser's message `key=value: what would be right`."""
-    return str(error).partition(": ")[2] or str(error)
+def _text(parse: Callable[[str, str], Any], right: str, numbers: Callable[[int], bool]) -> Check:
+    """What `parse` takes, given as text, or as a whole number if `numbers` allows that one."""
 
-
-def _quantity(parse: Callable[[str, str], Any], example: str) -> Check:
     def check(value: Any) -> str:
-        text = "0" if value == 0 and not isinstance(value, bool) else value
+        number = isinstance(value, int) and not isinstance(value, bool) and numbers(value)
+        text = str(value) if number else value
         if not isinstance(text, str):
-            raise Wrong(f"give it with its unit, as text: {example!r}")
+            raise Wrong(right)
         try:
             parse("", text)
         except (wan.ProfileError, ConfigError) as error:
-            raise Wrong(_said(error)) from error
+            raise Wrong(str(error).partition(": ")[2] or str(error)) from error
         return text
 
     return check
+
+
+def _quantity(parse: Callable[[str, str], Any], example: str) -> Check:
+    right = f"give it with its unit, as text: {example!r}"
+    return _text(parse, right, lambda number: number == 0)
+
+
+def _setting(parse: Callable[[str, str], Any]) -> Check:
+    return _text(parse, "give it as text, as on relocator's command line", lambda _: True)
 
 
 def _choice(*known: str) -> Check:
@@ -77,31 +84,11 @@ def _or_auto(check: Check) -> Check:
     return lambda value: "auto" if value == "auto" else check(value)
 
 
-def _count(least: int) -> Check:
+def _count(what: str = "") -> Check:
     def check(value: Any) -> str:
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise Wrong(f"give a whole number, at least {least}")
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise Wrong(f"give a whole number{what}, at least 1")
         return str(value)
-
-    return check
-
-
-def _seconds(value: Any) -> str:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise Wrong("give a whole number of seconds, at least 1")
-    return str(value)
-
-
-def _setting(parse: Callable[[str, str], Any]) -> Check:
-    def check(value: Any) -> str:
-        text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-        if not isinstance(text, str):
-            raise Wrong("give it as text, as on relocator's command line")
-        try:
-            parse("", text)
-        except ConfigError as error:
-            raise Wrong(_said(error)) from error
-        return text
 
     return check
 
@@ -180,9 +167,9 @@ TABLES: Mapping[str, Mapping[str, Check]] = {
     },
     "workload": {
         "workloads": _workloads,
-        "read-iops": _count(1),
-        "write-iops": _count(1),
-        "ledger-iops": _count(1),
+        "read-iops": _count(),
+        "write-iops": _count(),
+        "ledger-iops": _count(),
         "compile-period": _TIME,
     },
     "timing": {
@@ -196,8 +183,8 @@ TABLES: Mapping[str, Mapping[str, Check]] = {
     "run": {
         "clock": _choice("virtual", "real"),
         "tolerance": _FRACTION,
-        "timeout": _seconds,  # wall seconds
-        "seeds": _count(1),
+        "timeout": _count(" of seconds"),  # on the wall clock
+        "seeds": _count(),
     },
     "settings": SETTINGS,
 }
