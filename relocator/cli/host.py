@@ -15,6 +15,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 # Administrators' directories are missing from an ordinary user's PATH on Debian.
 _SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
@@ -31,41 +32,36 @@ class Fact:
     remedy: str | None = None  # None when there is nothing to install
 
 
-@dataclass(frozen=True)
-class Tool:
+class Tool(NamedTuple):
     """A command, the Debian package it comes in, what it is for, and who needs it."""
 
     command: str
     package: str
     purpose: str
-    needed_for: frozenset[str]  # of "relocator", "native", "vm", "build"
-    version_arguments: tuple[str, ...] = ("--version",)
-
-
-def _tool(
-    command: str, package: str, purpose: str, needed_for: str, version: str = "--version"
-) -> Tool:
-    return Tool(command, package, purpose, frozenset(needed_for.split()), tuple(version.split()))
+    needed_for: str  # words of "relocator", "native", "vm", "build"
+    version: str = "--version"  # the argument that shows it
 
 
 TOOLS = (
-    _tool("nbdkit", "nbdkit", "serves the disks", "relocator native"),
-    _tool("nbdcopy", "libnbd-bin", "plain copies, to compare with", "native"),
-    _tool("fio", "fio", "load", "native"),
-    _tool("mke2fs", "e2fsprogs", "makes file systems", "native", "-V"),
-    _tool("ip", "iproute2", "network name spaces", "native", "-V"),
-    _tool("tc", "iproute2", "the WAN's delay and rate", "native", "-V"),
-    _tool("mnexec", "mininet", "runs commands at a site", "native", "-v"),
-    _tool("brctl", "bridge-utils", "the sites' switches", "native"),
-    _tool("nbd-client", "nbd-client", "the workload's block device", "native", "-V"),
-    _tool("dmsetup", "dmsetup", "switches the workload's device", "native", "version"),
-    _tool("modprobe", "kmod", "loads kernel modules", "native"),
-    _tool("qemu-system-x86_64", "qemu-system-x86", "the lab's virtual machine", "vm"),
-    _tool("setpriv", "util-linux", "ends what the lab started with it", "vm build native"),
-    _tool("mmdebstrap", "mmdebstrap", "builds the lab's image", "build"),
-    _tool("mkfs.erofs", "erofs-utils", "packs the lab's image", "build", "--help"),
+    Tool("nbdkit", "nbdkit", "serves the disks", "relocator native"),
+    Tool("nbdcopy", "libnbd-bin", "plain copies, to compare with", "native"),
+    Tool("fio", "fio", "load", "native"),
+    Tool("mke2fs", "e2fsprogs", "makes file systems", "native", "-V"),
+    Tool("ip", "iproute2", "network name spaces", "native", "-V"),
+    Tool("tc", "iproute2", "the WAN's delay and rate", "native", "-V"),
+    Tool("mnexec", "mininet", "runs commands at a site", "native", "-v"),
+    Tool("brctl", "bridge-utils", "the sites' switches", "native"),
+    Tool("nbd-client", "nbd-client", "the workload's block device", "native", "-V"),
+    Tool("dmsetup", "dmsetup", "switches the workload's device", "native", "version"),
+    Tool("modprobe", "kmod", "loads kernel modules", "native"),
+    Tool("qemu-system-x86_64", "qemu-system-x86", "the lab's virtual machine", "vm"),
+    Tool("setpriv", "util-linux", "ends what the lab started with it", "vm build native"),
+    Tool("mmdebstrap", "mmdebstrap", "builds the lab's image", "build"),
+    Tool("mkfs.erofs", "erofs-utils", "packs the lab's image", "build", "--help"),
 )
 
+# Python module -> its Debian package.
+_MODULES = {"nbd": "python3-libnbd", "mininet": "mininet"}
 # Kernel feature -> (module, what shows that it is in the kernel already, relative to /).
 _KERNEL = {
     "netem": ("sch_netem", "sys/module/sch_netem"),
@@ -148,15 +144,15 @@ def tool_fact(tool: Tool, probe: Probe = SYSTEM) -> Fact:
     if probe.find(tool.command) is None:
         remedy = f"apt-get install {tool.package}"
         return Fact(tool.command, False, f"missing: {tool.purpose}", remedy)
-    output = probe.run([tool.command, *tool.version_arguments])[1]
+    output = probe.run([tool.command, tool.version])[1]
     version = re.search(r"\d+(?:\.\d+)+", output)
     return Fact(tool.command, True, version[0] if version else "present")
 
 
-def module_fact(module: str, package: str, probe: Probe = SYSTEM) -> Fact:
+def module_fact(module: str, probe: Probe = SYSTEM) -> Fact:
     if probe.python_module(module):
         return Fact(f"python module {module}", True, "present")
-    return Fact(f"python module {module}", False, "missing", f"apt-get install {package}")
+    return Fact(f"python module {module}", False, "missing", f"apt-get install {_MODULES[module]}")
 
 
 def python_plugin_fact(probe: Probe = SYSTEM) -> Fact:
@@ -171,7 +167,7 @@ def survey(probe: Probe = SYSTEM) -> list[Fact]:
     """Every fact, for `relocator doctor`."""
     facts = [root_fact(probe), *(kernel_fact(feature, probe) for feature in _KERNEL)]
     facts += [tool_fact(tool, probe) for tool in TOOLS]
-    facts += [module_fact("nbd", "python3-libnbd", probe), module_fact("mininet", "mininet", probe)]
+    facts += [module_fact(module, probe) for module in _MODULES]
     return [*facts, python_plugin_fact(probe)]
 
 
@@ -181,7 +177,12 @@ def native_obstacles(probe: Probe = SYSTEM) -> list[str]:
     obstacles = [f"kernel {probe.release()} has no {', '.join(absent)}"] if absent else []
     if not is_root(probe):
         obstacles.append("not root")
-    return obstacles + _missing("native", probe) + _missing_modules(("mininet", "nbd"), probe)
+    modules = {module: module_fact(module, probe) for module in sorted(_MODULES)}
+    return [
+        *obstacles,
+        *_missing("native", probe),
+        *(f"Python can't import {m} ({fact.remedy})" for m, fact in modules.items() if not fact.ok),
+    ]
 
 
 def vm_obstacles(probe: Probe = SYSTEM) -> list[str]:
@@ -198,15 +199,6 @@ def build_obstacles(probe: Probe = SYSTEM) -> list[str]:
 
 
 def _missing(purpose: str, probe: Probe) -> list[str]:
-    needed = (tool for tool in TOOLS if purpose in tool.needed_for)
+    needed = (tool for tool in TOOLS if purpose in tool.needed_for.split())
     missing = [tool for tool in needed if probe.find(tool.command) is None]
     return [f"{tool.command} is missing (apt-get install {tool.package})" for tool in missing]
-
-
-def _missing_modules(modules: Sequence[str], probe: Probe) -> list[str]:
-    packages = {"mininet": "mininet", "nbd": "python3-libnbd"}
-    return [
-        f"Python can't import {module} (apt-get install {packages[module]})"
-        for module in modules
-        if not probe.python_module(module)
-    ]

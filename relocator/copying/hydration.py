@@ -110,7 +110,8 @@ class Hydration:
                 if self._store.present.all(first, end):
                     return
                 foreign = [claim for claim in self._claims if claim.overlaps(first, end)]
-                mine = self._claim_absent_locked(first, end)
+                mine = [Claim(*run, is_fetch=True) for run in self._unowned_locked(first, end)]
+                self._claims += mine
             for claim in mine:
                 self.send(claim, self._on_demand(self._length(claim)))
             if meanwhile is not None:
@@ -236,12 +237,6 @@ class Hydration:
         claimed = [(claim.first, claim.end) for claim in self._claims if claim.overlaps(first, end)]
         for run in self._store.present.clear_runs(first, end):
             yield from subtract([run], claimed)
-
-    def _claim_absent_locked(self, first: int, end: int) -> list[Claim]:
-        """Claim the unowned runs of `first..end` for demand."""
-        claims = [Claim(*blocks, is_fetch=True) for blocks in self._unowned_locked(first, end)]
-        self._claims += claims
-        return claims
 
     def read_through(self, buffer: memoryview, offset: int) -> None:
         """Fill `buffer` from the source's bytes at `offset`, keeping nothing.

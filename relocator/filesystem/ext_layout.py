@@ -80,8 +80,6 @@ class Layout:
     label: str
     journal_inode: int
 
-    # -- sizes ------------------------------------------------------------------------------
-
     @property
     def group_count(self) -> int:
         return -(-(self.blocks - self.first_data_block) // self.blocks_per_group)
@@ -114,8 +112,6 @@ class Layout:
         """Clusters of a group; a last one may be short, its last cluster too."""
         end = min(self.first_block(group + 1), self.blocks)
         return -(-(end - self.first_block(group)) // self.cluster_blocks)
-
-    # -- where the superblock's and the descriptors' copies are -------------------------------
 
     def has_super(self, group: int) -> bool:
         """Whether the group begins with a (copy of the) superblock."""
@@ -153,8 +149,6 @@ class Layout:
     def extent(self, first_block: int, count: int = 1) -> Extent:
         """Blocks as bytes of the volume."""
         return Extent(first_block * self.block_bytes, count * self.block_bytes)
-
-    # -- descriptors --------------------------------------------------------------------------
 
     def group(self, raw: bytes) -> Group:
         """Decode one descriptor of `descriptor_bytes`."""
@@ -221,7 +215,8 @@ def parse(raw: bytes, volume_bytes: int) -> Layout:
     _check_checksum(raw, ro_compat)
     log_block = number(0x18)
     log_cluster = number(0x1C) if ro_compat & RO_BIGALLOC else log_block
-    _check_units(log_block, log_cluster)
+    if log_block > 6 or not log_block <= log_cluster <= log_block + 20:
+        raise Doubt(f"superblock: block size 2^{10 + log_block}, cluster 2^{10 + log_cluster}")
     wide = bool(incompat & INCOMPAT_64BIT)
     revised = number(0x4C) >= 1
     layout = Layout(
@@ -274,11 +269,6 @@ def _check_checksum(raw: bytes, ro_compat: int) -> None:
         raise Doubt(f"superblock: checksum type {kind} is not known")
     elif CRC32C.one(raw[:0x3FC], _FULL) != int.from_bytes(raw[0x3FC:], "little"):
         raise Doubt("superblock: wrong checksum")
-
-
-def _check_units(log_block: int, log_cluster: int) -> None:
-    if log_block > 6 or not log_block <= log_cluster <= log_block + 20:
-        raise Doubt(f"superblock: block size 2^{10 + log_block}, cluster 2^{10 + log_cluster}")
 
 
 def _check_sizes(
