@@ -99,11 +99,6 @@ class Store:
                     self._changed.add(page)
 
     @property
-    def complete(self) -> bool:
-        """Whether every block is present and that is durable."""
-        return self.meta.complete
-
-    @property
     def all_present(self) -> bool:
         """Whether every block is present, though perhaps not durably."""
         return self.present_blocks == self.geometry.total_blocks

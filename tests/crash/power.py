@@ -165,7 +165,7 @@ class Replay:
             store = open_store(directory, fresh)
         try:
             self.tally.before_the_store += store.meta.id == fresh.id
-            self.tally.complete += store.complete
+            self.tally.complete += store.meta.complete
             return self._check(store, history)
         finally:
             store.abandon()
@@ -177,7 +177,7 @@ class Replay:
         store.image.read_into(data, 0)
         for block in range(store.geometry.total_blocks):
             first = block * sectors
-            if not store.complete and not store.present[block]:
+            if not store.meta.complete and not store.present[block]:
                 self.tally.absent_blocks += 1
                 if any(history.floor[first : first + sectors]):
                     return f"block {block} was written and flushed, and is absent"

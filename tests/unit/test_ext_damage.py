@@ -9,20 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relocator.filesystem.ext_layout import parse
+from relocator.filesystem.extfs import ExtFilesystem
 from tests.support import ext_images as images
 from tests.support.ext_images import change, logged, verdict
 
 pytestmark = pytest.mark.skipif(bool(images.MISSING), reason=f"not installed: {images.MISSING}")
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return images.tree(tmp_path_factory.mktemp("tree"))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("images")
 
 
 DAMAGED = {
@@ -91,6 +82,12 @@ def damaged(raw: bytes, places: list[int], damage: Damage) -> bytes:
     return bytes(result)
 
 
+def assert_only_free(answer: ExtFilesystem, free: set[int], size_bytes: int) -> None:
+    """What is not called in use is free."""
+    for first, end in images.complement(list(answer.in_use()), size_bytes):
+        assert free.issuperset(range(first // 1024, (end + 1023) // 1024)), answer.summary()
+
+
 @pytest.mark.parametrize("name", DAMAGED)
 @settings(max_examples=250, deadline=None)
 @given(damage=damages)
@@ -103,8 +100,7 @@ def test_damage_never_makes_a_block_free(
     if isinstance(answer, str):
         assert answer
         return
-    for first, end in images.complement(list(answer.in_use()), len(image)):
-        assert free.issuperset(range(first // 1024, (end + 1023) // 1024)), answer.summary()
+    assert_only_free(answer, free, len(image))
 
 
 @cache
@@ -140,8 +136,7 @@ def test_a_damaged_journal_never_raises_nor_lies_under_checksums(
     answer = verdict(image)
     if isinstance(answer, str) or answer.caveat or case == 0:
         return
-    for first, end in images.complement(list(answer.in_use()), len(image)):
-        assert free.issuperset(range(first // 1024, (end + 1023) // 1024)), answer.summary()
+    assert_only_free(answer, free, len(image))
 
 
 @settings(max_examples=200, deadline=None)

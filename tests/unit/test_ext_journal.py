@@ -16,16 +16,6 @@ from tests.support.ext_images import change, examine, expected, logged
 pytestmark = pytest.mark.skipif(bool(images.MISSING), reason=f"not installed: {images.MISSING}")
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return images.tree(tmp_path_factory.mktemp("tree"))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("images")
-
-
 JOURNALS = [
     ("-t ext3 -b 1024", ""),
     ("-t ext4 -b 4096 -O ^metadata_csum", ""),

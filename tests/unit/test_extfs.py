@@ -58,16 +58,6 @@ MATRIX = """
 CASES = [line.split() for line in MATRIX.strip().splitlines()]
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return images.tree(tmp_path_factory.mktemp("tree"))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("images")
-
-
 # -- the truth --------------------------------------------------------------------------------
 
 
