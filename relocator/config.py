@@ -92,14 +92,14 @@ def _choice(*choices: str) -> Callable[[str, str], str]:
     return read
 
 
-def _whether(true: str, false: str) -> Callable[[str, str], bool]:
-    """Reads one of two words."""
-    read = _choice(true, false)
+def _whether(true: str, *choices: str) -> Callable[[str, str], bool]:
+    """Reads one of two words; whether it is `true`."""
+    read = _choice(*choices)
     return lambda key, text: read(key, text) == true
 
 
-parse_switch = _whether("on", "off")
-_parse_yes = _whether("yes", "no")
+parse_switch = _whether("on", "on", "off")
+_parse_yes = _whether("yes", "yes", "no")
 
 
 def parse_order(key: str, text: str) -> tuple[str, ...]:
@@ -211,7 +211,7 @@ KEYS: dict[str, tuple[bool, str, Callable[[str, str], object]]] = {
     "control": (False, "control", _parse_path),
     "block": (False, "block_bytes", parse_block),
     "source": (True, "source", _parse_source),
-    "mode": (True, "standby", _whether("standby", "active")),
+    "mode": (True, "standby", _whether("standby", "active", "standby")),
     "activate-on-write": (True, "activate_on_write", _parse_yes),
     "background": (True, "background", parse_switch),
     "order": (True, "order", parse_order),
@@ -222,7 +222,7 @@ KEYS: dict[str, tuple[bool, str, Callable[[str, str], object]]] = {
     "readahead": (True, "readahead_bytes", parse_readahead),
     "retry-timeout": (True, "retry_timeout_s", parse_seconds),
     "connections": (True, "connections", parse_connections),
-    "demand": (True, "shared", _whether("shared", "own")),
+    "demand": (True, "shared", _whether("shared", "own", "shared")),
     "tls": (True, "tls", _choice(*endpoint.TLS)),
     "tls-certificates": (True, "tls_certificates", _parse_certificates),
     "tls-psk": (True, "tls_psk", _parse_file),
