@@ -229,7 +229,7 @@ def test_tls_towards_clients_is_kept(tmp_path: Path) -> None:
 
 def test_a_complete_disk_is_served_plainly_at_once_and_says_so(tmp_path: Path) -> None:
     with source(tmp_path) as origin, graduate(tmp_path, origin.uri) as server:
-        assert server.wait() if server.await_state(graduated=True) else None
+        assert server.control.call("wait") if server.await_state(graduated=True) else None
     with graduate(tmp_path) as server:
         status = server.await_state(graduated=True)
         assert (status["role"], status["state"]) == ("target", "complete")
