@@ -72,11 +72,17 @@ def relay_command(source: str, address: str, *filtered: str) -> list[str]:
 
 
 def proxy_command(
-    store: Path, source: str, control: Path, address: str, options: Sequence[str]
+    store: Path,
+    source: str,
+    control: Path,
+    address: str,
+    options: Sequence[str],
+    *,
+    port: int = PORT,
 ) -> list[str]:
     """The server at the destination; `options` are further KEY=VALUE parameters."""
     keys = [f"store={store}", f"source={source}", f"control={control}"]
-    return [*_nbdkit(PORT, address, PROXY_THREADS), *keys, *options]
+    return [*_nbdkit(port, address, PROXY_THREADS), *keys, *options]
 
 
 def start_server(

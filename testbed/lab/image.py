@@ -39,7 +39,7 @@ PACKAGES = (
     *("qemu-system-x86", "qemu-utils", "qemu-block-extra"),  # live migration, and peers
     *("openssh-client", "openssh-server", "socat", "zstd"),  # tunnels and transports
 )
-PYTHON_PACKAGES = ("pyroute2", "rich", "pytest", "pytest-timeout")
+PYTHON_PACKAGES = ("pyroute2", "rich", "pytest", "pytest-timeout", "qemu.qmp")
 
 
 class LabError(Exception):

@@ -9,32 +9,19 @@ in between, the disk must at the end hold in every slot the record that was ackn
 import mmap
 import os
 import random
-import struct
 import sys
 import time
-import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.workloads import files
 from testbed.workloads.base import Guest, Io, Log, Room, Verdict, python
+from testbed.workloads.records import RECORD_BYTES, record, sequence_of
 from testbed.workloads.stop import Stop
 
-RECORD_BYTES = 4096
 LEDGER_BYTES = 2 * files.MIB
 ROOM = Room(LEDGER_BYTES, 1)
-_HEAD = struct.Struct("<8sQQI")
-_MAGIC = b"ledger 1"
-
-
-def record(sequence: int, slot: int) -> bytes:
-    """A record; the checksum covers all of it, itself taken as zero."""
-    body = struct.pack("<QQ", sequence, slot) * ((RECORD_BYTES - _HEAD.size) // 16 + 1)
-    text = _HEAD.pack(_MAGIC, sequence, slot, 0) + body
-    text = text[:RECORD_BYTES]
-    head = _HEAD.pack(_MAGIC, sequence, slot, zlib.crc32(text))
-    return head + text[_HEAD.size :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +62,8 @@ def check(
             if sequence >= 0:
                 problems.append(f"slot {slot} is empty, write {sequence} was acknowledged")
             continue
-        magic, held, held_slot, _ = _HEAD.unpack(found[: _HEAD.size])
-        if magic != _MAGIC or found != record(held, held_slot) or held_slot != slot:
+        held = sequence_of(found, slot)
+        if held is None:
             problems.append(f"slot {slot} holds no valid record of its own")
         elif held < sequence or held > newest + 1:
             problems.append(f"slot {slot} holds write {held}, write {sequence} was acknowledged")
