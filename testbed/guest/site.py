@@ -10,7 +10,7 @@ import itertools
 import os
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from testbed.guest import vm
@@ -85,6 +85,13 @@ class Site:
         named = [Path(key[5:]) for key in keys if key.startswith("disk=")]
         image = named[0] if named else store / "disk.img"
         return Server(self.serve(name, argv, port), self._uri(port), control, image)
+
+    def revived(self, server: Server) -> Server:
+        """The server, killed (-9) and started again as it was."""
+        self.supervisor.cut_off(server.process)
+        port = int(server.uri.rpartition(":")[2])
+        process = self.serve(self._name("revived"), server.process.argv, port)
+        return replace(server, process=process)
 
     def _uri(self, port: int) -> str:
         return f"nbd://{self.address}:{port}"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -211,7 +212,9 @@ def start(
         argv += ["-incoming", f"exec:cat {state}"]
     elif incoming is not None:
         argv += ["-incoming", incoming]
-    process = supervisor.start(name, argv, namespace_pid)
+    # A QEMU whose guest does not come ends with status 1.
+    statuses = (0, -signal.SIGTERM) if incoming is None else (0, -signal.SIGTERM, 1)
+    process = supervisor.start(name, argv, namespace_pid, good_statuses=statuses)
     process.wait_until((directory / "qmp").exists, f"{name}'s monitor")
     if incoming is not None and state is None:
         pid = os.getpid() if namespace_pid is None else namespace_pid

@@ -1,0 +1,29 @@
+"""A kept guest, woken at site a, and what moves it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from testbed.guest.disks import Contents
+from testbed.guest.prepared import Prepared, prepared
+from tests.vm.moves import World
+
+
+@pytest.fixture(scope="session")
+def origin() -> Prepared:
+    """Booted once a machine; then from the cache."""
+    return prepared()
+
+
+@pytest.fixture(scope="session")
+def origin_of_two_disks() -> Prepared:
+    """A guest that writes to a second disk too."""
+    second = Contents(size_bytes=32 << 20, large_bytes=8 << 20, file_system="ext4", system=False)
+    return prepared((Contents(), second))
+
+
+@pytest.fixture
+def world(origin: Prepared, tmp_path: Path) -> Iterator[World]:
+    with World(tmp_path, origin) as world:
+        yield world
