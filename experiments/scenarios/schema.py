@@ -142,6 +142,7 @@ SETTINGS: Mapping[str, Check] = {
     "rate": _setting(config.parse_rate),
     "block": _setting(config.parse_block),
     "source": _choice("file"),
+    "activate-on-write": _choice("yes"),
     "preseed": _choice("yes", "no"),
     "return": _choice("yes", "no"),
     "copy-mode": _choice("background", "write-blocking"),  # of the mirror

@@ -1,9 +1,10 @@
 """The relocator itself: our target at the source, our proxy at the destination.
 
-Settings are the plugin's own keys, and three of the evaluation's: `source=file` has `nbdkit file`
-as the source's server; `preseed=yes` copies ahead before the move; `return=yes` makes the
-destination a site that the disk once came from, with what it held then. A trace that an order names
-(`order=trace:NAME`) is a file that was shipped into the lab (`--file`).
+Settings are the plugin's own keys (with `activate-on-write=yes` nobody says when the guest moves),
+and three of the evaluation's: `source=file` has `nbdkit file` as the source's server; `preseed=yes`
+copies ahead before the move; `return=yes` makes the destination a site that the disk once came
+from, with what it held then. A trace that an order names (`order=trace:NAME`) is a file that was
+shipped into the lab (`--file`).
 """
 
 import os
@@ -18,7 +19,7 @@ from testbed.systems.base import COPY_LIMIT_S, EVERYWHERE, System
 
 PASSED_ON = (
     *("order", "pull-forward", "readahead", "skip-free", "block"),
-    *("window", "rate", "connections", "demand"),
+    *("window", "rate", "connections", "demand", "activate-on-write"),
 )
 
 
@@ -111,7 +112,8 @@ class Relocator(System):
         self._client.call("set", background="off")
 
     def hand_over(self) -> None:
-        self._client.call("activate")
+        if self.settings.get("activate-on-write") != "yes":
+            self._client.call("activate")
 
     def copy(self) -> None:
         if self._client.call("status")["state"] != "complete":  # the guest may have read it all

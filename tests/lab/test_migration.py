@@ -99,3 +99,10 @@ def test_a_link_that_is_off_is_refused(tmp_path: Path) -> None:
     text = finish(start(tmp_path / "out", "--tolerance", "0.0000001%"), 3)
     assert "off the expected" in text
     assert read(tmp_path / "out")["outcome"] == "refused"
+
+
+def test_a_process_on_a_kernel_nbd_device_moves_though_nobody_says_so(tmp_path: Path) -> None:
+    """The first write at the destination is what seals the source: no verb is called."""
+    finish(start(tmp_path / "out", "--set", "activate-on-write=yes"), 0)
+    run = read(tmp_path / "out")
+    assert {check["name"] for check in run["checks"] if check["ok"]} == PROOFS
