@@ -17,7 +17,7 @@ In short, a guest that moves from one QEMU to another:
 
     with Supervisor(logs) as supervisor:
         origin = prepared()                               # booted at the first call, then kept
-        a, b = (Site(name, directory / name, supervisor, origin.image) for name in "ab")
+        a, b = (Site(name, directory / name, supervisor, origin.boot) for name in "ab")
         target = a.target(origin.disk(a.directory))
         proxy = b.proxy(target.uri, "mode=standby")
         one = a.vm([target.uri], origin.settings, state=origin.state)

@@ -23,6 +23,7 @@ from testbed.workloads import records
 from testbed.workloads.records import RECORD_BYTES, record
 
 MIB = 1 << 20
+SYSTEM_BYTES = 20 * MIB  # of it with fio: 80 more
 _UUID = "6b8b4567-327b-43c6-a3e8-66334873b0dc"
 _DIRECTORIES = ("dev", "proc", "sys", "disks", *(f"disks/vd{letter}" for letter in "bcdefgh"))
 
@@ -41,7 +42,8 @@ class Contents:
     def __post_init__(self) -> None:
         if self.file_system not in ("ext3", "ext4"):
             raise ValueError(f"file_system={self.file_system!r}: ext3 or ext4")
-        taken = self.large_bytes + self.ledger_bytes + (6 + 20 * self.system + 80 * self.fio) * MIB
+        taken = self.large_bytes + self.ledger_bytes + (6 + 80 * self.fio) * MIB
+        taken += SYSTEM_BYTES * self.system
         if taken > self.size_bytes:
             raise ValueError(f"size_bytes={self.size_bytes}: its contents take {taken} bytes")
 

@@ -30,6 +30,14 @@ MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "ext4", "crc32c_generic
 
 
 @dataclass(frozen=True)
+class Boot:
+    """What QEMU boots, as files."""
+
+    kernel: Path
+    initramfs: Path
+
+
+@dataclass(frozen=True)
 class GuestImage(Image):
     """A built guest in the cache."""
 
@@ -43,7 +51,7 @@ class GuestImage(Image):
         """fio and its libraries, which go onto the root disk only if asked for."""
         return self.directory / "fio"
 
-    def initramfs(self) -> bytes:
+    def first_boot(self) -> bytes:
         """The first boot stage: busybox, modules in the order to load them, inside/init."""
         files = {
             "init": cpio.File((INSIDE / "init").read_bytes(), executable=True),

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TextIO
 
 from testbed.guest import build, disks, vm
-from testbed.guest.image import INSIDE, GuestImage
+from testbed.guest.image import INSIDE, Boot, GuestImage
 from testbed.guest.site import Site
 from testbed.hosts.supervise import Supervisor, run
 from testbed.lab.build import locked
@@ -37,13 +37,22 @@ class Prepared:
     """A kept guest; `settings` is the machine it must go on in."""
 
     directory: Path
-    image: GuestImage
     settings: vm.Settings
 
     @property
     def state(self) -> Path:
         """Its memory, for QEMU's `-incoming`."""
         return self.directory / "state"
+
+    @property
+    def boot(self) -> Boot:
+        return Boot(self.directory / "vmlinux", self.directory / "initramfs")
+
+    @property
+    def files(self) -> list[Path]:
+        """All of it, to be taken elsewhere into one directory."""
+        kept = [self.directory / f"disk{number}.img" for number in range(self.settings.disks)]
+        return [self.boot.kernel, self.boot.initramfs, self.state, *kept]
 
     def disk(self, directory: Path, number: int = 0) -> Path:
         """A copy of one of its disks, `directory`/diskN.img, to be written."""
@@ -64,13 +73,13 @@ def prepared(
     image = build.ensure(log)
     cache = cache_directory().parent / "guest-states"
     cache.mkdir(parents=True, exist_ok=True)
-    wanted = Prepared(cache / _name(image, contents, settings), image, settings)
+    wanted = Prepared(cache / _name(image, contents, settings), settings)
     with locked(cache / "lock", log or sys.stderr):
         if wanted.directory.exists():
             os.utime(wanted.directory)
             return wanted
         with tempfile.TemporaryDirectory(prefix=".boot-", dir=cache) as work:
-            _boot(Path(work), contents, wanted)
+            _boot(Path(work), contents, image, settings)
             (Path(work) / "kept").rename(wanted.directory)
         _remove_old(cache)
     return wanted
@@ -80,21 +89,30 @@ def _name(image: GuestImage, contents: Sequence[disks.Contents], settings: vm.Se
     version = run(["qemu-system-x86_64", "--version"])
     inside = [path.read_text() for path in sorted(INSIDE.iterdir()) if path.is_file()]
     scripts = [*inside, Path(records.__file__).read_text(), Path(disks.__file__).read_text()]
-    machine = vm.command(image, settings, ["nbd://disk"] * len(contents), Path())
+    boot = Boot(Path("vmlinux"), Path("initramfs"))
+    machine = vm.command(boot, settings, ["nbd://disk"] * len(contents), Path())
     parts = [image.name, version, *scripts, *machine[1:], *(repr(one) for one in contents)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def _boot(work: Path, contents: Sequence[disks.Contents], wanted: Prepared) -> None:
+def _boot(
+    work: Path, contents: Sequence[disks.Contents], image: GuestImage, settings: vm.Settings
+) -> None:
     """Leaves the state and the disks in `work`/kept."""
     kept = work / "kept"
     kept.mkdir()
+    boot = Prepared(kept, settings).boot
+    boot.initramfs.write_bytes(image.first_boot())
+    try:
+        boot.kernel.hardlink_to(image.kernel)
+    except OSError:  # a file system without links
+        shutil.copy(image.kernel, boot.kernel)
     images = [kept / f"disk{number}.img" for number in range(len(contents))]
     for path, content in zip(images, contents, strict=True):
-        disks.make(path, content, wanted.image)
+        disks.make(path, content, image)
     with Supervisor(work) as supervisor:
-        site = Site("boot", work / "site", supervisor, wanted.image)
-        guest = site.vm([site.target(path).uri for path in images], wanted.settings)
+        site = Site("boot", work / "site", supervisor, boot)
+        guest = site.vm([site.target(path).uri for path in images], settings)
         guest.wait_until_said("ready")
         guest.keep(kept / "state")
         guest.quit()

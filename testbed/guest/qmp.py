@@ -44,12 +44,19 @@ class Monitor:
 
     def wait_for(self, event: str, timeout_s: float = 60.0) -> dict[str, Any]:
         """The data of the next event of that name, past or to come."""
+        return dict(self._next(event, timeout_s).get("data", {}))
 
+    def wait_for_time(self, event: str, timeout_s: float = 60.0) -> float:
+        """When QEMU says that the event was: seconds of its host's wall clock."""
+        at = self._next(event, timeout_s)["timestamp"]
+        return float(at["seconds"]) + float(at["microseconds"]) / 1e6
+
+    def _next(self, event: str, timeout_s: float) -> dict[str, Any]:
         async def next_one() -> dict[str, Any]:
             while True:
                 message = await self._client.events.get()
                 if message["event"] == event:
-                    return dict(message.get("data", {}))
+                    return dict(message)
 
         try:
             return self._loop.run_until_complete(asyncio.wait_for(next_one(), timeout_s))

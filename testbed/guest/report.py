@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.guest import disks
-from testbed.migration import proof
+from testbed.hosts import proof
 from testbed.workloads import ledger
 
 # What the kernel says of a disk that failed, of a file system in doubt, of a task that hangs.
@@ -89,8 +89,15 @@ def _disk_problems(image: Path, acknowledged: Sequence[ledger.Acknowledged]) -> 
     sequences = [one.sequence for one in acknowledged]
     if sequences != sorted(set(sequences)):
         found.append("records were acknowledged twice or out of order")
+    of_ledger, of_large = contents_problems(image, acknowledged)
+    return found + of_ledger + of_large
+
+
+def contents_problems(
+    image: Path, acknowledged: Sequence[ledger.Acknowledged]
+) -> tuple[list[str], list[str]]:
+    """What is wrong with a disk's ledger, and with its large file."""
     with tempfile.TemporaryDirectory(prefix="relocator-guest-") as directory:
         copy = Path(directory) / "file"
-        found += ledger.check_file(disks.dump(image, "/ledger", copy), acknowledged)
-        found += disks.large_problems(disks.dump(image, "/large", copy))
-    return found
+        of_ledger = ledger.check_file(disks.dump(image, "/ledger", copy), acknowledged)
+        return of_ledger, disks.large_problems(disks.dump(image, "/large", copy))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from testbed.guest import vm
-from testbed.guest.image import GuestImage
+from testbed.guest.image import Boot
 from testbed.hosts import services
 from testbed.hosts.supervise import Process, Supervisor, in_namespace
 
@@ -37,12 +37,12 @@ class Site:
         name: str,
         directory: Path,
         supervisor: Supervisor,
-        image: GuestImage,
+        boot: Boot,
         *,
         address: str = "127.0.0.1",
         namespace_pid: int | None = None,
     ) -> None:
-        self.name, self.directory, self.image, self.address = name, directory, image, address
+        self.name, self.directory, self.boot, self.address = name, directory, boot, address
         self.supervisor = supervisor
         self._pid = namespace_pid
         self._numbers = itertools.count(1)
@@ -112,7 +112,7 @@ class Site:
             self.supervisor,
             name,
             self.directory / name,
-            self.image,
+            self.boot,
             disks,
             settings=settings,
             incoming=listen,

@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from testbed.guest import report
-from testbed.guest.image import GuestImage
+from testbed.guest.image import Boot
 from testbed.guest.qmp import Monitor
 from testbed.hosts.supervise import Process, ProcessError, Supervisor, is_listening, wait_until
 
@@ -58,14 +58,12 @@ def server_of(uri: str) -> dict[str, object]:
     return node | ({"export": parts.path[1:]} if len(parts.path) > 1 else {})
 
 
-def command(
-    image: GuestImage, settings: Settings, disks: Sequence[str], directory: Path
-) -> list[str]:
+def command(boot: Boot, settings: Settings, disks: Sequence[str], directory: Path) -> list[str]:
     """QEMU's command line but for how it begins; its files and sockets are in `directory`."""
     argv = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none"]
     argv += ["-machine", MACHINE, "-cpu", PROCESSOR, "-smp", "1", "-no-reboot"]
     argv += ["-m", f"{settings.memory_mib}M", *settings.accelerator]
-    argv += ["-kernel", str(image.kernel), "-initrd", str(directory / "initramfs")]
+    argv += ["-kernel", str(boot.kernel), "-initrd", str(boot.initramfs)]
     argv += ["-append", KERNEL_COMMAND_LINE, "-serial", f"file:{directory / 'console'}"]
     argv += ["-qmp", f"unix:{directory / 'qmp'},server=on,wait=off"]
     argv += ["-device", "virtio-serial-pci,id=ports"]
@@ -133,6 +131,10 @@ class Vm:
             # What the guest has not read yet is lost if we go before.
             self._wait(lambda: self.report.count(b"told,") >= wanted, "an answer", READY_S)
 
+    def wait_running(self) -> None:
+        """Waits until a guest that goes on from a kept state runs."""
+        self._wait(lambda: self.monitor.call("query-status")["running"], "the guest", READY_S)
+
     def wait_for_acknowledged(self, count: int, timeout_s: float = READY_S) -> None:
         """Waits until the guest has acknowledged so many records here."""
         self._wait(lambda: self.report.count(b"ack,") >= count, f"{count} records", timeout_s)
@@ -194,7 +196,7 @@ def start(
     supervisor: Supervisor,
     name: str,
     directory: Path,
-    image: GuestImage,
+    boot: Boot,
     disks: Sequence[str],
     *,
     settings: Settings | None = None,
@@ -206,8 +208,7 @@ def start(
     directory.mkdir(parents=True, exist_ok=True)
     for leftover in ("console", "report", "qmp", "control"):
         (directory / leftover).unlink(missing_ok=True)
-    (directory / "initramfs").write_bytes(image.initramfs())
-    argv = command(image, settings or Settings(disks=len(disks)), disks, directory)
+    argv = command(boot, settings or Settings(disks=len(disks)), disks, directory)
     if state is not None:
         argv += ["-incoming", f"exec:cat {state}"]
     elif incoming is not None:

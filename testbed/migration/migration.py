@@ -9,9 +9,9 @@
     tail       the workloads go on without the source, then end
     proof      file system, checksums and ledger, through the device and in the raw image
 
-The acts are in modules of the same names. What becomes of the disk is the system's business
-(`testbed.systems`), what the guest does the workloads' (`testbed.workloads`), what happens to the
-link meanwhile the events' (`testbed.network.link_events`).
+The acts are in modules of the same names. What the guest is, is told by `guest.py`; what becomes of
+its disk is the system's business (`testbed.systems`), what it does the workloads'
+(`testbed.workloads`), what happens to the link meanwhile the events' (`testbed.network.link_events`).
 Exit status: 0 all is well, 1 a check or a step failed, 3 the link was off and refused.
 """
 
@@ -26,6 +26,8 @@ from testbed import ending
 from testbed.hosts import services
 from testbed.hosts.supervise import Supervisor
 from testbed.migration import observe, options, prepare, prove
+from testbed.migration.device_guest import DeviceGuest
+from testbed.migration.qemu_guest import QemuGuest
 from testbed.migration.results import Results
 from testbed.migration.stage import LinkRefused, Stage
 from testbed.network import topology
@@ -36,16 +38,18 @@ EXIT_REFUSED = 3
 
 def migrate(stage: Stage) -> None:
     """The whole run; raises where it fails."""
+    real = stage.parameters.guest == "qemu"
+    stage.guest = QemuGuest(stage) if real else DeviceGuest(stage)
     services.prepare_kernel()
     with topology.sites(stage.parameters.profile) as stage.sites:
         stage.log.event("sites-built")
         prepare.calibrate_link(stage)
-        prepare.make_disk(stage)
+        stage.guest.make_disk()
         with Supervisor(stage.logs) as stage.servers:
             if stage.parameters.ceiling == "on":
                 prepare.measure_nbdcopy(stage)
             prepare.start_source(stage)
-            with prepare.guest_disk(stage):
+            with stage.guest.at_home():
                 observe.observe(stage)
             prove.check_device(stage)
         prove.check_image(stage)

@@ -36,6 +36,7 @@ class Parameters:
     deleted_bytes: int
     file_system: str
     partition: str
+    guest: str
     workloads: str
     memory_bytes: int
     system: str
@@ -61,8 +62,21 @@ class Parameters:
             if getattr(self, name) < 1:
                 right = "at least one a second"
                 raise ProfileError(name.replace("_", "-"), getattr(self, name), right)
+        if self.guest == "qemu":
+            self._check_real()
         if not 0 < self.tolerance < 1:
             raise ProfileError("tolerance", self.tolerance, "a fraction of the rate, such as 2%")
+
+    def _check_real(self) -> None:
+        """What a guest of QEMU doesn't have."""
+        only = {"partition": "none", "deleted_bytes": 0, "workloads": "mixed"}
+        for name, value in only.items():
+            if getattr(self, name) != value:
+                parameter = name.removesuffix("_bytes")
+                right = f"a guest of QEMU has only {value} (--guest qemu)"
+                raise ProfileError(parameter, getattr(self, name), right)
+        if self.file_system == "ext2":
+            raise ProfileError("file-system", "ext2", "a guest of QEMU has ext3 or ext4")
 
     @property
     def profile(self) -> LinkProfile:
@@ -99,6 +113,7 @@ class Parameters:
         return asdict(self)
 
 
+GUESTS = ("dm", "qemu")
 _Parse = Callable[[str, str], Any]
 
 
@@ -157,8 +172,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--file-system", choices=disk.FILE_SYSTEMS, default="ext3", help=text)
     text = "what the file system stands in (default: the whole disk)"
     parser.add_argument("--partition", choices=disk.PARTITIONS, default="none", help=text)
-    text = f"what the guest does: {suite.KNOWN} (default mixed,compile)"
-    parser.add_argument("--workloads", default="mixed,compile", help=text)
+    text = "dm: a file system whose device is exchanged; qemu: a VM, by testbed.migration.lab"
+    parser.add_argument("--guest", choices=GUESTS, default="dm", help=f"{text} (default dm)")
+    text = f"what the guest does: {suite.KNOWN} (default mixed,compile; of qemu mixed)"
+    parser.add_argument("--workloads", help=text)
     known = ", ".join(systems.SYSTEMS)
     text = f"what becomes of the disk: {known} (default relocator)"
     parser.add_argument("--system", default="relocator", help=text)
@@ -182,6 +199,8 @@ def parse(arguments: Sequence[str]) -> Parameters:
             suffix = units.get(name, "_bytes" if read is parse_size_bytes else "_s")
             key = name.replace("-", "_")
             values[key + suffix] = read(name, given.pop(key))
+        if given["workloads"] is None:
+            given["workloads"] = "mixed" if given["guest"] == "qemu" else "mixed,compile"
         values["settings"] = systems.parse_settings(given.pop("settings"))
         values["events"] = tuple(link_events.parse(text) for text in given.pop("event"))
         parameters = Parameters(**values, **given)

@@ -1,12 +1,9 @@
-"""Before the guest runs: the link is calibrated, the disk made, the source's server started."""
-
-from collections.abc import Iterator
-from contextlib import contextmanager
+"""Before the guest runs: the link is calibrated, the source's server started."""
 
 from testbed import systems
 from testbed.hosts import services
 from testbed.migration import disk
-from testbed.migration.stage import NBD, LinkRefused, Stage
+from testbed.migration.stage import LinkRefused, Stage
 from testbed.network import calibrate
 from testbed.network.topology import ADDRESS
 
@@ -23,28 +20,6 @@ def calibrate_link(stage: Stage) -> None:
     )
     if found.problems:
         raise LinkRefused("; ".join(found.problems))
-
-
-def make_disk(stage: Stage) -> None:
-    parameters = stage.parameters
-    stage.contents = disk.make(
-        stage.image,
-        stage.mount,
-        disk.Wanted(
-            size_bytes=parameters.disk_bytes,
-            fill_bytes=parameters.fill_bytes,
-            deleted_bytes=parameters.deleted_bytes,
-            file_system=parameters.file_system,
-            partition=parameters.partition,
-        ),
-        stage.load,
-        parameters.seed,
-    )
-    stage.log.event(
-        "image-made",
-        allocated_bytes=disk.allocated_bytes(stage.image),
-        files=len(stage.contents.manifest),
-    )
 
 
 def measure_nbdcopy(stage: Stage) -> None:
@@ -72,19 +47,3 @@ def start_source(stage: Stage) -> None:
     stage.system = systems.make(parameters.system, parameters.settings, place)
     stage.system.start_source()
     stage.log.event("source-started", host="st_src")
-
-
-@contextmanager
-def guest_disk(stage: Stage) -> Iterator[None]:
-    """The guest's device over link A, mounted; taken down whatever happens."""
-    stage.nbd = stage.attach(NBD[0], "vm_src", "st_src-lan")
-    stage.device = services.GuestDevice(stage.contents.offset_bytes)
-    stage.device.create(stage.nbd)
-    try:
-        with stage.mounted(stage.device.path, "noatime"):
-            stage.log.event("guest-mounted")
-            yield
-        stage.log.event("unmounted")
-    finally:
-        stage.trace.discard()
-        stage.device.remove()

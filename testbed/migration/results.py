@@ -49,7 +49,7 @@ class Results:
         self.sampler = record.Sampler(self.recorder)
         self.calibration: Calibration | None = None
         self.outcome, self.reason = "failed", "the run was not concluded"
-        self.memory_copy_s: float | None = None
+        self.memory: tuple[int, float] | None = None  # bytes and seconds of the memory copy
         self.downtime_s: float | None = None
         self.handover_s: float | None = None
         self.allocated_bytes: int | None = None
@@ -122,12 +122,12 @@ class Results:
         relocates = systems.SYSTEMS[self.parameters.system].relocates
         received, sent = self._moved_bytes(*(("C", 0.0) if relocates else ("B", switch_s)))
         memory = None
-        if self.memory_copy_s is not None:
-            size_bytes = self.parameters.memory_bytes
+        if self.memory is not None:
+            size_bytes, copy_s = self.memory
             memory = {
                 "bytes": size_bytes,
-                "copy_s": round(self.memory_copy_s, 6),
-                "bits_per_s": round(size_bytes * 8 / self.memory_copy_s),
+                "copy_s": round(copy_s, 6),
+                "bits_per_s": round(size_bytes * 8 / copy_s),
             }
         relocation_s = None
         if self._complete_s is not None:

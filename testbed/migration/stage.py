@@ -6,12 +6,11 @@ move, relocate, prove. Nothing here decides anything.
 
 import time
 from pathlib import Path
-from typing import Any
 
 from testbed.hosts import services
 from testbed.hosts.supervise import Supervisor
-from testbed.migration import options, record, requests
-from testbed.migration.disk import Contents
+from testbed.migration import options, record
+from testbed.migration.guest import Guest
 from testbed.migration.results import Results
 from testbed.network import link_events, topology
 from testbed.network.topology import ADDRESS
@@ -32,14 +31,10 @@ class Stage:
     """One run so far. What has only a type is set by the act that makes it."""
 
     sites: topology.Sites
-    contents: Contents
     servers: Supervisor
     system: System
-    nbd: services.KernelNbd  # what the guest's disk is on now
-    arriving: services.KernelNbd  # what it will be on
-    device: services.GuestDevice
+    guest: Guest
     sampler: record.Sampler
-    workloads: Supervisor
     source_mtime_ns: int
 
     def __init__(self, parameters: options.Parameters, results: Results, work: Path) -> None:
@@ -52,15 +47,10 @@ class Stage:
         self.image = work / "source.img"
         self.mount = work / "guest"
         self.load = parameters.load
-        self.trace = requests.Trace()
         self.changes = link_events.Schedule(parameters.steps, topology.WAN_PORTS, results.recorder)
 
     def attach(self, device: Path, host: str, server: str) -> services.KernelNbd:
         return services.attach(self.servers, device, ADDRESS[server], self.sites.pids[host])
-
-    def mounted(self, device: Path, mount_options: str) -> Any:
-        file_system = self.parameters.file_system
-        return services.mounted(device, self.mount, mount_options, file_system)
 
     def go_on_until(self, run_s: float) -> None:
         """Lets the run go on; anything that ends early or fails ends it."""
@@ -70,11 +60,7 @@ class Stage:
             time.sleep(min(left_s, 0.25))
 
     def check_alive(self) -> None:
-        self.workloads.check()
+        self.guest.check()
         self.servers.check()
         self.sampler.check()
         self.changes.check()
-
-    def all_match(self, where: str) -> str:
-        """What is said of files without a mismatch."""
-        return f"{len(self.contents.manifest)} files match their checksums {where}"

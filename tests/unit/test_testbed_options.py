@@ -24,7 +24,7 @@ def test_defaults_are_the_paper_s_link() -> None:
         (["--tolerance", "0"], "tolerance=0.0: "),
         (["--system", "rsync"], "system=rsync: must be one of relocator, remote"),
         (["--set", "order"], "set=order: give KEY=VALUE"),
-        (["--set", "colour=red"], "set=colour=red: relocator takes block, connections"),
+        (["--set", "colour=red"], "set=colour=red: relocator takes activate-on-write, block"),
         (["--system", "remote", "--set", "order=hot"], "set=order=hot: remote takes nothing"),
         (["--event", "5s:flood:1s"], "5s:flood:1s"),
         (["--congestion", "vegas"], "congestion='vegas': "),

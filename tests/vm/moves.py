@@ -33,7 +33,7 @@ class World:
         self.directory, self.origin = directory, origin
         self.supervisor = Supervisor(directory)
         self.sites = {
-            name: Site(name, directory / name, self.supervisor, origin.image) for name in "abc"
+            name: Site(name, directory / name, self.supervisor, origin.boot) for name in "abc"
         }
         self.way: list[Vm] = []
 
