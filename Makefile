@@ -25,8 +25,8 @@ power: install   ## power failures replayed at every point of a recorded log (PO
 soak: install    ## the proxy killed at random moments, again and again (ROUNDS=1000)
 	$(PYTHON) -m tests.crash.kill $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED))
 
-demo: install    ## relocates a disk across an emulated WAN; table, figures and page in out/demo
-	$(PYTHON) -m experiments.demo
+demo: install    ## relocates a disk across an emulated WAN; table, figures and page in out/demo (VM=qemu: a real VM)
+	$(PYTHON) -m experiments.demo $(if $(VM),--vm $(VM))
 
 bench: install   ## local path, size and WAN against the peers (BENCH=--quick: in minutes); out/bench
 	$(PYTHON) -m experiments.bench $(BENCH)

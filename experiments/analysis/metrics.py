@@ -24,7 +24,7 @@ from experiments.running.rundir import Run, RunError, load_run, read_document
 IDENTITY = ("cell", "scenario", "axes", "name", "system", "seed", "clock", "outcome", "reason")
 CONDITIONS = (
     *("rtt_s", "rate_bits_per_s", "loss", "jitter_s", "congestion", "events", "disk_bytes"),
-    *("fill_bytes", "workloads", "settings", "background", "background_delay_s"),
+    *("fill_bytes", "guest", "workloads", "settings", "background", "background_delay_s"),
 )
 PHASES = (*("source", "pre-copy", "memory-copy", "on-demand", "background", "complete", "remote"),)
 KINDS = ("read", "write")
@@ -199,6 +199,7 @@ MEASURES: dict[str, Callable[[Run], Value]] = {
     "miss_s": measures.miss_s,
     "allocated_bytes": _summary("allocated_bytes"),
     "wan_disk_bytes": lambda run: run.summary["wan_bytes"]["disk"],
+    "wan_memory_bytes": lambda run: run.summary["wan_bytes"]["memory"],
     "wan_over_allocated": _wan_over_allocated,
     "copy_s": _copy_s,
     "link_use": measures.link_use,

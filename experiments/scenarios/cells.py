@@ -25,6 +25,7 @@ from testbed.network import wan
 
 TRACE = "oracle.trace"
 MODULE = "testbed.migration"
+REAL_GUEST_LAB = "testbed.migration.lab"  # which brings the guest along
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ class Cell:
         along = [trace] if self.trace_of is not None else []
         for path in [*along, *map(find, self.programs)]:
             lab += ["--file", path]
-        return [python, "-m", "testbed.lab", "run", *lab, "--", MODULE, *self.arguments]
+        entry = REAL_GUEST_LAB if "qemu" in self.arguments else "testbed.lab"
+        return [python, "-m", entry, "run", *lab, "--", MODULE, *self.arguments]
 
     def document(self) -> dict[str, Any]:
         lists = {key: list(getattr(self, key)) for key in ("arguments", "programs")}

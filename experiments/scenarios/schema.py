@@ -167,6 +167,7 @@ TABLES: Mapping[str, Mapping[str, Check]] = {
         "partition": _choice("none", "mbr", "gpt"),
     },
     "workload": {
+        "guest": _choice("dm", "qemu"),
         "workloads": _workloads,
         "read-iops": _count(),
         "write-iops": _count(),

@@ -11,7 +11,7 @@
 
 The acts are in modules of the same names. What the guest is, is told by `guest.py`; what becomes of
 its disk is the system's business (`testbed.systems`), what it does the workloads'
-(`testbed.workloads`), what happens to the link meanwhile the events' (`testbed.network.link_events`).
+(`testbed.workloads`), what happens to the link the events' (`testbed.network.link_events`).
 Exit status: 0 all is well, 1 a check or a step failed, 3 the link was off and refused.
 """
 

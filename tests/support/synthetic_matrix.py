@@ -74,6 +74,8 @@ def cells(seeds: int = 1) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"clocks/clock={clock}/relocator", more
     for system in ("stay", "relocator", "remote"):
         yield f"real/program=compile/{system}", {"system": system}
+    yield "guest/rtt=20ms/relocator", {}
+    yield "guest/rtt=20ms/mirror-sync", {"system": "mirror"}
 
 
 def write(runs: Path, seeds: int = 1, only: str = "") -> None:

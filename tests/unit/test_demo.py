@@ -181,6 +181,14 @@ def test_each_run_goes_to_the_lab_with_its_seed_and_directory(tmp_path: Path) ->
     assert program[program.index("--seed") + 1] == "7"
 
 
+def test_a_real_guest_is_brought_along_into_the_lab(tmp_path: Path) -> None:
+    for one in demo.jobs(tmp_path, 7, "vm", None, "qemu"):
+        command = list(one.command)
+        assert command[1:4] == ["-m", "testbed.migration.lab", "run"]
+        program = command[command.index("--") + 1 :]
+        assert options.parse(program[1:]).guest == "qemu"
+
+
 def test_the_demo_ends_with_table_speed_checks_and_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ are computed from what it shows.
 
 from collections.abc import Callable
 
-from experiments.publishing.figures import ablations, conditions, paper, programs, systems
+from experiments.publishing.figures import ablations, conditions, guest, paper, programs, systems
 from experiments.publishing.figures.evidence import Drawn, Evidence
 
 ALL: dict[str, Callable[[Evidence], Drawn]] = {
@@ -25,4 +25,5 @@ ALL: dict[str, Callable[[Evidence], Drawn]] = {
     "loads": conditions.loads,
     "clocks": conditions.clocks,
     "real": programs.real,
+    "guest": guest.guest,
 }
