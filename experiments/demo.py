@@ -7,7 +7,8 @@ The runs differ in one thing, what becomes of the disk: it stays behind (`remote
 read (`on-demand`), or comes also in the background (`background`). The VM is a file system whose
 device is exchanged under it (`dm`), or one that QEMU migrates live (`qemu`). On the lab's virtual
 clock a run does not feel what else the machine does, so the runs go side by side, one a core; where
-the lab is on the real clock they go one after the other. The results depend on the seed and the code alone.
+the lab is on the real clock they go one after the other. The results depend on the seed and the
+code alone (and, of `qemu`, on the kept state that the guest is woken from).
 
 Everything is written into a directory beside DIR, which takes DIR's place when all is done: what
 an earlier demo left is there until then. If a run fails, its log is kept in DIR-failed.

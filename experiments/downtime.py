@@ -9,8 +9,6 @@ complete stays.
 Exit status: 0 all ran well; 1 a run failed; 2 a wrong argument; 130 interrupted.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ from it come the kernel, some modules, busybox, Python and fio, with the librari
 linker says they need.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess

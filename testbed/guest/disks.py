@@ -7,8 +7,6 @@ Equal contents give equal images on any machine: identifiers and times are fixed
 mke2fs copies from the files it is given.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

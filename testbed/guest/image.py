@@ -6,8 +6,6 @@ root disk beside the workload's files. The scripts that run in the guest (inside
 it: they go onto the disks and into the initramfs as they are; a changed one needs no new build.
 """
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path

@@ -8,8 +8,6 @@ States are in the cache, named by a hash over all that decides them: the guest's
 inside, the machine, the disks, QEMU's version. The newest few are kept.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

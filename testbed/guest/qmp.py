@@ -1,14 +1,12 @@
 """QEMU's monitor, one command at a time; events are kept until they are asked for."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 import weakref
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from qemu.qmp import QMPClient, QMPError
 from qemu.qmp.qmp_client import ExecuteError
@@ -67,7 +65,7 @@ class Monitor:
         """Ends the connection; QEMU may have done so before."""
         self.end()
 
-    def __enter__(self) -> Monitor:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

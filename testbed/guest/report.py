@@ -4,8 +4,6 @@ A guest that moves leaves a part of its report at every host it was at. Put toge
 its way they are one text: a line may begin at one host and end at the next.
 """
 
-from __future__ import annotations
-
 import re
 import tempfile
 from collections.abc import Iterable, Sequence

@@ -4,8 +4,6 @@ A site may be a host of its own (a network namespace, by the pid of a process in
 machine, where every server has a port of its own.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 import socket

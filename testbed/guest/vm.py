@@ -9,8 +9,6 @@ What the guest says is in `report` and on `console`, files of this host: QEMU ap
 the guest runs here.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal

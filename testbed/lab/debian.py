@@ -4,8 +4,6 @@ What is built from Debian's packages is built by these: the lab's root image (`b
 that moves (`testbed.guest.build`). Nothing of the host goes in but its apt's proxy.
 """
 
-from __future__ import annotations
-
 import lzma
 import os
 import re

@@ -1,7 +1,5 @@
 """The guest that is a file system with programs on it, on a device-mapper device of one line."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager

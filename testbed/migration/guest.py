@@ -14,8 +14,6 @@ switch: programs and page cache stay where they are, as in the memory of a VM th
 the memory copy sends is noise. `qemu` is a real one: QEMU's own live migration, by its own rules.
 """
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager
 from typing import Protocol
 

@@ -6,8 +6,6 @@ is `python -m testbed.lab` of the same arguments; with `--guest qemu` the kept g
 disk comes along, made now if there is none (natively: in seconds).
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 

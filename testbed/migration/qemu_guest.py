@@ -9,8 +9,6 @@ Of what the guest says the times are its own clock's, which stands while the gue
 offset is the least that any line took from the guest's clock to ours, polling included.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Iterator

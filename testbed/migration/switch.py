@@ -1,7 +1,5 @@
 """What the switch and the end have in common, whatever the guest is."""
 
-from __future__ import annotations
-
 import time
 
 from testbed.hosts import proof, services

@@ -4,8 +4,6 @@ The ledger writes them, here and inside a real guest, whose small Python has lit
 `struct` and `zlib`: nothing else is imported.
 """
 
-from __future__ import annotations
-
 import struct
 import zlib
 

@@ -7,14 +7,12 @@ with World(directory, origin) as world:
     world.prove(images)                       shut down; everything is as it must be
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
-from relocator.cli.client import Client
+from relocator.client import Client
 from testbed.guest import report
 from testbed.guest.prepared import Prepared
 from testbed.guest.site import Server, Site
@@ -37,7 +35,7 @@ class World:
         }
         self.way: list[Vm] = []
 
-    def __enter__(self) -> World:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

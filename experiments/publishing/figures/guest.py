@@ -1,7 +1,5 @@
 """E1's and E2's figures with a real guest: its memory and its disk apart, and its downtime."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from experiments.analysis import series

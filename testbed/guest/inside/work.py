@@ -22,8 +22,6 @@ journal commits too; then an earlier record is read back.
 Runs on the small Python of Debian's python3-minimal, from the guest's own disk.
 """
 
-from __future__ import annotations
-
 import mmap
 import os
 import sys
