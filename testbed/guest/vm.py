@@ -214,7 +214,8 @@ def start(
     # A QEMU whose guest does not come ends with status 1.
     statuses = (0, -signal.SIGTERM) if incoming is None else (0, -signal.SIGTERM, 1)
     process = supervisor.start(name, argv, namespace_pid, good_statuses=statuses)
-    process.wait_until((directory / "qmp").exists, f"{name}'s monitor")
+    sockets = [directory / "qmp", directory / "control"]
+    process.wait_until(lambda: all(one.exists() for one in sockets), f"{name}'s sockets")
     if incoming is not None and state is None:
         pid = os.getpid() if namespace_pid is None else namespace_pid
         port = int(incoming.rpartition(":")[2])
