@@ -22,7 +22,14 @@ from urllib.parse import parse_qs, urlsplit
 from testbed.guest import report
 from testbed.guest.image import Boot
 from testbed.guest.qmp import Monitor
-from testbed.hosts.supervise import Process, ProcessError, Supervisor, is_listening, wait_until
+from testbed.hosts.supervise import (
+    Process,
+    ProcessError,
+    Supervisor,
+    is_listening,
+    is_listening_at,
+    wait_until,
+)
 
 MACHINE = "pc-i440fx-7.2"
 # Plain: and without ERMS, with which copying memory would be a byte an instruction.
@@ -215,7 +222,7 @@ def start(
     statuses = (0, -signal.SIGTERM) if incoming is None else (0, -signal.SIGTERM, 1)
     process = supervisor.start(name, argv, namespace_pid, good_statuses=statuses)
     sockets = [directory / "qmp", directory / "control"]
-    process.wait_until(lambda: all(one.exists() for one in sockets), f"{name}'s sockets")
+    process.wait_until(lambda: all(map(is_listening_at, sockets)), f"{name}'s sockets")
     if incoming is not None and state is None:
         pid = os.getpid() if namespace_pid is None else namespace_pid
         port = int(incoming.rpartition(":")[2])

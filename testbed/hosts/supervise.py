@@ -109,6 +109,13 @@ def is_listening(namespace_pid: int, port: int) -> bool:
     return False
 
 
+def is_listening_at(path: Path) -> bool:
+    """Whether a Unix socket listens at the path, in this namespace; looks without connecting."""
+    accepts = "00010000"  # __SO_ACCEPTCON: the name is there before anybody may connect
+    lines = Path("/proc/net/unix").read_text().splitlines()
+    return any(line.endswith(f" {path}") and line.split()[3] == accepts for line in lines)
+
+
 @dataclass(slots=True)
 class Process:
     """A running process and its log."""
