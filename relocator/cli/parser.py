@@ -26,6 +26,7 @@ COMMANDS = {
     "verify": "steer",
     "set": "steer",
     "wait": "wait",
+    "migrate": "migrate",
     "metrics": "metrics",
     "doctor": "doctor",
     "completion": "completion",

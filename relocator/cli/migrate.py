@@ -1,0 +1,167 @@
+"""`relocator migrate`: a running QEMU guest moves with its disks, by one command."""
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Callable
+
+from relocator.cli import moves
+from relocator.cli.common import Commands
+from relocator.cli.movepage import Page, summary
+from relocator.config import parse_rate
+from relocator.errors import ConfigError
+from relocator.moving import guard
+from relocator.moving.move import Move
+from relocator.moving.parties import MoveError, Plan
+from relocator.moving.steps import Hooks, Report
+
+_DESCRIPTION = (
+    "Move a running QEMU guest, memory and disks, to a QEMU that waits for it. Run again after any "
+    "interruption, it goes on from what it finds. If anything fails, or with Ctrl-C, before the "
+    "disks are released, the guest goes on at the source; after that it is at the destination."
+)
+_LONGEST_LIMIT_MS = 2_000_000
+
+
+def add(commands: Commands) -> None:
+    """Add the command's parser."""
+    parser = commands.add_parser(
+        "migrate", help="move a running QEMU guest with its disks", description=_DESCRIPTION
+    )
+    moves.add_parties(parser)
+    parser.add_argument(
+        "--incoming", metavar="URI", help="where the waiting QEMU listens, if not at --uri"
+    )
+    parser.add_argument("--bandwidth", metavar="BITS/S", help="cap of the memory's transfer")
+    parser.add_argument(
+        "--downtime-limit", metavar="MS", help="longest pause that QEMU aims at (300)"
+    )
+    parser.add_argument("--multifd", metavar="N", help="send memory over N connections")
+    parser.add_argument(
+        "--wait",
+        action="store_true",
+        help="let the guest go on only once every source is sealed (a round trip of pause more)",
+    )
+    parser.add_argument("--no-verify", action="store_true", help="don't compare with the source")
+    parser.add_argument(
+        "--quit-source", action="store_true", help="end the source's QEMU when all is done"
+    )
+    parser.add_argument(
+        "--settle",
+        action="store_true",
+        help="end an interrupted move and begin none: back, or forward once the guest has arrived",
+    )
+    parser.add_argument(
+        "--lost",
+        action="append",
+        choices=("source", "destination"),
+        default=[],
+        help="it is certain that the guest doesn't run at this site, though it can't be asked",
+    )
+    parser.add_argument("--json", action="store_true", help="print stages and the report as JSON")
+    # For the guard, and for tests that interrupt a move at a certain place.
+    parser.add_argument("--when-killed", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--stop-at", metavar="PLACE", help=argparse.SUPPRESS)
+    parser.set_defaults(run=_run)
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    rate = None if options.bandwidth is None else parse_rate("--bandwidth", options.bandwidth)
+    return Plan(
+        uri=options.uri,
+        incoming=options.incoming or options.uri,
+        bandwidth_bytes_per_s=None if rate is None else int(rate / 8),
+        downtime_limit_ms=_number("--downtime-limit", options.downtime_limit, _LONGEST_LIMIT_MS),
+        multifd_channels=_number("--multifd", options.multifd, 255) or 0,
+        verify=not options.no_verify,
+        quit_source=options.quit_source,
+        wait_for_seal=options.wait,
+        lost=frozenset(options.lost),
+    )
+
+
+def _number(option: str, text: str | None, most: int) -> int | None:
+    if text is None:
+        return None
+    if not text.isdecimal() or not 1 <= int(text) <= most:
+        raise ConfigError(f"{option}={text}: must be a number from 1 to {most}")
+    return int(text)
+
+
+def _run(options: argparse.Namespace) -> int:
+    moves.check_parties(options)
+    plan = _plan(options)
+    if options.when_killed and not guard.killed():
+        return 0
+    with moves.parties(options) as parties:
+        if options.settle:
+            return _settle(Move(parties, plan), options)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
+        watcher = guard.Guard(_arguments(options))
+        with Page([disk.name for disk in parties.disks], as_json=options.json) as page:
+            hooks = Hooks(
+                tell=page.tell,
+                watch=watcher.watch,
+                at_rest=watcher.at_rest,
+                seam=_seam(options.stop_at),
+            )
+            try:
+                report = Move(parties, plan, hooks).run()
+            except MoveError as error:
+                return _failed(error, options)
+        _print(report, options)
+    return 0
+
+
+def _settle(move: Move, options: argparse.Namespace) -> int:
+    """What was begun is ended; says where the guest is."""
+    if options.when_killed:
+        print("relocator migrate was killed; its guard ends the move", file=sys.stderr)
+    try:
+        text = move.settle()
+    except MoveError as error:
+        return _failed(error, options)
+    print(json.dumps({"settled": text}) if options.json else text, flush=True)
+    return 0
+
+
+def _failed(error: MoveError, options: argparse.Namespace) -> int:
+    if options.json:
+        print(json.dumps({"error": error.why, "what_now": error.verdict}), flush=True)
+    print(f"relocator: {error.why}\n{error.verdict}", file=sys.stderr)
+    return 130 if error.why == "interrupted" else 1
+
+
+def _print(report: Report, options: argparse.Namespace) -> None:
+    if options.json:
+        fields = {
+            "downtime": report.downtime.fields(),
+            "memory": report.memory,
+            "disks": report.disks,
+            "notes": report.notes,
+        }
+        print(json.dumps({"report": fields}, sort_keys=True), flush=True)
+        return
+    for line in summary(report):
+        print(line)
+
+
+def _arguments(options: argparse.Namespace) -> list[str]:
+    """The arguments that name the parties, for the guard."""
+    words = ["--from", options.source, "--to", options.destination, "--uri", options.uri]
+    for disk in options.disks:
+        words += ["--disk", disk]
+    return words
+
+
+def _seam(place: str | None) -> Callable[[str], None]:
+    """Stops at `place` until a line comes in, so that something can be broken just then."""
+
+    def stop(here: str) -> None:
+        if here == place:
+            print(f"stopped at {here}", file=sys.stderr, flush=True)
+            sys.stdin.readline()
+
+    return stop

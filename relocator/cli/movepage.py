@@ -1,0 +1,133 @@
+"""The live page of `relocator migrate`, and the summary at its end.
+
+On a terminal: a line of what goes on, a bar for the guest's memory and one for each disk. Elsewhere
+a line a stage, or with `--json` an object a line.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
+
+from relocator.cli.common import human_bytes, human_rate, human_time
+from relocator.moving import steps
+from relocator.moving.stages import ABOUT, Stage
+from relocator.moving.steps import Report
+
+_LINE_EVERY_S = 5.0
+
+
+class Page:
+    """Shows a move as it goes on."""
+
+    def __init__(self, disks: list[str], *, as_json: bool) -> None:
+        self._disks = disks
+        self._as_json = as_json
+        self._console = Console(stderr=True)
+        self._stage: Stage | None = None
+        self._said_s = 0.0
+        self._note = ""
+        self._bars: Progress | None = None
+        self._tasks: list[TaskID] = []
+        self._began_s = time.monotonic()
+
+    def __enter__(self) -> "Page":
+        if self._console.is_terminal and not self._as_json:
+            columns = (
+                TextColumn("{task.description}", justify="right"),
+                BarColumn(),
+                TaskProgressColumn(),
+                TextColumn("{task.fields[said]}"),
+            )
+            self._bars = Progress(*columns, console=self._console)
+            names = ["memory", *(f"disk {name}" for name in self._disks)]
+            self._tasks = [self._bars.add_task(name, total=None, said="") for name in names]
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def tell(self, now: steps.Progress) -> None:
+        """Show where the move stands."""
+        if self._as_json:
+            self._json(now)
+            return
+        if now.stage is not self._stage or now.note not in ("", self._note):
+            self._stage, self._note = now.stage, now.note or self._note
+            about = ABOUT[now.stage]
+            at = human_time(time.monotonic() - self._began_s)
+            self._console.print(f"{at}  {about.going_on}{f': {now.note}' if now.note else ''}")
+        if self._bars is not None:
+            self._update(self._bars, now)
+
+    def _json(self, now: steps.Progress) -> None:
+        if now.stage is self._stage and time.monotonic() < self._said_s + 1.0:
+            return
+        self._stage, self._said_s = now.stage, time.monotonic()
+        fields: dict[str, Any] = {"stage": now.stage.value, "owner": ABOUT[now.stage].owner}
+        if now.memory is not None:
+            fields["memory"] = now.memory.get("ram")
+        if now.disks:
+            fields["disks"] = dict(zip(self._disks, now.disks, strict=True))
+        if now.note:
+            fields["note"] = now.note
+        print(json.dumps(fields), flush=True, file=sys.stdout)
+
+    def _update(self, bars: Progress, now: steps.Progress) -> None:
+        if now.memory is not None and "ram" in now.memory:
+            ram = now.memory["ram"]
+            said = f"{human_bytes(ram['transferred'])} sent, {human_rate(ram['mbps'] * 1e6)}"
+            done = ram["total"] - ram["remaining"]
+            bars.update(self._tasks[0], total=ram["total"], completed=done, said=said)
+        elif now.stage in (Stage.ARRIVED, Stage.MOVED):
+            bars.update(self._tasks[0], total=1, completed=1, said="at the destination")
+        for task, status in zip(self._tasks[1:], now.disks, strict=False):
+            if status is None:
+                bars.update(task, said="no answer")
+                continue
+            said = f"{status['state']}, {human_rate(status['rate_bits_per_s'])}"
+            bars.update(
+                task, total=status["total_blocks"], completed=status["present_blocks"], said=said
+            )
+
+
+def summary(report: Report) -> Iterator[str]:
+    """What came of a move, in lines."""
+    parts = report.downtime
+    if parts.total_s is not None:
+        each = (
+            ("drain", parts.drain_s),
+            ("takeover", parts.takeover_s),
+            ("state", parts.state_s),
+        )
+        told = ", ".join(f"{name} {_ms(value)}" for name, value in each if value is not None)
+        yield f"the guest stood still for {_ms(parts.total_s)}: {told}"
+    if parts.release_s is not None:
+        yield f"its writes could pass {_ms(parts.release_s)} after it ran again"
+    ram = report.memory.get("ram")
+    if ram:
+        yield f"memory: {human_bytes(ram['transferred'])} sent"
+    for name, status in report.disks.items():
+        fetched = status["on_demand_bytes"] + status["background_bytes"]
+        proof = status.get("verified_blocks")
+        verified = f", {proof:,} blocks compared with the source" if proof is not None else ""
+        yield f"disk {name}: {status['state']}, {human_bytes(fetched)} fetched{verified}"
+    for note in report.notes:
+        yield f"note: {note}"
+    yield "The guest and its disks are at the destination; the source may be switched off."
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.1f} ms"

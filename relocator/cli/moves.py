@@ -1,0 +1,76 @@
+"""What names a move on a command line: both QEMUs, and both ends of each disk."""
+
+import argparse
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from relocator.errors import ConfigError
+from relocator.moving.address import parse
+from relocator.moving.ends import open_disk, parse_disk
+from relocator.moving.monitor import Monitor
+from relocator.moving.parties import Parties
+from relocator.moving.reach import reaching
+
+_ADDRESS = "PATH, HOST:PORT or ssh://[USER@]HOST[:PORT]/PATH"
+
+
+def add_parties(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say who moves."""
+    parser.add_argument(
+        "--from", dest="source", metavar="QMP", help=f"QMP socket of the guest's QEMU: {_ADDRESS}"
+    )
+    parser.add_argument(
+        "--to",
+        dest="destination",
+        metavar="QMP",
+        help="QMP socket of the QEMU that waits for the guest (-incoming defer)",
+    )
+    parser.add_argument(
+        "--uri", metavar="URI", help="where the guest's memory is sent, such as tcp:10.2.0.2:4444"
+    )
+    parser.add_argument(
+        "--disk",
+        dest="disks",
+        metavar="SOURCE,DEST",
+        action="append",
+        default=[],
+        help="a disk: control sockets of its target and its proxy (PATH or ssh://...); SOURCE may "
+        "be the target's NBD URI. Once for each disk of the guest",
+    )
+
+
+def check_parties(options: argparse.Namespace) -> None:
+    """All are named, and each can be understood.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    for name, given in (
+        ("--from=QMP", options.source),
+        ("--to=QMP", options.destination),
+        ("--uri=URI", options.uri),
+        ("--disk=SOURCE,DEST", options.disks),
+    ):
+        if not given:
+            raise ConfigError(f"{name.partition('=')[0]}: is missing; give {name}")
+    if ":" not in options.uri:
+        raise ConfigError(f"--uri={options.uri}: write tcp:HOST:PORT or unix:PATH")
+    for text in options.disks:
+        parse_disk(text)
+    if len(set(options.disks)) < len(options.disks):
+        raise ConfigError("--disk: the same disk is given twice")
+    parse("--from", options.source)
+    parse("--to", options.destination)
+
+
+@contextmanager
+def parties(options: argparse.Namespace) -> Iterator[Parties]:
+    """Both QEMUs and the disks, reached through ssh where they are named so."""
+    with ExitStack() as ends:
+        reach = ends.enter_context(reaching())
+        source = Monitor("the source's QEMU", parse("--from", options.source), reach)
+        ends.callback(source.close)
+        there = Monitor("the destination's QEMU", parse("--to", options.destination), reach)
+        ends.callback(there.close)
+        disks = [open_disk(text, reach, at) for at, text in enumerate(options.disks)]
+        yield Parties(source, there, disks)

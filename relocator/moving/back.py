@@ -1,0 +1,118 @@
+"""The way back: before the disks are released the guest can always go on at its source.
+
+First the disks: a proxy that has given its disk back refuses the destination's writes, whether or
+not its QEMU can be reached. Then the source's QEMU ends its migration, the destination's is ended,
+and only then the guest goes on. For a proxy that can't be reached its source is unsealed: it holds
+its writes until somebody releases it, and nobody has.
+
+If the source's QEMU has gone there is nothing to go back to. A guest that has arrived is then
+stopped rather than ended: it is the only one there is.
+"""
+
+import time
+from contextlib import suppress
+
+from relocator.errors import RelocatorError
+from relocator.moving import seen
+from relocator.moving.ends import Disk, of_all
+from relocator.moving.parties import Parties
+from relocator.moving.seen import DestVm, SourceVm
+
+CANCEL_S = 30.0
+_UNDER_WAY = (SourceVm.SENDING, SourceVm.PAUSED, SourceVm.LAST)
+_STANDS_STILL = ("postmigrate", "finish-migrate")
+
+
+def go_back(parties: Parties) -> str:
+    """Let the guest go on at the source.
+
+    Raises:
+        RelocatorError: it can't; the disks are where they can't be written twice.
+    """
+    if seen.source_vm(parties.source) is SourceVm.GONE:
+        _nothing_to_go_back_to(parties)
+    withdraw_all(parties)
+    _cancel(parties)
+    _end_destination(parties)
+    _go_on(parties)
+    return "back"
+
+
+def withdraw_all(parties: Parties) -> None:
+    """Give all disks back to their sources.
+
+    Raises:
+        RelocatorError: one can't be: something was written there, or might have been.
+    """
+    refusals = [why for why in of_all(parties.disks, lambda d: _withdraw(d, parties)) if why]
+    if refusals:
+        raise RelocatorError("the disks can't all go back: " + "; ".join(refusals))
+
+
+def _withdraw(disk: Disk, parties: Parties) -> str | None:
+    """Give one disk back; why it can't be."""
+    try:
+        disk.call("withdraw", patience_s=30.0)
+    except RelocatorError as error:
+        status = disk.status()
+        if status is None and not parties.untold:
+            return (
+                f"{error}; it may have been released already. Start it again; or, if it is certain "
+                "that nothing runs at the destination any more, add --lost destination"
+            )
+        if status is not None and status["state"] != "standby":
+            return str(error)
+        try:
+            _unseal(disk)
+        except RelocatorError as other:
+            parties.notes.append(
+                f"disk {disk.name}: its source can't be asked ({other}); should it be sealed, "
+                "writes wait there until its proxy can tell it, or `relocator unseal` does"
+            )
+    return None
+
+
+def _unseal(disk: Disk) -> None:
+    if disk.source.identify()["seal"] is not None:
+        disk.source.unseal()
+
+
+def _nothing_to_go_back_to(parties: Parties) -> None:
+    """The source's QEMU has ended.
+
+    Raises:
+        RelocatorError: always.
+    """
+    if seen.dest_vm(parties.destination) in (DestVm.RUNS, DestVm.STOPPED):
+        with suppress(RelocatorError):
+            parties.destination.call("stop")
+        raise RelocatorError("the source's QEMU has ended, and the disks are not all sealed")
+    withdraw_all(parties)
+    raise RelocatorError("the source's QEMU has ended")
+
+
+def _cancel(parties: Parties) -> None:
+    """End the source's migration, if one is under way, and wait for its end."""
+    if seen.source_vm(parties.source) not in _UNDER_WAY:
+        return
+    parties.source.call("migrate_cancel")
+    give_up_s = time.monotonic() + CANCEL_S
+    while seen.source_vm(parties.source) in _UNDER_WAY:
+        if time.monotonic() > give_up_s:
+            raise RelocatorError(f"QEMU has not cancelled the migration within {CANCEL_S:.0f} s")
+        time.sleep(0.02)
+
+
+def _end_destination(parties: Parties) -> None:
+    """End a QEMU that has the guest, or half of it. One that waits for a migration may go on to."""
+    state = seen.dest_vm(parties.destination)
+    if state in (DestVm.RUNS, DestVm.STOPPED, DestVm.RECEIVING):
+        with suppress(RelocatorError):  # it may hang up before it answers
+            parties.destination.call("quit")
+
+
+def _go_on(parties: Parties) -> None:
+    """Let the guest run at the source, if it did."""
+    status = parties.source.call("query-status")["status"]
+    if parties.ran_at_source is not False and status in _STANDS_STILL:
+        parties.source.call("cont")

@@ -1,0 +1,80 @@
+"""What must hold before a move begins, and how QEMU is told to begin."""
+
+from relocator.errors import ConfigError, RelocatorError
+from relocator.moving import seen
+from relocator.moving.ends import of_all
+from relocator.moving.parties import Parties, Plan
+from relocator.moving.seen import DestVm, SourceVm
+
+
+def check(parties: Parties) -> None:
+    """Both ends are as they must be; nothing is changed.
+
+    Raises:
+        RelocatorError: names what is not, and what to do.
+    """
+    parties.source.connect()
+    parties.destination.connect()
+    there = seen.dest_vm(parties.destination)
+    if there is not DestVm.WAITING:
+        raise RelocatorError(
+            f"the destination's QEMU is not waiting for a migration ({there}); "
+            "start it with -incoming defer"
+        )
+    if seen.source_vm(parties.source) is not SourceVm.HOME:
+        raise RelocatorError("the source's QEMU is migrating already")
+    for disk, found in zip(parties.disks, parties.look().disks, strict=True):
+        if found.status is None:
+            disk.call("status")  # says why it can't be asked
+        if not found.standby:
+            raise RelocatorError(f"disk {disk.name}: its proxy is not in standby")
+    of_all(parties.disks, same_disk)
+
+
+def same_disk(disk: object) -> None:
+    """The proxy copies from the disk that was named as its source.
+
+    Raises:
+        ConfigError: it doesn't; the order of `--disk` is wrong, perhaps.
+    """
+    from relocator.moving.ends import Disk
+
+    assert isinstance(disk, Disk)
+    base = disk.call("identify")["base"]
+    source = disk.source.identify()
+    if base is None:
+        raise RelocatorError(
+            f"disk {disk.name}: its proxy's source is not a relocator: it can't be sealed"
+        )
+    if base["id"] != source["id"]:
+        raise ConfigError(
+            f"--disk: the proxy of {disk.name} copies from the disk {base['id']}, "
+            f"not from the one given as its source ({source['id']})"
+        )
+
+
+def start(parties: Parties, plan: Plan) -> None:
+    """Let QEMU send the guest's memory; it will pause before the switch."""
+    source, destination = parties.source, parties.destination
+    parties.ran_at_source = bool(source.call("query-status")["running"])
+    both = {"events": True, "multifd": plan.multifd_channels > 0}
+    for monitor, wanted in (
+        (source, {**both, "pause-before-switchover": True}),
+        (destination, both),
+    ):
+        monitor.call(
+            "migrate-set-capabilities",
+            capabilities=[{"capability": name, "state": on} for name, on in wanted.items()],
+        )
+        if plan.multifd_channels:
+            monitor.call("migrate-set-parameters", multifd_channels=plan.multifd_channels)
+    limits = {}
+    if plan.bandwidth_bytes_per_s is not None:
+        limits["max_bandwidth"] = plan.bandwidth_bytes_per_s
+    if plan.downtime_limit_ms is not None:
+        limits["downtime_limit"] = plan.downtime_limit_ms
+    if limits:
+        source.call("migrate-set-parameters", **limits)
+    if not destination.call("query-migrate").get("socket-address"):
+        destination.call("migrate-incoming", uri=plan.incoming)
+    source.call("migrate", uri=plan.uri)

@@ -1,0 +1,87 @@
+"""The parts of the pause, from what QEMU and the proxies tell.
+
+QEMU stamps its events with its host's clock, and the two hosts' clocks differ. An event's stamp is
+therefore brought to this host's clock by the least delay with which any event of that QEMU arrived
+here: what is left of an error is the difference of two one-way delays.
+
+    pause    the guest stands still                                   (STOP)
+    drain    QEMU has finished and flushed the disks' requests        (pre-switchover)
+    takeover the proxies have it on record; the seals are on their way
+    state    the last of the guest's state is there, the guest runs   (RESUME)
+    seal     every source has confirmed, so the disks are released: the guest's first write passes
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from relocator.moving.monitor import Event
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Seconds; None where the events were not seen, such as by a process that came later.
+
+    `total_s` is from the guest's last instruction at the source to its first at the destination;
+    `seal_s` follows it, and only a write waits for it. `drop_s` is the proxies' own, the longest.
+    """
+
+    total_s: float | None = None
+    drain_s: float | None = None
+    takeover_s: float | None = None
+    state_s: float | None = None
+    seal_s: float | None = None
+    release_s: float | None = None
+    qemu_s: float | None = None
+
+    def fields(self) -> dict[str, float | None]:
+        """As one JSON object; the names are documented in docs/migrate.md."""
+        return vars(self)
+
+
+class Clocks:
+    """Notes when what happened in this process; 1970's seconds, by this host's clock."""
+
+    def __init__(self, now: Callable[[], float] = time.time) -> None:
+        self._now = now
+        self._noted: dict[str, float] = {}
+
+    def note(self, what: str) -> None:
+        """`what` has happened now."""
+        self._noted[what] = self._now()
+
+    def parts(
+        self, source: Sequence[Event], destination: Sequence[Event], memory: dict[str, Any]
+    ) -> Parts:
+        """The parts of the last pause."""
+        stopped = _last(source, "STOP")
+        drained = _last(source, "MIGRATION", "pre-switchover")
+        resumed = _last(destination, "RESUME")
+        taken, sealed = self._noted.get("taken"), self._noted.get("sealed")
+        released = self._noted.get("released")
+        qemu_ms = memory.get("downtime")
+        return Parts(
+            total_s=_between(stopped, resumed),
+            drain_s=_between(stopped, drained),
+            takeover_s=_between(drained, taken),
+            state_s=_between(taken, resumed),
+            seal_s=_between(taken, sealed),
+            release_s=_between(resumed, released),
+            qemu_s=None if qemu_ms is None else qemu_ms / 1e3,
+        )
+
+
+def _last(events: Sequence[Event], name: str, status: str | None = None) -> float | None:
+    """When the last such event happened, by this host's clock."""
+    if not events:
+        return None
+    delay_s = min(event.received_s - event.at_s for event in events)
+    for event in reversed(events):
+        if event.name == name and (status is None or event.data.get("status") == status):
+            return float(event.at_s + delay_s)
+    return None
+
+
+def _between(first: float | None, second: float | None) -> float | None:
+    return None if first is None or second is None else max(0.0, second - first)

@@ -1,0 +1,122 @@
+"""A disk that moves: its proxy at the destination, and its server at the source.
+
+The proxy is asked over its control socket. The source is asked over its own, or, where the operator
+gave an NBD URI, over the wire that the proxy uses too (`control/identify`, docs/exports.md).
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar
+
+from relocator.client import Client
+from relocator.errors import ConfigError, RelocatorError
+from relocator.moving.address import Address, parse
+from relocator.moving.reach import Reach
+
+T = TypeVar("T")
+PATIENCE_S = 10.0
+_URIS = ("nbd://", "nbds://", "nbd+unix://", "nbds+unix://")
+
+
+class SourceEnd(Protocol):
+    """The server of the disk at the source."""
+
+    def identify(self) -> dict[str, Any]:
+        """Who it is: `id`, `epoch`, `seal`, `moved`; RelocatorError if it can't be asked."""
+
+    def unseal(self) -> None:
+        """Let the VM there write again; RelocatorError if it is refused, or can't be told."""
+
+
+class ByControl:
+    """A source by its control socket."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def identify(self) -> dict[str, Any]:
+        """Who it is."""
+        return self._client.call("identify", PATIENCE_S)
+
+    def unseal(self) -> None:
+        """Undo its seal."""
+        self._client.call("unseal", PATIENCE_S)
+
+
+class ByNbd:
+    """A source by its NBD URI."""
+
+    def __init__(self, uri: str) -> None:
+        from relocator.source.endpoint import Endpoint
+        from relocator.source.remote import Source
+
+        endpoint = Endpoint(uri)
+        if problem := endpoint.problem():
+            raise ConfigError(f"--disk={uri}: {problem}")
+        self._source = Source(endpoint)
+
+    def identify(self) -> dict[str, Any]:
+        """Who it is."""
+        return self._source.call("identify").fields
+
+    def unseal(self) -> None:
+        """Undo the seal that it has now."""
+        if seal := self.identify()["seal"]:
+            self._source.call(f"withdrawn/{seal}")
+
+
+class Disk:
+    """One disk of the VM; `name` is what messages call it."""
+
+    def __init__(self, name: str, source: SourceEnd, proxy: Client) -> None:
+        self.name = name
+        self.source = source
+        self._proxy = proxy
+
+    def call(
+        self, verb: str, patience_s: float | None = PATIENCE_S, **arguments: Any
+    ) -> dict[str, Any]:
+        """A verb at the proxy; the error names the disk."""
+        try:
+            return self._proxy.call(verb, patience_s, **arguments)
+        except RelocatorError as error:
+            raise RelocatorError(f"disk {self.name}: {error}") from error
+
+    def status(self) -> dict[str, Any] | None:
+        """The proxy's status; None if it can't be asked."""
+        try:
+            return self._proxy.call("status", PATIENCE_S)
+        except RelocatorError:
+            return None
+
+
+def parse_disk(text: str) -> tuple[Address | str, Address]:
+    """`SOURCE,DEST` of `--disk`: two control sockets, or an NBD URI and one.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    source, comma, proxy = text.rpartition(",")
+    if not comma or not source or not proxy:
+        raise ConfigError(
+            f"--disk={text}: write SOURCE,DEST: the control sockets of the target and the proxy "
+            "(SOURCE may be the target's NBD URI)"
+        )
+    there = source if source.startswith(_URIS) else parse("--disk", source, tcp=False)
+    return there, parse("--disk", proxy, tcp=False)
+
+
+def open_disk(text: str, reach: Reach, number: int) -> Disk:
+    """The disk that `--disk TEXT` means."""
+    source, proxy = parse_disk(text)
+    end: SourceEnd = (
+        ByNbd(source) if isinstance(source, str) else ByControl(Client(reach.path(source)))
+    )
+    stem = str(proxy).rpartition("/")[2].partition(".")[0]
+    return Disk(stem or str(number), end, Client(reach.path(proxy)))
+
+
+def of_all(disks: Sequence[Disk], step: Callable[[Disk], T]) -> list[T]:
+    """`step` for all disks at once, in their order."""
+    with ThreadPoolExecutor(max(1, len(disks))) as pool:
+        return list(pool.map(step, disks))

@@ -1,0 +1,48 @@
+"""What is done if the process that moves a guest is killed: while the guest stands still, for one.
+
+The guard is a process of its own that does nothing but wait for the end of its input. If that comes
+without the word that all is at rest, the mover has died, and the guard ends the move as
+`relocator migrate --settle` does: back to the source, or, once the guest has arrived, forward. It
+says so on the terminal of the process that died.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+
+_AT_REST = b"at rest\n"
+
+
+class Guard:
+    """Watches over this process; `arguments` are those of the command."""
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        self._argv = [sys.executable, "-m", "relocator.cli.main", "migrate", *arguments]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def watch(self) -> None:
+        """From now on, until `at_rest`."""
+        if self._process is None:
+            argv = [*self._argv, "--settle", "--when-killed"]
+            self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, start_new_session=True)
+
+    def at_rest(self) -> None:
+        """One side has guest and disks: there is nothing to be settled."""
+        process, self._process = self._process, None
+        if process is None or process.stdin is None:
+            return
+        with suppress(BrokenPipeError):
+            process.stdin.write(_AT_REST)
+        with suppress(BrokenPipeError):
+            process.stdin.close()
+        process.wait()
+
+
+def killed() -> bool:
+    """In the guard: wait; whether the process that is watched over has died in the midst of it."""
+    said = b""
+    while piece := os.read(0, 100):
+        said += piece
+    return said != _AT_REST

@@ -1,0 +1,184 @@
+"""One QEMU, spoken to by QMP: commands, and the events it tells, from ordinary threads.
+
+`qemu.qmp` is asynchronous; its loop runs on a thread of its own, of which there is one for all
+monitors. Events are kept with the time at which they arrived, by this host's clock, beside QEMU's
+own. `_moved` guards the list and is told of each new one.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import TimeoutError as Late
+from contextlib import suppress
+from typing import Any, NamedTuple, TypeVar
+
+from relocator.errors import RelocatorError
+from relocator.moving.address import Address
+from relocator.moving.reach import Reach
+
+T = TypeVar("T")
+CONNECT_S = 10.0
+COMMAND_S = 30.0
+
+
+class MonitorLostError(RelocatorError):
+    """QEMU can't be reached, or has ended."""
+
+
+class Event(NamedTuple):
+    """What QEMU told: its own clock's time, and this host's when it arrived, both since 1970."""
+
+    name: str
+    data: dict[str, Any]
+    at_s: float
+    received_s: float
+
+
+class _Loop:
+    """An event loop on a thread."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="qmp", daemon=True).start()
+
+    def run(self, job: Coroutine[Any, Any, T], timeout_s: float) -> T:
+        """The result of `job`; TimeoutError if it takes longer, KeyboardInterrupt as ever."""
+        future = asyncio.run_coroutine_threadsafe(job, self._loop)
+        try:
+            return future.result(timeout_s)
+        except BaseException:
+            future.cancel()
+            raise
+
+    def start(self, job: Coroutine[Any, Any, None]) -> None:
+        """Let `job` run beside everything else."""
+        asyncio.run_coroutine_threadsafe(job, self._loop)
+
+
+_loop: _Loop | None = None
+
+
+def _the_loop() -> _Loop:
+    global _loop  # noqa: PLW0603 (one thread serves all monitors)
+    if _loop is None:
+        _loop = _Loop()
+    return _loop
+
+
+def _library() -> Any:
+    try:
+        import qemu.qmp
+    except ImportError as error:
+        raise RelocatorError(
+            "relocator migrate needs the Python package qemu.qmp: "
+            "pip install 'relocator[migrate]' (or scripts/install)"
+        ) from error
+    return qemu.qmp
+
+
+class Monitor:
+    """The QEMU whose QMP socket is at `address`; `name` is what messages call it."""
+
+    def __init__(self, name: str, address: Address, reach: Reach) -> None:
+        self.name = name
+        self.address = address
+        self._reach = reach
+        self._client: Any = None
+        self._events: list[Event] = []
+        self._moved = threading.Condition()
+
+    def connect(self) -> None:
+        """Connect, unless that has been done and holds.
+
+        Raises:
+            MonitorLostError: nobody answers there.
+        """
+        if self._client is not None:
+            return
+        library = _library()
+        to = (
+            self._reach.path(self.address)
+            if self.address.path is not None
+            else (self.address.host, self.address.port)
+        )
+        client = library.QMPClient(self.name)
+        try:
+            _the_loop().run(client.connect(to), CONNECT_S)
+        except (Late, TimeoutError) as error:
+            raise MonitorLostError(
+                f"{self.name} ({self.address}): no greeting within {CONNECT_S:.0f} s; "
+                "is another client connected to its QMP socket?"
+            ) from error
+        except (library.QMPError, OSError) as error:
+            raise MonitorLostError(f"{self.name} ({self.address}): {_why(error)}") from error
+        self._client = client
+        _the_loop().start(self._listen(client))
+
+    async def _listen(self, client: Any) -> None:
+        async for message in client.events:
+            stamp = message.get("timestamp", {})
+            at_s = stamp.get("seconds", 0) + stamp.get("microseconds", 0) / 1e6
+            data = dict(message.get("data", {}))
+            with self._moved:
+                self._events.append(Event(str(message["event"]), data, at_s, time.time()))
+                self._moved.notify_all()
+
+    @property
+    def events(self) -> list[Event]:
+        """All events since the connection was made."""
+        with self._moved:
+            return list(self._events)
+
+    def await_event(
+        self, wanted: Callable[[Event], bool], timeout_s: float, since: int = 0
+    ) -> Event | None:
+        """The first event from number `since` on that is wanted; None if none comes in time."""
+        give_up_s = time.monotonic() + timeout_s
+        with self._moved:
+            while True:
+                for event in self._events[since:]:
+                    if wanted(event):
+                        return event
+                left_s = give_up_s - time.monotonic()
+                if left_s <= 0:
+                    return None
+                self._moved.wait(left_s)
+
+    def call(self, command: str, patience_s: float = COMMAND_S, **arguments: Any) -> Any:
+        """Carry out a command and return what it returns.
+
+        Raises:
+            MonitorLostError: QEMU has gone or doesn't answer.
+            RelocatorError: it refused.
+        """
+        self.connect()
+        library = _library()
+        given = {key.replace("_", "-"): value for key, value in arguments.items()}
+        try:
+            return _the_loop().run(self._client.execute(command, given), patience_s)
+        except library.ExecuteError as error:
+            raise RelocatorError(f"{self.name} refused '{command}': {error.error.desc}") from error
+        except (Late, TimeoutError) as error:
+            self._client = None
+            what = f"no answer to '{command}' within {patience_s:.0f} s"
+            raise MonitorLostError(f"{self.name} ({self.address}): {what}") from error
+        except (library.QMPError, OSError) as error:
+            self.close()
+            raise MonitorLostError(f"{self.name} ({self.address}): it has ended") from error
+
+    def close(self) -> None:
+        """Hang up; QEMU goes on."""
+        client, self._client = self._client, None
+        if client is None:
+            return
+        with suppress(Exception):  # whatever the end of a dead connection has to say
+            _the_loop().run(client.disconnect(), 5.0)
+
+
+def _why(error: BaseException) -> str:
+    """The innermost reason, in a line."""
+    cause: BaseException = error
+    while (inner := cause.__cause__ or getattr(cause, "exc", None)) is not None:
+        cause = inner
+    return getattr(cause, "strerror", None) or str(cause) or type(cause).__name__

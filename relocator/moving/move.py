@@ -1,0 +1,101 @@
+"""A move, from wherever it is found to its end: the loop over stages and steps."""
+
+import time
+
+from relocator.errors import RelocatorError
+from relocator.moving import back, stages
+from relocator.moving.parties import MoveError, Parties, Plan
+from relocator.moving.seen import DestVm, SourceVm
+from relocator.moving.stages import NEXT, REVOCABLE, Stage
+from relocator.moving.steps import Hooks, Progress, Report, Steps
+from relocator.moving.verdict import verdict
+
+#: how long `settle` waits for a proxy that is down
+SETTLE_S = 20.0
+_NOT_HERE = (SourceVm.SENT, SourceVm.GONE)
+_NO_HOOKS = Hooks()
+
+
+class Move:
+    """One guest and its disks, from site to site."""
+
+    def __init__(self, parties: Parties, plan: Plan, hooks: Hooks = _NO_HOOKS) -> None:
+        self._parties = parties
+        self._plan = plan
+        self._hooks = hooks
+        self._steps = Steps(parties, plan, hooks)
+
+    def run(self) -> Report:
+        """Go from where the move is found to its end.
+
+        Raises:
+            MoveError: it could not be done; says where guest and disks are, and what to do next.
+        """
+        stage, failure = self._found(), None
+        while stage is not Stage.DONE:
+            outcome = "failed"
+            try:
+                outcome = self._steps.take(stage)
+            except (RelocatorError, KeyboardInterrupt) as error:
+                if stage not in REVOCABLE:
+                    raise self._ended(error, failure) from error
+                failure = error
+            stage = NEXT[stage][outcome]
+            if stage is Stage.HOME:
+                self._hooks.at_rest()
+                if failure is not None:
+                    raise self._ended(failure) from failure
+        self._hooks.tell(Progress(Stage.DONE))
+        return self._steps.report
+
+    def settle(self) -> str:
+        """End an interrupted move without beginning one; says where guest and disks are then."""
+        stage = self._found()
+        give_up_s = time.monotonic() + SETTLE_S
+        if stage in (Stage.MEMORY, Stage.PAUSED):
+            stage = Stage.RETURNING
+        while stage not in (Stage.HOME, Stage.COMPLETE, Stage.DONE):
+            try:
+                if stage is Stage.MOVED:
+                    self._steps.release_all(give_up_s)
+                    break
+                outcome = self._steps.take(stage)
+            except RelocatorError as error:
+                if stage not in REVOCABLE:
+                    raise self._ended(error) from error
+                outcome = "failed"
+            stage = NEXT[stage][outcome]
+        return verdict(self._parties.look())
+
+    def _ended(self, error: BaseException, before: BaseException | None = None) -> MoveError:
+        """The error that a person is shown, from what is seen now; `before` had led to it."""
+        causes = [cause for cause in (before, error) if cause is not None]
+        whys = ["interrupted" if isinstance(c, KeyboardInterrupt) else str(c) for c in causes]
+        return MoveError("; then: ".join(whys), verdict(self._parties.look()))
+
+    def _found(self) -> Stage:
+        """Where the move stands, for a process that has just begun.
+
+        Raises:
+            MoveError: a person has to decide.
+        """
+        found = self._parties.look()
+        stage = stages.find(found)
+        arrived = found.destination in (DestVm.RUNS, DestVm.STOPPED)
+        perhaps = found.destination is DestVm.GONE and found.source in _NOT_HERE
+        self._parties.untold = not arrived and (not perhaps or "destination" in self._plan.lost)
+        unsure = found.source is SourceVm.GONE and "source" not in self._plan.lost
+        if stage is Stage.ARRIVED and unsure:
+            raise MoveError(
+                "the guest is at the destination, but the source's QEMU can't be reached",
+                "It may still have the guest. If it is certain that it doesn't run there, "
+                "run the same command with --lost source.",
+            )
+        if stage is Stage.LOST:
+            back.withdraw_all(self._parties)
+            raise MoveError("the source's QEMU can't be reached", verdict(self._parties.look()))
+        if stage is Stage.CONFLICT:
+            raise MoveError("nothing was done", verdict(found))
+        if stage not in (Stage.HOME, Stage.COMPLETE):
+            self._hooks.watch()
+        return stage

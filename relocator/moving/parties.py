@@ -1,0 +1,63 @@
+"""Who takes part in a move, and what one process knows of it; what the steps share."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from relocator.errors import RelocatorError
+from relocator.moving import seen
+from relocator.moving.ends import Disk, of_all
+from relocator.moving.monitor import Monitor
+from relocator.moving.seen import Seen
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the operator asked for.
+
+    `uri` is where the source's QEMU sends the guest to, `incoming` where the destination's listens.
+    `lost` names the sites ("source", "destination") of which it is known that nothing runs there.
+    """
+
+    uri: str
+    incoming: str
+    bandwidth_bytes_per_s: int | None = None
+    downtime_limit_ms: int | None = None
+    multifd_channels: int = 0
+    verify: bool = True
+    quit_source: bool = False
+    wait_for_seal: bool = False
+    lost: frozenset[str] = frozenset()
+
+
+@dataclass
+class Parties:
+    """Both QEMUs and the disks.
+
+    `untold`: it is certain that no proxy was told to release its disk. `ran_at_source`: whether the
+    guest ran, or had been stopped by somebody, when the move began; None if that wasn't seen.
+    """
+
+    source: Monitor
+    destination: Monitor
+    disks: Sequence[Disk]
+    untold: bool = False
+    ran_at_source: bool | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def look(self) -> Seen:
+        """Ask everybody."""
+        return seen.look(self.source, self.destination, self.disks)
+
+    def statuses(self) -> list[dict[str, Any] | None]:
+        """Each proxy's status; None for one that can't be asked."""
+        return of_all(self.disks, Disk.status)
+
+
+class MoveError(RelocatorError):
+    """A move that could not be done: why, where guest and disks are now, and what to do next."""
+
+    def __init__(self, why: str, verdict: str) -> None:
+        super().__init__(f"{why}\n{verdict}")
+        self.why = why
+        self.verdict = verdict

@@ -1,0 +1,140 @@
+"""What is found at both ends of a move: two QEMUs, and for each disk a proxy and a source."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from relocator.errors import RelocatorError
+from relocator.moving.ends import Disk, of_all
+from relocator.moving.monitor import Monitor, MonitorLostError
+
+
+class SourceVm(StrEnum):
+    """The QEMU that the guest comes from."""
+
+    HOME = "home"  # it has the guest, and sends nothing
+    SENDING = "sending"  # memory is sent, the guest runs
+    PAUSED = "paused"  # the guest stands still, at QEMU's pause-before-switchover
+    LAST = "last"  # the last of the guest's state is sent
+    SENT = "sent"  # all was sent; this QEMU keeps what it had, and stands still
+    GONE = "gone"  # it can't be reached
+
+
+class DestVm(StrEnum):
+    """The QEMU that the guest goes to."""
+
+    WAITING = "waiting"  # started with -incoming
+    RECEIVING = "receiving"
+    RUNS = "runs"  # the guest is here
+    STOPPED = "stopped"  # the guest is here, and stands still
+    GONE = "gone"
+
+
+class Disks(StrEnum):
+    """All proxies together."""
+
+    STANDBY = "standby"  # all of them
+    HELD = "held"  # those that can be reached are taken over, but their writes wait for the release
+    PARTLY = "partly held"  # some are in standby
+    RELEASED = "released"  # at least one: there is no way back
+    COMPLETE = "complete"  # all, and every block is there
+    UNKNOWN = "unknown"  # some can't be reached, the others are in standby
+
+
+_SENDING = {"setup", "wait-unplug", "active", "postcopy-active", "postcopy-paused", "cancelling"}
+
+
+@dataclass(frozen=True)
+class DiskSeen:
+    """One disk: its proxy's status and its source's identity, None for what can't be reached."""
+
+    status: dict[str, Any] | None
+    source: dict[str, Any] | None
+
+    @property
+    def standby(self) -> bool:
+        """The proxy has not taken the disk over."""
+        return self.status is not None and self.status["state"] == "standby"
+
+    @property
+    def held(self) -> bool:
+        """The proxy has taken it over, but its writes wait for the release."""
+        status = self.status
+        return status is not None and status["state"] == "activating" and bool(status["held"])
+
+    @property
+    def released(self) -> bool:
+        """Writes pass at the proxy, or will by themselves."""
+        if self.status is not None:
+            return not self.standby and not self.held
+        return self.source is not None and bool(self.source["moved"])
+
+    @property
+    def complete(self) -> bool:
+        """The proxy needs its source no more."""
+        return self.status is not None and self.status["state"] == "complete"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """All that was found."""
+
+    source: SourceVm
+    destination: DestVm
+    disks: tuple[DiskSeen, ...]
+
+    @property
+    def together(self) -> Disks:
+        """What the disks are as one."""
+        return together(self.disks)
+
+
+def together(disks: Sequence[DiskSeen]) -> Disks:
+    """What disks are as one."""
+    if any(disk.released for disk in disks):
+        return Disks.COMPLETE if all(disk.complete for disk in disks) else Disks.RELEASED
+    if any(disk.held for disk in disks):
+        return Disks.PARTLY if any(disk.standby for disk in disks) else Disks.HELD
+    return Disks.STANDBY if all(disk.standby for disk in disks) else Disks.UNKNOWN
+
+
+def source_vm(monitor: Monitor) -> SourceVm:
+    """What the source's QEMU is doing."""
+    try:
+        status = monitor.call("query-status")["status"]
+        migration = monitor.call("query-migrate").get("status")
+    except MonitorLostError:
+        return SourceVm.GONE
+    if migration == "pre-switchover":
+        return SourceVm.PAUSED
+    if migration == "device":
+        return SourceVm.LAST
+    if migration in _SENDING:
+        return SourceVm.SENDING
+    return SourceVm.SENT if status in ("postmigrate", "finish-migrate") else SourceVm.HOME
+
+
+def dest_vm(monitor: Monitor) -> DestVm:
+    """What the destination's QEMU is doing."""
+    try:
+        status = monitor.call("query-status")["status"]
+        if status == "inmigrate":
+            migration = monitor.call("query-migrate").get("status")
+            return DestVm.RECEIVING if migration in ("active", "device") else DestVm.WAITING
+    except MonitorLostError:
+        return DestVm.GONE
+    return DestVm.RUNS if status == "running" else DestVm.STOPPED
+
+
+def _disk(disk: Disk) -> DiskSeen:
+    try:
+        source = disk.source.identify()
+    except RelocatorError:
+        source = None
+    return DiskSeen(disk.status(), source)
+
+
+def look(source: Monitor, destination: Monitor, disks: Sequence[Disk]) -> Seen:
+    """Ask everybody."""
+    return Seen(source_vm(source), dest_vm(destination), tuple(of_all(disks, _disk)))

@@ -1,0 +1,317 @@
+"""The steps of a move: one for each stage, each ending with what stages.NEXT knows as its outcome.
+
+While the guest stands still nothing is asked that need not be: QEMU's event starts the takeover of
+all disks at once, and `migrate-continue` follows as soon as their proxies have it on record; the
+seals travel meanwhile, and the guest's reads at the destination need none of them.
+
+The release is sent once three things are known: the destination runs, the source's QEMU has ended
+its part (else it might still decide that the migration failed, and resume), and every source is
+sealed. `Parties.untold` is what a process knows that has watched from the beginning: that no
+release was sent. One that finds a move half done can't know that of a proxy it can't reach.
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from relocator import group
+from relocator.errors import RelocatorError
+from relocator.moving import back, begin, seen
+from relocator.moving.downtime import Clocks, Parts
+from relocator.moving.ends import Disk, of_all
+from relocator.moving.monitor import Event
+from relocator.moving.parties import Parties, Plan
+from relocator.moving.seen import DestVm, SourceVm
+from relocator.moving.stages import Stage
+
+LOOK_EVERY_S = 0.2
+SEAL_EVERY_S = 0.005
+COPY_EVERY_S = 0.5
+#: how long a guest may be on its way once all of it has been sent
+ARRIVE_S = 20.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a move stands: QEMU's counters of memory, and each disk's status (None: no answer)."""
+
+    stage: Stage
+    memory: dict[str, Any] | None = None
+    disks: tuple[dict[str, Any] | None, ...] = ()
+    note: str = ""
+
+
+@dataclass
+class Report:
+    """What came of a move."""
+
+    downtime: Parts = field(default_factory=Parts)
+    memory: dict[str, Any] = field(default_factory=dict)
+    disks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def nothing(*_: Any) -> None:
+    """Nobody is told."""
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """Whom a move tells.
+
+    `ahead` is called before anything is touched, and returns when the move may begin; `watch` when
+    it does, and `at_rest` once one side has guest and disks; `tell` hears of every change, `seam`
+    of every place at which the process may be interrupted.
+    """
+
+    tell: Callable[[Progress], None] = nothing
+    ahead: Callable[[], None] = nothing
+    watch: Callable[[], None] = nothing
+    at_rest: Callable[[], None] = nothing
+    seam: Callable[[str], None] = nothing
+
+
+class Steps:
+    """What is done in each stage."""
+
+    def __init__(self, parties: Parties, plan: Plan, hooks: Hooks) -> None:
+        self.report = Report(notes=parties.notes)
+        self._parties = parties
+        self._plan = plan
+        self._hooks = hooks
+        self._clocks = Clocks()
+        self._interrupted = False
+        self._of: dict[Stage, Callable[[], str]] = {
+            Stage.HOME: self._home,
+            Stage.STARTING: self._starting,
+            Stage.MEMORY: self._memory,
+            Stage.PAUSED: self._paused,
+            Stage.SWITCHING: self._switching,
+            Stage.ARRIVED: self._arrived,
+            Stage.MOVED: self._moved,
+            Stage.COMPLETE: self._complete,
+            Stage.RETURNING: self._returning,
+        }
+
+    def take(self, stage: Stage) -> str:
+        """The step of `stage`; returns its outcome.
+
+        Raises:
+            RelocatorError: it failed.
+        """
+        self._hooks.tell(Progress(stage))
+        self._hooks.seam(stage.value)
+        return self._of[stage]()
+
+    def _home(self) -> str:
+        """All is at the source: wait until the move may begin, then see that it can."""
+        begin.check(self._parties)
+        self._hooks.ahead()
+        begin.check(self._parties)
+        self._hooks.watch()
+        self._parties.untold = True
+        return "ready"
+
+    def _starting(self) -> str:
+        begin.start(self._parties, self._plan)
+        return "begun"
+
+    def _returning(self) -> str:
+        """Back to the source; this is not interrupted, and waits for nobody for long."""
+        with uninterrupted():
+            return back.go_back(self._parties)
+
+    def _memory(self) -> str:
+        """Until QEMU has paused the guest."""
+        while True:
+            state = self._parties.source.call("query-migrate")
+            status = state.get("status")
+            if status == "pre-switchover":
+                return "paused"
+            if status in ("failed", "cancelled", "cancelling", "completed", None):
+                why = state.get("error-desc") or f"it is {status} before the switch"
+                raise RelocatorError(f"QEMU could not migrate the guest: {why}")
+            self._hooks.tell(Progress(Stage.MEMORY, state, tuple(self._parties.statuses())))
+            self._parties.source.await_event(_migrated("pre-switchover", "failed"), LOOK_EVERY_S)
+
+    def _paused(self) -> str:
+        """The guest stands still: take all disks over, and let QEMU go on."""
+        group.activate(self._parties.disks)
+        self._clocks.note("taken")
+        self._hooks.seam("taken")
+        if self._plan.wait_for_seal:
+            self._await_seals(float("inf"))
+        self._parties.source.call("migrate-continue", state="pre-switchover")
+        self._clocks.note("continued")
+        return "continued"
+
+    def _switching(self) -> str:
+        """Until the destination's QEMU has the guest, and the source's knows that it hasn't."""
+        give_up_s = time.monotonic() + ARRIVE_S
+        while True:
+            there = seen.dest_vm(self._parties.destination)
+            if there is DestVm.GONE:
+                raise RelocatorError("the destination's QEMU ended before it had the guest")
+            here = seen.source_vm(self._parties.source)
+            if here is SourceVm.HOME:
+                raise RelocatorError("QEMU at the source took the guest back")
+            if there in (DestVm.RUNS, DestVm.STOPPED) and here in (SourceVm.SENT, SourceVm.GONE):
+                break
+            if here is SourceVm.SENT and time.monotonic() > give_up_s:
+                raise RelocatorError(f"the guest did not arrive within {ARRIVE_S:.0f} s")
+            self._parties.destination.await_event(lambda event: event.name == "RESUME", 0.05)
+        if there is DestVm.STOPPED and self._parties.ran_at_source:
+            self._parties.destination.call("cont")  # it was started with -S
+        return "runs there"
+
+    def _arrived(self) -> str:
+        """Once every source has confirmed its seal, release all disks."""
+        if not self._parties.untold:
+            group.activate(self._parties.disks)  # one that was restarted waits for that
+        self._await_seals(float("inf"))
+        self._clocks.note("sealed")
+        self._hooks.seam("sealed")
+        self._parties.untold = False
+        try:
+            of_all(self._parties.disks, _release)
+        except KeyboardInterrupt:
+            self._interrupted = True  # some may have it: from here there is no way but forward
+        self._clocks.note("released")
+        return "released"
+
+    def _await_seals(self, give_up_s: float) -> None:
+        """Until every source is sealed, by its proxy's word.
+
+        Raises:
+            RelocatorError: one can't be, or the destination has lost the guest.
+        """
+        looked_s = time.monotonic()
+        while True:
+            states = of_all(self._parties.disks, lambda disk: disk.call("status"))
+            for disk, state in zip(self._parties.disks, states, strict=True):
+                if state["state"] == "standby":
+                    raise RelocatorError(f"disk {disk.name}: {state['error'] or 'was withdrawn'}")
+            if all(state["seal_confirmed"] for state in states):
+                return
+            if time.monotonic() > give_up_s:
+                raise RelocatorError("a source could not be sealed in time")
+            if time.monotonic() > looked_s + LOOK_EVERY_S:
+                looked_s = time.monotonic()
+                self._parties.destination.call("query-status")
+            time.sleep(SEAL_EVERY_S)
+
+    def _moved(self) -> str:
+        """The destination has guest and disks: until all blocks are there."""
+        self.release_all(float("inf"))
+        self._hooks.at_rest()
+        self._hooks.seam("released")
+        if self._interrupted:
+            raise KeyboardInterrupt
+        self._measure()
+        for disk in self._parties.disks:
+            _copy_on(disk)
+        while True:
+            states = self._parties.statuses()
+            self._hooks.tell(Progress(Stage.MOVED, None, tuple(states), self._trouble(states)))
+            if all(state is not None and state["state"] == "complete" for state in states):
+                return "all here"
+            time.sleep(COPY_EVERY_S)
+
+    def release_all(self, give_up_s: float) -> None:
+        """Release what is not released yet; a proxy that is down is waited for."""
+        while True:
+            states = self._parties.statuses()
+            held = [
+                disk
+                for disk, state in zip(self._parties.disks, states, strict=True)
+                if state is None or state["state"] == "standby" or state.get("held")
+            ]
+            if not held:
+                return
+            for disk in held:
+                try:
+                    disk.call("activate", hold=True)
+                    disk.call("release")
+                except RelocatorError as error:
+                    self._hooks.tell(Progress(Stage.MOVED, None, tuple(states), str(error)))
+            if time.monotonic() > give_up_s:
+                raise RelocatorError(f"disk {held[0].name} could not be released yet")
+            time.sleep(LOOK_EVERY_S)
+
+    def _complete(self) -> str:
+        """Prove that what was copied is what the source has."""
+        for disk in self._parties.disks:
+            self.report.disks[disk.name] = disk.call("status")
+        if self._plan.verify:
+            for disk in self._parties.disks:
+                try:
+                    proof = disk.call("verify", patience_s=None)
+                except RelocatorError as error:
+                    if "differ" in str(error):
+                        raise
+                    self.report.notes.append(f"not verified: {error}")
+                else:
+                    self.report.disks[disk.name].update(proof)
+        if self._plan.quit_source:
+            try:
+                self._parties.source.call("quit")
+            except RelocatorError as error:
+                self.report.notes.append(f"--quit-source: {error}")
+        return "proven"
+
+    def _measure(self) -> None:
+        try:
+            self.report.memory = self._parties.source.call("query-migrate")
+        except RelocatorError:
+            self.report.notes.append("the source's QEMU can't be reached any more")
+        self.report.downtime = self._clocks.parts(
+            self._parties.source.events, self._parties.destination.events, self.report.memory
+        )
+
+    def _trouble(self, states: Sequence[dict[str, Any] | None]) -> str:
+        """What keeps a disk from getting further, in a line."""
+        for disk, state in zip(self._parties.disks, states, strict=True):
+            if state is None:
+                return f"disk {disk.name}: its proxy doesn't answer; start it again"
+            if state["error"]:
+                return f"disk {disk.name}: {state['error']}"
+        return ""
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C does nothing within the block."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _migrated(*wanted: str) -> Callable[[Event], bool]:
+    return lambda event: event.name == "MIGRATION" and event.data.get("status") in wanted
+
+
+def _release(disk: Disk) -> None:
+    """Release one disk; if that fails, what follows tries again."""
+    with suppress(RelocatorError):
+        disk.call("release")
+
+
+def _copy_on(disk: Disk) -> None:
+    """See that the background copy runs."""
+    status = disk.status()
+    if status is None or status["background"] == "on" or status["state"] == "complete":
+        return
+    with suppress(RelocatorError):  # it has become complete meanwhile, or the loop tells
+        if status["background"] == "paused":
+            disk.call("resume")
+        else:
+            disk.call("set", background="on")

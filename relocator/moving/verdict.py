@@ -1,0 +1,75 @@
+"""Where guest and disks are, said to a person, and what to do next: read off what is seen."""
+
+from relocator.moving import stages
+from relocator.moving.seen import DestVm, Disks, Seen, SourceVm
+from relocator.moving.stages import Stage
+
+_AGAIN = "Run the same command again to go on"
+_RESTART = (
+    "To try again, start the destination's QEMU with -incoming (it ends with a failed migration) "
+    "and run the same command"
+)
+
+_VERDICTS: dict[Stage, str] = {
+    Stage.MEMORY: f"The guest runs at the source, with its disks; its memory is sent. {_AGAIN}.",
+    Stage.PAUSED: "The guest stands still at the source: run the same command again to go on, "
+    "or with --settle to let it go on there.",
+    Stage.SWITCHING: f"The guest is on its way to the destination. {_AGAIN}.",
+    Stage.ARRIVED: "The guest is at the destination; its writes wait there until its disks are "
+    f"released. {_AGAIN}.",
+    Stage.MOVED: "The guest and its disks are at the destination; the source is still needed for "
+    f"the blocks that are absent. {_AGAIN}.",
+    Stage.COMPLETE: "The guest and its disks are at the destination, with every block; the source "
+    f"may be switched off. {_AGAIN} to compare the copy, if the source is still there.",
+    Stage.RETURNING: "Writes wait at both sides. Run the same command with --settle to let the "
+    "guest go on at the source.",
+    Stage.LOST: "The guest does not run: the source's QEMU can't be reached, and it had not "
+    "arrived at the destination. Its disks are at the source, writable: start it there again.",
+    Stage.CONFLICT: "The guest runs at the source, but its disks belong to the destination and "
+    "refuse its writes: end the source's QEMU, and start the guest at the destination.",
+}
+
+
+def verdict(found: Seen) -> str:
+    """Where all is, and what next."""
+    stage = stages.find(found)
+    if stage is Stage.HOME:
+        return _at_home(found)
+    text = _VERDICTS[stage]
+    if stage in (Stage.MOVED, Stage.COMPLETE) and found.destination is not DestVm.RUNS:
+        state = "stands still" if found.destination is DestVm.STOPPED else "can't be reached"
+        text = (
+            f"The disks belong to the destination, whose QEMU {state}: start the guest there; "
+            "at the source it can't write any more. The copy goes on by itself."
+        )
+    if stage is Stage.ARRIVED and found.destination is DestVm.STOPPED:
+        text = (
+            "The guest is at the destination and stands still; nothing runs at the source. "
+            f"{_AGAIN}, once every source's disk server answers."
+        )
+    return f"{text}{_silent(found)}"
+
+
+def _at_home(found: Seen) -> str:
+    sealed = [disk for disk in found.disks if disk.source is not None and disk.source["seal"]]
+    where = "The guest is at the source, its disks are writable there."
+    if sealed:
+        where = "The guest is at the source; a disk is sealed still: `relocator unseal` it there."
+    ready = found.destination is DestVm.WAITING and found.together is Disks.STANDBY
+    return f"{where} {_AGAIN if ready else _RESTART}.{_silent(found)}"
+
+
+def _silent(found: Seen) -> str:
+    """Who doesn't answer."""
+    silent = []
+    if found.source is SourceVm.GONE:
+        silent.append("the source's QEMU")
+    if found.destination is DestVm.GONE:
+        silent.append("the destination's QEMU")
+    proxies = sum(disk.status is None for disk in found.disks)
+    sources = sum(disk.source is None for disk in found.disks)
+    if proxies:
+        silent.append(f"{proxies} of {len(found.disks)} proxies")
+    if sources:
+        silent.append(f"{sources} of {len(found.disks)} sources' disk servers")
+    return f" No answer comes from {' and '.join(silent)}." if silent else ""
