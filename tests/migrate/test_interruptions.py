@@ -1,0 +1,158 @@
+"""Every place of a move, and everything that may go wrong there.
+
+Whatever it is: the disks can be written at one site, all at the same; the guest goes on there unless
+its own QEMU was killed; the message says where; and the same command run again, with what had died
+started again, brings the guest to the destination with nothing lost.
+"""
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from relocator.errors import RelocatorError
+from tests.migrate.sites import Sites, stopped, wait_for
+
+# In the order in which a move comes by; at the first of AFTER the release has been sent.
+BEFORE = ["starting", "memory", "paused", "taken", "switching", "arrived", "sealed"]
+AFTER = ["moved", "released", "complete"]
+PLACES = BEFORE + AFTER
+
+
+def interrupt(sites: Sites, process: subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGINT)
+
+
+def kill(sites: Sites, process: subprocess.Popen[str]) -> None:
+    process.kill()
+
+
+def kill_source(sites: Sites, process: subprocess.Popen[str]) -> None:
+    sites.source.kill()
+    go_on(process)
+
+
+def kill_destination(sites: Sites, process: subprocess.Popen[str]) -> None:
+    sites.destination.kill()
+    go_on(process)
+
+
+def kill_target(sites: Sites, process: subprocess.Popen[str]) -> None:
+    sites.targets[-1].kill()
+    go_on(process)
+    time.sleep(0.5)
+    sites.targets[-1] = sites.target(sites.disks[-1])
+
+
+def kill_proxy(sites: Sites, process: subprocess.Popen[str]) -> None:
+    sites.proxies[-1].kill()
+    go_on(process)
+    time.sleep(0.5)
+    sites.proxies[-1] = sites.proxy(sites.disks[-1])
+
+
+def silence_target(sites: Sites, process: subprocess.Popen[str]) -> None:
+    """For longer than a proxy waits."""
+    sites.targets[-1].process.send_signal(signal.SIGSTOP)
+    try:
+        go_on(process)
+        time.sleep(4)
+    finally:
+        sites.targets[-1].process.send_signal(signal.SIGCONT)
+
+
+def go_on(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+Break = Callable[[Sites, subprocess.Popen[str]], None]
+BREAKS: list[Break] = [
+    interrupt,
+    kill,
+    kill_source,
+    kill_destination,
+    kill_target,
+    kill_proxy,
+    silence_target,
+]
+
+
+def owner(sites: Sites) -> str:
+    """The only site at which the disks can be written.
+
+    A disk that a source sealed and whose proxy holds its writes would be at neither.
+    """
+    owners = set()
+    for target, proxy in zip(sites.targets, sites.proxies, strict=True):
+        here, there = (server.control.call("status") for server in (target, proxy))
+        at_source = here["state"] == "complete"
+        at_destination = there["state"] in ("active", "complete")
+        assert at_source != at_destination, (here["state"], there["state"], there["error"])
+        owners.add("source" if at_source else "destination")
+    assert len(owners) == 1, "the disks are at different sites"
+    return owners.pop()
+
+
+def settled_owner(sites: Sites) -> str:
+    """The same, once the proxies have told the sources what they owe them."""
+
+    def told() -> bool:
+        try:
+            owner(sites)
+        except (AssertionError, RelocatorError):
+            return False
+        return True
+
+    try:
+        wait_for(told, "each disk to be writable at one site")
+    except AssertionError:
+        owner(sites)  # says which is not
+        raise
+    return owner(sites)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("break_it", BREAKS, ids=lambda one: one.__name__)
+def test_one_site_has_the_guest_whatever_fails(tmp_path: Path, place: str, break_it: Break) -> None:
+    keys = ("retry-timeout=2",) if break_it is silence_target else ()
+    with Sites(tmp_path, 2, *keys) as sites:
+        with stopped(sites, place) as process:
+            break_it(sites, process)
+            out, err = process.communicate(timeout=60)
+        said = out + err
+        assert "Traceback" not in said, said
+        where = settled_owner(sites)
+        assert where == "source" if place in BEFORE and process.returncode else True, said
+        if place in AFTER:
+            assert where == "destination", said
+        if process.returncode:
+            assert f"at the {where}" in said, said
+        guest = sites.source if where == "source" else sites.destination
+        if not guest.alive:
+            sites.prove(
+                sites.source, sites.destination, site=sites.a if where == "source" else sites.b
+            )
+            return
+        guest.goes_on()
+        go_on_again(sites, where, process.returncode)
+        sites.destination.goes_on()
+        sites.destination.kill()
+        sites.prove(sites.source, sites.destination, site=sites.b)
+
+
+def go_on_again(sites: Sites, where: str, status: int) -> None:
+    """The same command once more, with another QEMU at the destination if that has ended."""
+    if status == 0:
+        return
+    if where == "source":
+        sites.new_destination()
+    if where == "destination" and not sites.source.alive:
+        again = sites.migrate("--lost", "source")
+    else:
+        again = sites.migrate()
+    assert again.returncode == 0, again.stdout + again.stderr
