@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from relocator.errors import ConfigError
 from relocator.moving.address import parse
 from relocator.moving.ends import open_disk, parse_disk
-from relocator.moving.monitor import Monitor
+from relocator.moving.monitor import Monitor, end_loop
 from relocator.moving.parties import Parties
 from relocator.moving.reach import reaching
 
@@ -68,6 +68,7 @@ def parties(options: argparse.Namespace) -> Iterator[Parties]:
     """Both QEMUs and the disks, reached through ssh where they are named so."""
     with ExitStack() as ends:
         reach = ends.enter_context(reaching())
+        ends.callback(end_loop)
         source = Monitor("the source's QEMU", parse("--from", options.source), reach)
         ends.callback(source.close)
         there = Monitor("the destination's QEMU", parse("--to", options.destination), reach)

@@ -1,9 +1,9 @@
 """What is done if the process that moves a guest is killed: while the guest stands still, for one.
 
 The guard is a process of its own that does nothing but wait for the end of its input. If that comes
-without the word that all is at rest, the mover has died, and the guard ends the move as
+without the word that the move has ended, the mover has died, and the guard settles what is left as
 `relocator migrate --settle` does: back to the source, or, once the guest has arrived, forward. It
-says so on the terminal of the process that died.
+says on the terminal of the process that died where guest and disks are.
 """
 
 import os

@@ -20,6 +20,7 @@ from relocator.moving.reach import Reach
 T = TypeVar("T")
 CONNECT_S = 10.0
 COMMAND_S = 30.0
+CLOSE_S = 5.0
 
 
 class MonitorLostError(RelocatorError):
@@ -40,7 +41,8 @@ class _Loop:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="qmp", daemon=True).start()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="qmp", daemon=True)
+        self._thread.start()
 
     def run(self, job: Coroutine[Any, Any, T], timeout_s: float) -> T:
         """The result of `job`; TimeoutError if it takes longer, KeyboardInterrupt as ever."""
@@ -55,15 +57,39 @@ class _Loop:
         """Let `job` run beside everything else."""
         asyncio.run_coroutine_threadsafe(job, self._loop)
 
+    def end(self) -> None:
+        """Cancel all that runs, and end the thread."""
+        with suppress(Exception):
+            self.run(_cancel_all(), CLOSE_S)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(CLOSE_S)
 
-_loop: _Loop | None = None
+
+async def _cancel_all() -> None:
+    """Cancel every task but this one, and wait for them."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _Shared:
+    """The loop of all monitors, as long as there are any."""
+
+    loop: _Loop | None = None
 
 
 def _the_loop() -> _Loop:
-    global _loop  # noqa: PLW0603 (one thread serves all monitors)
-    if _loop is None:
-        _loop = _Loop()
-    return _loop
+    if _Shared.loop is None:
+        _Shared.loop = _Loop()
+    return _Shared.loop
+
+
+def end_loop() -> None:
+    """All monitors are closed: end the thread."""
+    loop, _Shared.loop = _Shared.loop, None
+    if loop is not None:
+        loop.end()
 
 
 def _library() -> Any:
@@ -160,7 +186,7 @@ class Monitor:
         except library.ExecuteError as error:
             raise RelocatorError(f"{self.name} refused '{command}': {error.error.desc}") from error
         except (Late, TimeoutError) as error:
-            self._client = None
+            self.close()
             what = f"no answer to '{command}' within {patience_s:.0f} s"
             raise MonitorLostError(f"{self.name} ({self.address}): {what}") from error
         except (library.QMPError, OSError) as error:
@@ -173,7 +199,7 @@ class Monitor:
         if client is None:
             return
         with suppress(Exception):  # whatever the end of a dead connection has to say
-            _the_loop().run(client.disconnect(), 5.0)
+            _the_loop().run(client.disconnect(), CLOSE_S)
 
 
 def _why(error: BaseException) -> str:

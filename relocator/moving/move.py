@@ -41,10 +41,9 @@ class Move:
                     raise self._ended(error, failure) from error
                 failure = error
             stage = NEXT[stage][outcome]
-            if stage is Stage.HOME:
-                self._hooks.at_rest()
-                if failure is not None:
-                    raise self._ended(failure) from failure
+            if stage is Stage.HOME and failure is not None:
+                raise self._ended(failure) from failure
+        self._hooks.at_rest()
         self._hooks.tell(Progress(Stage.DONE))
         return self._steps.report
 
@@ -71,7 +70,10 @@ class Move:
         """The error that a person is shown, from what is seen now; `before` had led to it."""
         causes = [cause for cause in (before, error) if cause is not None]
         whys = ["interrupted" if isinstance(c, KeyboardInterrupt) else str(c) for c in causes]
-        return MoveError("; then: ".join(whys), verdict(self._parties.look()))
+        found = self._parties.look()
+        if stages.at_rest(found):
+            self._hooks.at_rest()
+        return MoveError("; then: ".join(whys), verdict(found))
 
     def _found(self) -> Stage:
         """Where the move stands, for a process that has just begun.

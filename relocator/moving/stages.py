@@ -118,6 +118,17 @@ RULES = (
 )
 
 
+#: Stages at which a move may be left: the guest stands still in none of them for lack of a word.
+_AT_REST = frozenset({Stage.HOME, Stage.MOVED, Stage.COMPLETE, Stage.LOST, Stage.CONFLICT})
+
+
+def at_rest(seen: Seen) -> bool:
+    """Whether one side has the guest and all disks, so that nothing needs to be done at once."""
+    if find(seen) not in _AT_REST:
+        return False
+    return seen.together is not Disks.RELEASED or not any(disk.held for disk in seen.disks)
+
+
 def find(seen: Seen) -> Stage:
     """Where a move stands of which this is seen."""
     return next(rule.stage for rule in RULES if rule.fits(seen))

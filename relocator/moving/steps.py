@@ -64,8 +64,8 @@ class Hooks:
     """Whom a move tells.
 
     `ahead` is called before anything is touched, and returns when the move may begin; `watch` when
-    it does, and `at_rest` once one side has guest and disks; `tell` hears of every change, `seam`
-    of every place at which the process may be interrupted.
+    it does, and `at_rest` when it has ended with guest and disks at one side; `tell` hears of every
+    change, `seam` of every place at which the process may be interrupted.
     """
 
     tell: Callable[[Progress], None] = nothing
@@ -207,7 +207,6 @@ class Steps:
     def _moved(self) -> str:
         """The destination has guest and disks: until all blocks are there."""
         self.release_all(float("inf"))
-        self._hooks.at_rest()
         self._hooks.seam("released")
         if self._interrupted:
             raise KeyboardInterrupt

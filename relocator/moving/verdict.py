@@ -42,6 +42,11 @@ def verdict(found: Seen) -> str:
             f"The disks belong to the destination, whose QEMU {state}: start the guest there; "
             "at the source it can't write any more. The copy goes on by itself."
         )
+    if stage is Stage.RETURNING and found.source is SourceVm.HOME:
+        text = (
+            "The guest is at the source; not all of its disks' proxies have heard of that yet. "
+            "Run the same command with --settle to tell them, or without to move."
+        )
     if stage is Stage.ARRIVED and found.destination is DestVm.STOPPED:
         text = (
             "The guest is at the destination and stands still; nothing runs at the source. "
