@@ -1,5 +1,6 @@
 """How a disk is taken over, and given back: the destination's side of the handover.
 
+    refresh:  what was written at the source since it was copied ahead is dropped, and copied again
     activate: the intent durable, writes wait -> the VMM may let the guest go on: its reads pass
               through, and the source stands still, for the guest runs there no more
               -> seal -> dirty since the epoch -> drop those blocks -> durable -> writes pass
@@ -24,6 +25,7 @@ from contextlib import suppress
 from typing import Any
 
 from relocator.errors import RelocatorError, StateError, UpstreamError
+from relocator.running import states
 from relocator.running.parts import HANDOVER, Parts, Transfer
 from relocator.running.states import State
 from relocator.source.connection import backoff
@@ -102,6 +104,35 @@ class Activation:
             self._go_on()
         if wait:
             self._await_activation()
+
+    def refresh(self) -> dict[str, int]:
+        """Drop what was written at the source since it was copied ahead, to be copied again.
+
+        The source begins a new epoch with the same answer, so nothing written is missed. Should this
+        process die before it has noted that epoch, everything is dropped at the switch.
+
+        Raises:
+            StateError: not in standby, or the source is not a relocator.
+            UpstreamError: the source can't be asked; nothing has changed.
+        """
+        source, transfer = self._source, self._parts.transfer
+        if source is None or transfer is None or not self._is_ours:
+            raise StateError("'refresh' needs a source that is a relocator")
+        with self._lock:
+            states.check(self._lifecycle.state, "refresh")
+            base = self._store.meta.base
+            answer = source.call("epoch")
+            follows = base is not None and (base.id, base.epoch + 1) == (
+                answer["id"],
+                answer["epoch"],
+            )
+            total = self._store.geometry.total_blocks
+            same = follows and answer["block_bytes"] == self._store.meta.block_bytes
+            stale = answer.map("ended", total) if same else [(0, total)]
+            transfer.hydration.disown_fetches()
+            dropped = self._store.drop(stale)
+            self._store.update(base=base_of(answer))
+        return {"refreshed_blocks": dropped}
 
     def release(self) -> None:
         """The guest runs here: its writes wait for nothing but the source's seal."""

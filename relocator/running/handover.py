@@ -54,10 +54,10 @@ class Handover:
             "block_bytes": meta.block_bytes,
         }
 
-    def epoch(self) -> dict[str, Any]:
-        """Begin the dirty map anew."""
-        self._lifecycle.begin_epoch()
-        return self.identify()
+    def epoch(self) -> tuple[dict[str, Any], bytes]:
+        """Begin the dirty map anew; who this disk is then, and what the map was (packed)."""
+        ended = self._lifecycle.begin_epoch()
+        return self.identify(), ended
 
     def seal(self, token: str | None = None) -> dict[str, Any]:
         """Let no write pass from here on; all that were acknowledged are durable."""

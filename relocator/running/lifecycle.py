@@ -24,6 +24,7 @@ from relocator.errors import StateError
 from relocator.running import states
 from relocator.running.gate import Gate
 from relocator.running.states import Role, State
+from relocator.store import runs
 from relocator.store.meta import Meta, Takeover, new_token
 from relocator.store.store import Store
 
@@ -66,10 +67,15 @@ class Lifecycle:
         """A disk that has an upstream is a proxy; once complete it is a target."""
         return Role.PROXY if self.unfinished else Role.TARGET
 
-    def begin_epoch(self) -> None:
-        """Begin the dirty map anew, at an instant at which no write is in progress."""
+    def begin_epoch(self) -> bytes:
+        """Begin the dirty map anew, at an instant at which no write is in progress.
+
+        Returns what was dirty until then, packed as in store/runs.py.
+        """
         with self._lock, self.gate.held():
+            ended = runs.pack(self._store.dirty)
             self._store.begin_epoch()
+            return ended
 
     def begin_activation(self, takeover: Takeover) -> None:
         """The VM moves here: its writes wait from now on until the source has been sealed."""

@@ -66,6 +66,7 @@ LEGAL: dict[str, frozenset[State]] = {
     "pause": _COPYING,
     "resume": _COPYING,
     "set": _COPYING,
+    "refresh": frozenset({State.STANDBY}),
     "activate": frozenset({State.STANDBY, State.ACTIVATING}),
     "release": frozenset({State.ACTIVATING, State.ACTIVE, State.COMPLETE}),
     "withdraw": frozenset({State.STANDBY, State.ACTIVATING, State.ACTIVE}),

@@ -38,10 +38,11 @@ class Verbs:
             "flush": disk.flush,
             "pause": lambda: self._transfer.pacer.set_paused(True),
             "resume": lambda: self._transfer.pacer.set_paused(False),
+            "refresh": handover.activation.refresh,
             "release": handover.activation.release,
             "withdraw": handover.activation.withdraw,
             "identify": handover.identify,
-            "epoch": handover.epoch,
+            "epoch": lambda: handover.epoch()[0],
             "seal": handover.seal,
             "unseal": handover.unseal,
             "moved": handover.moved,
@@ -91,6 +92,9 @@ class Verbs:
             StateError: not legal in this state.
         """
         states.check(self._parts.lifecycle.state, verb)
+        if verb == "epoch":
+            fields, ended = self._handover.epoch()
+            return fields, {"ended": ended, "diverged": runs.pack(self._parts.store.diverged)}
         if verb == "seal":
             fields = self._handover.seal(argument or None)
         elif verb == "withdrawn":
