@@ -5,16 +5,20 @@ import json
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from relocator.cli import moves
 from relocator.cli.common import Commands
 from relocator.cli.movepage import Page, summary
+from relocator.client import Client
 from relocator.config import parse_rate
 from relocator.errors import ConfigError
 from relocator.moving import guard
+from relocator.moving.ahead import Ahead, Conditions, parse_window
 from relocator.moving.move import Move
 from relocator.moving.parties import MoveError, Plan
-from relocator.moving.steps import Hooks, Report
+from relocator.moving.stages import Stage
+from relocator.moving.steps import Hooks, Progress, Report
 
 _DESCRIPTION = (
     "Move a running QEMU guest, memory and disks, to a QEMU that waits for it. Run again after any "
@@ -38,6 +42,22 @@ def add(commands: Commands) -> None:
         "--downtime-limit", metavar="MS", help="longest pause that QEMU aims at (300)"
     )
     parser.add_argument("--multifd", metavar="N", help="send memory over N connections")
+    parser.add_argument(
+        "--pre-seed",
+        action="store_true",
+        help="begin only when all of the disks has been copied ahead",
+    )
+    parser.add_argument(
+        "--hold",
+        metavar="SOCKET",
+        help="copy ahead, keep in step, and wait for --go; without end",
+    )
+    parser.add_argument("--go", metavar="SOCKET", help="let the move that waits there begin")
+    parser.add_argument(
+        "--window",
+        metavar="FROM-TO",
+        help="copy ahead, and begin between two times of the day, such as 02:00-04:00",
+    )
     parser.add_argument(
         "--wait",
         action="store_true",
@@ -89,9 +109,20 @@ def _number(option: str, text: str | None, most: int) -> int | None:
     return int(text)
 
 
+def _conditions(options: argparse.Namespace) -> Conditions:
+    return Conditions(
+        pre_seed=options.pre_seed,
+        hold=None if options.hold is None else Path(options.hold),
+        window=None if options.window is None else parse_window("--window", options.window),
+    )
+
+
 def _run(options: argparse.Namespace) -> int:
+    if options.go is not None:
+        Client(options.go).call("go")
+        return 0
     moves.check_parties(options)
-    plan = _plan(options)
+    plan, conditions = _plan(options), _conditions(options)
     if options.when_killed and not guard.killed():
         return 0
     with moves.parties(options) as parties:
@@ -103,6 +134,11 @@ def _run(options: argparse.Namespace) -> int:
         with Page([disk.name for disk in parties.disks], as_json=options.json) as page:
             hooks = Hooks(
                 tell=page.tell,
+                ahead=Ahead(
+                    parties.disks,
+                    conditions,
+                    lambda disks, why: page.tell(Progress(Stage.HOME, None, disks, why)),
+                ),
                 watch=watcher.watch,
                 at_rest=watcher.at_rest,
                 seam=_seam(options.stop_at),

@@ -23,8 +23,9 @@ from relocator.moving.monitor import Event
 class Parts:
     """Seconds; None where the events were not seen, such as by a process that came later.
 
-    `total_s` is from the guest's last instruction at the source to its first at the destination;
-    `seal_s` follows it, and only a write waits for it. `drop_s` is the proxies' own, the longest.
+    `total_s` is from the guest's last instruction at the source to its first at the destination.
+    `proxy_seal_s` and `proxy_drop_s` are by the proxies' clocks, the longest of all disks, and so
+    is `first_write_s`: what the guest's writes waited, at most.
     """
 
     total_s: float | None = None
@@ -34,6 +35,9 @@ class Parts:
     seal_s: float | None = None
     release_s: float | None = None
     qemu_s: float | None = None
+    proxy_seal_s: float | None = None
+    proxy_drop_s: float | None = None
+    first_write_s: float | None = None
 
     def fields(self) -> dict[str, float | None]:
         """As one JSON object; the names are documented in docs/migrate.md."""
@@ -52,7 +56,11 @@ class Clocks:
         self._noted[what] = self._now()
 
     def parts(
-        self, source: Sequence[Event], destination: Sequence[Event], memory: dict[str, Any]
+        self,
+        source: Sequence[Event],
+        destination: Sequence[Event],
+        memory: dict[str, Any],
+        disks: Sequence[dict[str, Any] | None],
     ) -> Parts:
         """The parts of the last pause."""
         stopped = _last(source, "STOP")
@@ -69,6 +77,9 @@ class Clocks:
             seal_s=_between(taken, sealed),
             release_s=_between(resumed, released),
             qemu_s=None if qemu_ms is None else qemu_ms / 1e3,
+            proxy_seal_s=_longest(disks, "seal_s"),
+            proxy_drop_s=_longest(disks, "drop_s"),
+            first_write_s=_longest(disks, "write_waited_s"),
         )
 
 
@@ -81,6 +92,12 @@ def _last(events: Sequence[Event], name: str, status: str | None = None) -> floa
         if event.name == name and (status is None or event.data.get("status") == status):
             return float(event.at_s + delay_s)
     return None
+
+
+def _longest(disks: Sequence[dict[str, Any] | None], name: str) -> float | None:
+    """The largest of the disks' values."""
+    values = [disk[name] for disk in disks if disk is not None and disk[name] is not None]
+    return max(values, default=None)
 
 
 def _between(first: float | None, second: float | None) -> float | None:

@@ -268,7 +268,10 @@ class Steps:
         except RelocatorError:
             self.report.notes.append("the source's QEMU can't be reached any more")
         self.report.downtime = self._clocks.parts(
-            self._parties.source.events, self._parties.destination.events, self.report.memory
+            self._parties.source.events,
+            self._parties.destination.events,
+            self.report.memory,
+            self._parties.statuses(),
         )
 
     def _trouble(self, states: Sequence[dict[str, Any] | None]) -> str:

@@ -54,6 +54,8 @@ class Activation:
         self._sealed = False
         self._failure: RelocatorError | None = None
         self._dropped_blocks = 0
+        self._seal_s: float | None = None
+        self._drop_s: float | None = None
 
     def begin(self) -> None:
         """Go on where the last process was, or make ready for the switch."""
@@ -76,6 +78,9 @@ class Activation:
             "held": takeover is not None and takeover.held,
             "seal_confirmed": self._sealed or not self._lifecycle.pass_through,
             "dropped_blocks": self._dropped_blocks,
+            "seal_s": self._seal_s,
+            "drop_s": self._drop_s,
+            "write_waited_s": self._lifecycle.gate.longest_wait_s,
         }
 
     def by_write(self, refusal: StateError) -> None:
@@ -108,8 +113,8 @@ class Activation:
     def refresh(self) -> dict[str, int]:
         """Drop what was written at the source since it was copied ahead, to be copied again.
 
-        The source begins a new epoch with the same answer, so nothing written is missed. Should this
-        process die before it has noted that epoch, everything is dropped at the switch.
+        The source begins a new epoch with the same answer, so nothing written is missed. Should
+        this process die before it has noted that epoch, everything is dropped at the switch.
 
         Raises:
             StateError: not in standby, or the source is not a relocator.
@@ -222,7 +227,10 @@ class Activation:
         transfer = self._parts.transfer
         assert transfer is not None
         try:
+            began_s = time.monotonic()
+            self._lifecycle.gate.longest_wait_s = 0.0
             answer = self._seal()
+            self._seal_s = time.monotonic() - began_s
             self._sealed = True
             self._tell()
             with self._settled:
@@ -269,11 +277,13 @@ class Activation:
     def _become_active(self, transfer: Transfer, answer: Answer | None) -> None:
         """The source stands still: drop what is older than that, and let writes pass."""
         changes: dict[str, Any] = {}
+        began_s = time.monotonic()
         if answer is not None:
             transfer.hydration.disown_fetches()
             self._dropped_blocks = self._store.drop(_stale(self._store, answer))
             changes = {"base": base_of(answer), "origin_id": answer["id"], "origin_samples": None}
         self._lifecycle.activate(**changes)
+        self._drop_s = time.monotonic() - began_s
         self._parts.faults.report(HANDOVER, None)
 
     def _give_up(self, error: Exception) -> None:

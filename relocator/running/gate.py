@@ -26,6 +26,8 @@ class Gate:
         self._held = False
         self._pause: tuple[str, float | None] | None = None
         self._refusal: str | None = None
+        #: seconds that a change waited here, the longest since the disk was last activated
+        self.longest_wait_s = 0.0
 
     def enter(self) -> None:
         """Begin a change, once the gate is neither held nor paused.
@@ -40,6 +42,7 @@ class Gate:
             if self._refusal is not None:
                 raise StateError(self._refusal)
             self._inside += 1
+            self.longest_wait_s = max(self.longest_wait_s, time.monotonic() - began_s)
 
     def _patience_s_locked(self, began_s: float) -> float | None:
         """How long a change that came at `began_s` may still wait; None without limit."""

@@ -91,6 +91,40 @@ def test_preseed_drops_what_was_written_at_the_source_meanwhile(sites: Any) -> N
     assert b.copy.read_bytes() == model
 
 
+def test_a_refresh_in_standby_leaves_little_for_the_switch(sites: Any) -> None:
+    a, b, _ = sites
+    model = source_bytes(SIZE_BYTES)
+    with a.target() as target, b.proxy(target, "mode=standby") as proxy:
+        guest = target.connect()
+        wait_for(lambda: all_present(proxy), "the copy ahead")
+        scribble(guest, model, 1)
+        refreshed = proxy.control.call("refresh")
+        assert 0 < refreshed["refreshed_blocks"] < 320
+        wait_for(lambda: all_present(proxy), "what was written meanwhile")
+        scribble(guest, model, 2, count=1)
+        proxy.control.call("activate", wait=True)
+        assert proxy.control.call("status")["dropped_blocks"] <= 4
+        proxy.control.call("wait", timeout_s=60)
+        assert proxy.connect().pread(SIZE_BYTES, 0) == model
+    assert b.copy.read_bytes() == model
+
+
+def test_a_refresh_that_the_proxy_did_not_live_to_note_costs_the_copy_not_the_data(
+    sites: Any,
+) -> None:
+    a, b, _ = sites
+    model = source_bytes(SIZE_BYTES)
+    with a.target() as target:
+        with b.proxy(target, "mode=standby") as proxy:
+            wait_for(lambda: all_present(proxy), "the copy ahead")
+            scribble(target.connect(), model, 1)
+            proxy.kill()
+            target.control.call("epoch")  # all that came of the refresh
+        with b.proxy(target, "mode=standby") as proxy:
+            proxy.control.call("activate", wait=True)
+            assert proxy.connect().pread(SIZE_BYTES, 0) == model
+
+
 def test_the_return_trip_takes_back_only_what_diverged(sites: Any) -> None:
     a, b, _ = sites
     model = source_bytes(SIZE_BYTES)
