@@ -1,0 +1,95 @@
+"""The operator decides when: copied ahead, kept in step, and begun with a word."""
+
+import subprocess
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from relocator.client import Client
+from relocator.errors import ConfigError, RelocatorError
+from relocator.moving.ahead import parse_window
+from tests.migrate.sites import Sites, command, wait_for
+
+
+@pytest.mark.parametrize(
+    ("window", "clock", "within"),
+    [
+        ("02:00-04:00", "02:00", True),
+        ("02:00-04:00", "03:59", True),
+        ("02:00-04:00", "04:00", False),
+        ("22:30-01:00", "23:00", True),
+        ("22:30-01:00", "00:59", True),
+        ("22:30-01:00", "12:00", False),
+    ],
+)
+def test_a_window_may_reach_past_midnight(window: str, clock: str, within: bool) -> None:
+    now = datetime.strptime(f"2026-01-01 {clock}", "%Y-%m-%d %H:%M")
+    assert parse_window("--window", window).holds(now) is within
+
+
+@pytest.mark.parametrize("text", ["2-4", "02:00", "02:00-25:00", "02:00-02:00", "a-b-c"])
+def test_what_is_no_window_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=f"--window={text}: "):
+        parse_window("--window", text)
+
+
+def test_a_held_move_keeps_in_step_and_begins_with_the_word(tmp_path: Path) -> None:
+    word = tmp_path / "word"
+    with Sites(tmp_path, 2) as sites:
+        with subprocess.Popen(
+            command(*sites.arguments("--hold", str(word), "--json")),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            try:
+                wait_for(lambda: "in step" in waits_for(word), "the copy ahead")
+                epochs = [epoch(sites, at) for at in sites.disks]
+                sites.source.goes_on(70)  # every place anew
+                wait_for(
+                    lambda: all(epoch(sites, at) > epochs[at] for at in sites.disks),
+                    "the next step",
+                )
+                wait_for(lambda: "in step" in waits_for(word), "it to be copied")
+                assert process.poll() is None
+                assert subprocess.run(command("--go", str(word)), check=False).returncode == 0
+                out, err = process.communicate(timeout=60)
+            finally:
+                process.kill()
+        assert process.returncode == 0, out + err
+        sites.destination.goes_on()
+        sites.destination.kill()
+        sites.prove(sites.source, sites.destination, site=sites.b)
+
+
+def waits_for(word: Path) -> str:
+    try:
+        return str(Client(word).call("status")["waits_for"])
+    except RelocatorError:
+        return ""
+
+
+def epoch(sites: Sites, at: int) -> int:
+    return int(sites.targets[at].control.call("identify")["epoch"])
+
+
+def test_a_move_that_waits_can_be_given_up_and_nothing_has_changed(tmp_path: Path) -> None:
+    with Sites(tmp_path, 1) as sites:
+        closed = "00:00-00:01" if datetime.now().hour else "12:00-12:01"
+        with subprocess.Popen(
+            command(*sites.arguments("--window", closed)), stderr=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stderr is not None
+            for line in process.stderr:
+                if "waiting for the window" in line:
+                    break
+            process.terminate()
+            assert "The guest is at the source" in process.stderr.read()
+        assert process.returncode == 130
+        assert sites.states() == [("complete", "standby")]
+        sites.moved("--pre-seed")
+        sites.destination.goes_on()
+        assert sites.proxies[0].control.call("status")["dropped_blocks"] < 64
+        sites.destination.kill()
+        sites.prove(sites.source, sites.destination, site=sites.b)
