@@ -1,12 +1,20 @@
-"""`relocator doctor`: what this host can and can't do, and what to install."""
+"""`relocator doctor`: what this host can and can't do, and what to install.
+
+`relocator doctor --move`: whether a move would succeed, and how long it would take.
+"""
 
 import argparse
+import json
 
 from rich.table import Table
 
-from relocator.cli import common, host
-from relocator.cli.common import Commands
+from relocator.cli import common, host, moves
+from relocator.cli.common import Commands, human_time
 
+_DESCRIPTION = (
+    "What this host can and can't do, and what to install. With --move: whether a move would "
+    "succeed, and how long it would take; nothing is changed."
+)
 #: Without these the product itself doesn't run; the rest is for the test bed.
 _ESSENTIAL = ("nbdkit", "nbdkit's python plugin", "python module nbd")
 
@@ -14,13 +22,48 @@ _ESSENTIAL = ("nbdkit", "nbdkit's python plugin", "python module nbd")
 def add(commands: Commands) -> None:
     """Add the command's parser."""
     parser = commands.add_parser(
-        "doctor", help="say what this host can do", description=__doc__.partition(": ")[2]
+        "doctor", help="say what this host can do", description=_DESCRIPTION
     )
+    parser.add_argument(
+        "--move",
+        action="store_true",
+        help="look at both ends of a move instead, given as to `relocator migrate`; measures the "
+        "way to each disk's source for some seconds",
+    )
+    moves.add_parties(parser)
+    parser.add_argument("--json", action="store_true", help="with --move: print it as JSON")
     parser.set_defaults(run=_run)
 
 
+def _move(options: argparse.Namespace) -> int:
+    """What stands in the way of a move."""
+    from relocator.moving.preflight import preflight
+
+    moves.check_parties(options)
+    with moves.parties(options) as parties:
+        found = preflight(parties)
+    if options.json:
+        checks = [vars(check) for check in found.checks]
+        fields = {"ok": found.ok, "checks": checks, "estimate": vars(found.estimate)}
+        print(json.dumps(fields, indent=1))
+        return 0 if found.ok else 1
+    console = common.console()
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    marks = {True: "[green]yes[/green]", False: "[red]no[/red]", None: "[yellow]note[/yellow]"}
+    for check in found.checks:
+        table.add_row(marks[check.ok], check.about, check.found)
+    console.print(table)
+    time = found.estimate
+    if time.expected_s is not None:
+        span = f"{human_time(time.least_s)} to {human_time(time.most_s)}"
+        console.print(f"\nThe move would take {human_time(time.expected_s)} ({span}).")
+    console.print("Nothing stands in the way." if found.ok else "It can't begin like this.")
+    return 0 if found.ok else 1
+
+
 def _run(options: argparse.Namespace) -> int:
-    del options
+    if options.move:
+        return _move(options)
     console = common.console()
     facts = host.survey()
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))

@@ -13,12 +13,14 @@ _VERBS = {
     "flush": "make all acknowledged writes durable",
     "seal": "let no write pass from here on: the disk moves to another site",
     "unseal": "undo a seal; refused once a proxy is active",
+    "reserve": "allocate the whole image, so that nothing else takes its room",
+    "refresh": "in standby, copy again what was written at the source since",
     "verify": "compare what was fetched with the source, by digests",
 }
 
 
 #: fields of an answer that the user wants to see
-_TOLD = ("verified_blocks", "unverified_blocks")
+_TOLD = ("refreshed_blocks", "verified_blocks", "unverified_blocks")
 
 
 def add(commands: Commands) -> None:

@@ -65,6 +65,18 @@ class ByNbd:
             self._source.call(f"withdrawn/{seal}")
 
 
+class NoSource:
+    """A source that need not be asked."""
+
+    def identify(self) -> dict[str, Any]:
+        """Nobody is there."""
+        raise RelocatorError("the source was not named")
+
+    def unseal(self) -> None:
+        """Nobody is there."""
+        raise RelocatorError("the source was not named")
+
+
 class Disk:
     """One disk of the VM; `name` is what messages call it."""
 

@@ -23,8 +23,8 @@ _VERDICTS: dict[Stage, str] = {
     f"may be switched off. {_AGAIN} to compare the copy, if the source is still there.",
     Stage.RETURNING: "Writes wait at both sides. Run the same command with --settle to let the "
     "guest go on at the source.",
-    Stage.LOST: "The guest does not run: the source's QEMU can't be reached, and it had not "
-    "arrived at the destination. Its disks are at the source, writable: start it there again.",
+    Stage.LOST: "The guest is not at the destination, and the source's QEMU can't be reached. The "
+    "disks are at the source, writable there: if that QEMU has ended, start the guest there again.",
     Stage.CONFLICT: "The guest runs at the source, but its disks belong to the destination and "
     "refuse its writes: end the source's QEMU, and start the guest at the destination.",
 }

@@ -12,6 +12,7 @@ the seal final, `withdrawn` undoes it. At the destination: a copy notes what it 
 State changes are the lifecycle's.
 """
 
+import time
 import traceback
 from typing import Any
 
@@ -21,6 +22,7 @@ from relocator.running.activation import AGAIN_S, Activation
 from relocator.running.parts import HANDOVER, Parts, Transfer
 from relocator.source.connection import backoff
 from relocator.source.identity import samples_at
+from relocator.source.measure import measure
 from relocator.source.remote import Source
 from relocator.source.verify import compare
 
@@ -52,6 +54,7 @@ class Handover:
             "base": None if meta.base is None else vars(meta.base),
             "group_bytes": self._parts.heat.group_bytes,
             "block_bytes": meta.block_bytes,
+            "time_s": time.time(),
         }
 
     def epoch(self) -> tuple[dict[str, Any], bytes]:
@@ -82,6 +85,17 @@ class Handover:
         """
         self._lifecycle.unseal()
         return self.identify()
+
+    def measure(self) -> dict[str, Any]:
+        """What the way to the source is like; takes some seconds, and bandwidth.
+
+        Raises:
+            StateError: there is no source.
+            UpstreamError: it can't be read.
+        """
+        if self._source is None:
+            raise StateError("'measure' needs a source")
+        return measure(self._source.endpoint)
 
     def verify(self) -> dict[str, Any]:
         """Compare every block that was fetched and never written here with the source.

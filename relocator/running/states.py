@@ -66,6 +66,8 @@ LEGAL: dict[str, frozenset[State]] = {
     "pause": _COPYING,
     "resume": _COPYING,
     "set": _COPYING,
+    "measure": _COPYING,
+    "reserve": frozenset(State),
     "refresh": frozenset({State.STANDBY}),
     "activate": frozenset({State.STANDBY, State.ACTIVATING}),
     "release": frozenset({State.ACTIVATING, State.ACTIVE, State.COMPLETE}),

@@ -72,6 +72,9 @@ class Status:
             "total_blocks": store.geometry.total_blocks,
             "present_blocks": store.present_blocks,
             "dirty_blocks": store.dirty_blocks,
+            "image": str(store.image.path),
+            "free_bytes": store.image.free_bytes,
+            "unallocated_bytes": max(0, store.image.size_bytes - store.image.allocated_bytes),
         }
 
     def _of_source(self) -> dict[str, Any]:

@@ -38,6 +38,8 @@ class Verbs:
             "flush": disk.flush,
             "pause": lambda: self._transfer.pacer.set_paused(True),
             "resume": lambda: self._transfer.pacer.set_paused(False),
+            "measure": handover.measure,
+            "reserve": parts.store.image.reserve,
             "refresh": handover.activation.refresh,
             "release": handover.activation.release,
             "withdraw": handover.activation.withdraw,

@@ -9,8 +9,11 @@ import ctypes
 import errno
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
+
+from relocator.errors import StoreError
 
 _KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 0x01, 0x02, 0x10  # linux/falloc.h
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV)
@@ -52,6 +55,35 @@ class Image:
     def fileno(self) -> int:
         """The file descriptor that holds the image's lock."""
         return self._fd
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Bytes of the disk that have their place already; all of them on a device."""
+        found = os.fstat(self._fd)
+        return found.st_blocks * 512 if stat.S_ISREG(found.st_mode) else self.size_bytes
+
+    @property
+    def free_bytes(self) -> int | None:
+        """Room on the file system that the image is on; None on a device."""
+        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+            return None
+        room = os.fstatvfs(self._fd)
+        return room.f_bavail * room.f_frsize
+
+    def reserve(self) -> None:
+        """Allocate what has no place yet, so that nothing else can take it; contents are kept.
+
+        Raises:
+            StoreError: there is no room, or the file system can't.
+        """
+        if self.free_bytes is None:
+            return
+        try:
+            done = _fallocate(self._fd, 0, 0, self.size_bytes)
+        except OSError as error:
+            raise StoreError(f"{self.path}: {error.strerror}", error.errno or errno.EIO) from error
+        if not done:
+            raise StoreError(f"{self.path}: its file system can't reserve room")
 
     def close(self) -> None:
         """Close the file; the image must not be used afterwards."""
