@@ -189,6 +189,10 @@ def _arguments(options: argparse.Namespace) -> list[str]:
     words = ["--from", options.source, "--to", options.destination, "--uri", options.uri]
     for disk in options.disks:
         words += ["--disk", disk]
+    for site in options.lost:
+        words += ["--lost", site]
+    if options.ssh_options:
+        words += [f"--ssh-options={options.ssh_options}"]
     return words
 
 

@@ -1,6 +1,7 @@
 """What names a move on a command line: both QEMUs, and both ends of each disk."""
 
 import argparse
+import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -38,6 +39,13 @@ def add_parties(parser: argparse.ArgumentParser) -> None:
         "be the target's NBD URI. Once for each disk of the guest",
     )
 
+    parser.add_argument(
+        "--ssh-options",
+        metavar="WORDS",
+        default="",
+        help="further options for ssh, quoted as for a shell; for addresses that begin with ssh://",
+    )
+
 
 def check_parties(options: argparse.Namespace) -> None:
     """All are named, and each can be understood.
@@ -66,8 +74,12 @@ def check_parties(options: argparse.Namespace) -> None:
 @contextmanager
 def parties(options: argparse.Namespace) -> Iterator[Parties]:
     """Both QEMUs and the disks, reached through ssh where they are named so."""
+    try:
+        words = shlex.split(options.ssh_options)
+    except ValueError as error:
+        raise ConfigError(f"--ssh-options={options.ssh_options}: {error}") from error
     with ExitStack() as ends:
-        reach = ends.enter_context(reaching())
+        reach = ends.enter_context(reaching(words))
         ends.callback(end_loop)
         source = Monitor("the source's QEMU", parse("--from", options.source), reach)
         ends.callback(source.close)

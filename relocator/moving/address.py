@@ -6,6 +6,7 @@ ssh://[USER@]HOST[:PORT]/PATH     a Unix socket on another host, through ssh
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
@@ -36,11 +37,11 @@ class Address:
     def __str__(self) -> str:
         return self.text
 
-    def forward_command(self, local: str) -> list[str]:
+    def forward_command(self, local: str, ssh_options: Sequence[str] = ()) -> list[str]:
         """The ssh that makes the far socket appear at the path `local` as long as it runs."""
         parts = urlsplit(self.text)
         options = [f"-o{option}" for option in _SSH_OPTIONS]
-        argv = ["ssh", "-N", *options, "-L", f"{local}:{self.path}"]
+        argv = ["ssh", "-N", *ssh_options, *options, "-L", f"{local}:{self.path}"]
         argv += ["-p", str(parts.port)] if parts.port else []
         argv += ["-l", unquote(parts.username)] if parts.username else []
         return [*argv, "--", str(self.ssh)]

@@ -184,7 +184,7 @@ class Monitor:
         try:
             return _the_loop().run(self._client.execute(command, given), patience_s)
         except library.ExecuteError as error:
-            raise RelocatorError(f"{self.name} refused '{command}': {error.error.desc}") from error
+            raise RelocatorError(f"{self.name} refused '{command}': {error}") from error
         except (Late, TimeoutError) as error:
             self.close()
             what = f"no answer to '{command}' within {patience_s:.0f} s"

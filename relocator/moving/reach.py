@@ -8,7 +8,7 @@ way back needs them still.
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -21,7 +21,8 @@ CONNECT_S = 20.0
 class Reach:
     """Gives the local path of a Unix socket, wherever it is."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, ssh_options: Sequence[str] = ()) -> None:
+        self._ssh_options = ssh_options
         self._directory = directory
         self._running: list[subprocess.Popen[bytes]] = []
 
@@ -36,7 +37,12 @@ class Reach:
             return address.path
         local = self._directory / str(len(self._running))
         said = local.with_suffix(".log")
-        argv = ["setpriv", "--pdeathsig", "TERM", *address.forward_command(str(local))]
+        argv = [
+            "setpriv",
+            "--pdeathsig",
+            "TERM",
+            *address.forward_command(str(local), self._ssh_options),
+        ]
         with said.open("wb") as log:
             process = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -63,10 +69,10 @@ class Reach:
 
 
 @contextmanager
-def reaching() -> Iterator[Reach]:
+def reaching(ssh_options: Sequence[str] = ()) -> Iterator[Reach]:
     """What reaches sockets within the block."""
     with tempfile.TemporaryDirectory(prefix="relocator-") as directory:
-        reach = Reach(Path(directory))
+        reach = Reach(Path(directory), ssh_options)
         try:
             yield reach
         finally:

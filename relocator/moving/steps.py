@@ -33,6 +33,8 @@ SEAL_EVERY_S = 0.005
 COPY_EVERY_S = 0.5
 #: how long a guest may be on its way once all of it has been sent
 ARRIVE_S = 20.0
+#: how long the last of its state may take to be sent
+SEND_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ class Steps:
 
     def _switching(self) -> str:
         """Until the destination's QEMU has the guest, and the source's knows that it hasn't."""
-        give_up_s = time.monotonic() + ARRIVE_S
+        began_s = time.monotonic()
         while True:
             there = seen.dest_vm(self._parties.destination)
             if there is DestVm.GONE:
@@ -161,8 +163,9 @@ class Steps:
                 raise RelocatorError("QEMU at the source took the guest back")
             if there in (DestVm.RUNS, DestVm.STOPPED) and here in (SourceVm.SENT, SourceVm.GONE):
                 break
-            if here is SourceVm.SENT and time.monotonic() > give_up_s:
-                raise RelocatorError(f"the guest did not arrive within {ARRIVE_S:.0f} s")
+            limit_s = ARRIVE_S if here is SourceVm.SENT else SEND_S
+            if time.monotonic() > began_s + limit_s:
+                raise RelocatorError(f"the guest did not arrive within {limit_s:.0f} s")
             self._parties.destination.await_event(lambda event: event.name == "RESUME", 0.05)
         if there is DestVm.STOPPED and self._parties.ran_at_source:
             self._parties.destination.call("cont")  # it was started with -S

@@ -3,12 +3,13 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from relocator.errors import RelocatorError
 from tests.support.bootguest import PLACES, Qemu, make_disk, on_disk
 from tests.support.model import source_bytes
 from tests.support.servers import Server, plugin, wait_for
@@ -19,6 +20,8 @@ SIZE_BYTES = 4 << 20
 class Sites:
     """The guest at site a with `disks` disks, the proxies and a waiting QEMU at site b."""
 
+    source_flags: Sequence[str] = ()
+
     def __init__(self, directory: Path, disks: int = 2, *keys: str) -> None:
         self.a, self.b = directory / "a", directory / "b"
         self.disks = range(disks)
@@ -26,6 +29,7 @@ class Sites:
         self.ends = ExitStack()
         self.targets: list[Server] = []
         self.proxies: list[Server] = []
+        self.uri = f"unix:{self.b / 'memory'}"
         for site in (self.a, self.b):
             site.mkdir()
         for at in self.disks:
@@ -36,7 +40,7 @@ class Sites:
             for at in self.disks:
                 self.targets.append(self.target(at))
                 self.proxies.append(self.proxy(at))
-            self.source = self.qemu(self.a, "source", self.targets)
+            self.source = self.qemu(self.a, "source", self.targets, None, self.source_flags)
             self.source.goes_on()
             self.destination = self.qemu(self.b, "destination", self.proxies, "defer")
             self.ends = self.ends.pop_all()
@@ -62,14 +66,30 @@ class Sites:
 
     def proxy(self, at: int) -> Server:
         """A disk's server at the destination; again: after it was killed."""
-        keys = (f"store={self.b / f'store{at}'}", f"source={self.targets[at].uri}", "mode=standby")
-        return self.ends.enter_context(plugin(self.b, f"proxy{at}", *keys, *self.keys))  # type: ignore[no-any-return]
+        keys = (f"store={self.b / f'store{at}'}", f"source={self.way(at)}", "mode=standby")
+        flags = {"within": self.within(self.b)}
+        return self.ends.enter_context(plugin(self.b, f"proxy{at}", *keys, *self.keys, **flags))  # type: ignore[no-any-return]
+
+    def way(self, at: int) -> str:
+        """How a proxy reaches its source."""
+        return self.targets[at].uri
+
+    def within(self, site: Path) -> list[str]:
+        """What runs a command at a site."""
+        del site
+        return []
 
     def qemu(
-        self, site: Path, name: str, servers: list[Server], incoming: str | None = None
+        self,
+        site: Path,
+        name: str,
+        servers: list[Server],
+        incoming: str | None = None,
+        flags: Sequence[str] = (),
     ) -> Qemu:
         """A QEMU with the disks of `servers`."""
-        made = Qemu(site, name, [server.socket for server in servers], incoming)
+        disks = [server.socket for server in servers]
+        made = Qemu(site, name, disks, incoming, list(flags), self.within(site))
         self.ends.callback(made.stop)
         return made
 
@@ -81,15 +101,20 @@ class Sites:
     def arguments(self, *more: str) -> list[str]:
         """What names this move."""
         words = ["--from", str(self.source.qmp), "--to", str(self.destination.qmp)]
-        words += ["--uri", f"unix:{self.b / 'memory'}"]
+        words += ["--uri", self.uri]
         for target, proxy in zip(self.targets, self.proxies, strict=True):
             words += ["--disk", f"{target.control_path},{proxy.control_path}"]
         return [*words, *more]
 
-    def migrate(self, *more: str, timeout_s: float = 90) -> subprocess.CompletedProcess[str]:
+    def migrate(self, *more: str) -> subprocess.CompletedProcess[str]:
+        """`relocator migrate` with what names this move."""
+        return self.run(*self.arguments(*more))
+
+    @staticmethod
+    def run(*arguments: str, timeout_s: float = 90) -> subprocess.CompletedProcess[str]:
         """`relocator migrate`."""
         return subprocess.run(
-            command(*self.arguments(*more)),
+            command(*arguments),
             capture_output=True,
             text=True,
             timeout=timeout_s,
@@ -159,4 +184,38 @@ def stopped(sites: Sites, place: str, *more: str) -> Iterator[subprocess.Popen[s
             process.kill()
 
 
-__all__ = ["SIZE_BYTES", "Sites", "command", "stopped", "wait_for"]
+def owner(sites: Sites) -> str:
+    """The only site at which the disks can be written.
+
+    A disk that a source sealed and whose proxy holds its writes would be at neither.
+    """
+    owners = set()
+    for target, proxy in zip(sites.targets, sites.proxies, strict=True):
+        here, there = (server.control.call("status") for server in (target, proxy))
+        at_source = here["state"] == "complete"
+        at_destination = there["state"] in ("active", "complete")
+        assert at_source != at_destination, (here["state"], there["state"], there["error"])
+        owners.add("source" if at_source else "destination")
+    assert len(owners) == 1, "the disks are at different sites"
+    return owners.pop()
+
+
+def settled_owner(sites: Sites) -> str:
+    """The same, once the proxies have told the sources what they owe them."""
+
+    def told() -> bool:
+        try:
+            owner(sites)
+        except (AssertionError, RelocatorError):
+            return False
+        return True
+
+    try:
+        wait_for(told, "each disk to be writable at one site")
+    except AssertionError:
+        owner(sites)  # says which is not
+        raise
+    return owner(sites)
+
+
+__all__ = ["SIZE_BYTES", "Sites", "command", "settled_owner", "stopped", "wait_for"]

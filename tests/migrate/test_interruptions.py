@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from relocator.errors import RelocatorError
-from tests.migrate.sites import Sites, stopped, wait_for
+from tests.migrate.sites import Sites, settled_owner, stopped
 
 # In the order in which a move comes by; at the first of AFTER the release has been sent.
 BEFORE = ["starting", "memory", "paused", "taken", "switching", "arrived", "sealed"]
@@ -82,40 +81,6 @@ BREAKS: list[Break] = [
     kill_proxy,
     silence_target,
 ]
-
-
-def owner(sites: Sites) -> str:
-    """The only site at which the disks can be written.
-
-    A disk that a source sealed and whose proxy holds its writes would be at neither.
-    """
-    owners = set()
-    for target, proxy in zip(sites.targets, sites.proxies, strict=True):
-        here, there = (server.control.call("status") for server in (target, proxy))
-        at_source = here["state"] == "complete"
-        at_destination = there["state"] in ("active", "complete")
-        assert at_source != at_destination, (here["state"], there["state"], there["error"])
-        owners.add("source" if at_source else "destination")
-    assert len(owners) == 1, "the disks are at different sites"
-    return owners.pop()
-
-
-def settled_owner(sites: Sites) -> str:
-    """The same, once the proxies have told the sources what they owe them."""
-
-    def told() -> bool:
-        try:
-            owner(sites)
-        except (AssertionError, RelocatorError):
-            return False
-        return True
-
-    try:
-        wait_for(told, "each disk to be writable at one site")
-    except AssertionError:
-        owner(sites)  # says which is not
-        raise
-    return owner(sites)
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -69,6 +69,7 @@ class Qemu:
     disks: list[Path]
     incoming: str | None = None
     flags: list[str] = field(default_factory=list)
+    within: list[str] = field(default_factory=list)
     process: subprocess.Popen[bytes] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -83,7 +84,14 @@ class Qemu:
         assert self.alive, self.log.read_text()
 
     def _command(self) -> list[str]:
-        argv = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none"]
+        argv = [
+            *self.within,
+            "qemu-system-x86_64",
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+        ]
         argv += ["-M", "pc", "-m", "16M", "-accel", "tcg,tb-size=16", "-name", self.name]
         argv += ["-serial", f"file:{self.serial}", "-qmp", f"unix:{self.qmp},server=on,wait=off"]
         for at, path in enumerate(self.disks):

@@ -1,0 +1,118 @@
+"""QEMU's own failures, a link that is cut, and sites that are reached through ssh."""
+
+import getpass
+import subprocess
+from pathlib import Path
+
+from tests.migrate.sites import Sites, settled_owner, stopped, wait_for
+from tests.nbd.test_ssh import keys
+from tests.support.link import PROXY_ADDRESS, SOURCE_ADDRESS, Link
+from tests.support.link import sites as namespaces
+from tests.support.servers import Server
+from tests.support.sources import daemon
+
+NBD_PORT = 10809
+
+
+def test_memory_that_can_not_be_sent_leaves_the_guest_where_it_is(tmp_path: Path) -> None:
+    with Sites(tmp_path, 2) as sites:
+        done = sites.migrate("--uri", f"unix:{tmp_path / 'nowhere'}", "--incoming", "unix:/x/y")
+        assert done.returncode == 1
+        assert "the destination's QEMU refused 'migrate-incoming'" in done.stderr
+        done = sites.migrate("--uri", f"unix:{tmp_path / 'no'}", "--incoming", f"unix:{tmp_path}/i")
+        assert done.returncode == 1
+        assert "The guest is at the source, its disks are writable there" in done.stderr
+        assert settled_owner(sites) == "source"
+        sites.source.goes_on()
+        sites.moved("--incoming", f"unix:{tmp_path}/i", "--uri", f"unix:{tmp_path}/i")
+        sites.destination.goes_on()
+        sites.destination.kill()
+        sites.prove(sites.source, sites.destination, site=sites.b)
+
+
+class Unlike(Sites):
+    """The source's QEMU has a device that the destination's lacks."""
+
+    source_flags = ("-device", "virtio-rng-pci")
+
+
+def test_a_guest_that_does_not_fit_comes_back(tmp_path: Path) -> None:
+    with Unlike(tmp_path, 2) as sites:
+        done = sites.migrate()
+        assert done.returncode == 1
+        assert "the destination's QEMU ended before it had the guest" in done.stderr
+        assert "The guest is at the source, its disks are writable there" in done.stderr
+        assert settled_owner(sites) == "source"
+        sites.source.goes_on()
+        sites.source.kill()
+        sites.prove(sites.source, site=sites.a)
+
+
+class Apart(Sites):
+    """Each site in a network namespace of its own; what runs the move reaches both."""
+
+    def __init__(self, directory: Path, link: Link) -> None:
+        super().__init__(directory, 2)
+        self.link = link
+        self.uri = f"tcp:{PROXY_ADDRESS}:4444"
+
+    def within(self, site: Path) -> list[str]:
+        return self.link.within(self.link.source if site == self.a else self.link.proxy)
+
+    def target(self, at: int) -> Server:
+        server = super().target(at)
+        relay = f"TCP-LISTEN:{NBD_PORT + at},bind={SOURCE_ADDRESS},reuseaddr,fork"
+        process = subprocess.Popen(
+            [*self.within(self.a), "socat", relay, f"UNIX-CONNECT:{server.socket}"]
+        )
+        self.ends.callback(process.wait)
+        self.ends.callback(process.kill)
+        wait_for(lambda: self.link.listens(NBD_PORT + at), "the relay")
+        return server
+
+    def way(self, at: int) -> str:
+        return f"nbd://{SOURCE_ADDRESS}:{NBD_PORT + at}"
+
+
+def test_a_link_that_is_cut_while_the_guest_stands_still_brings_it_back(tmp_path: Path) -> None:
+    with namespaces() as link, Apart(tmp_path, link) as sites:
+        with stopped(sites, "taken") as process:
+            link.cut()
+            assert process.stdin is not None
+            process.stdin.write("\n")
+            process.stdin.flush()
+            _, err = process.communicate(timeout=200)
+        assert process.returncode == 1, err
+        assert "The guest is at the source, its disks are writable there" in err
+        sites.source.goes_on()
+        link.mend()
+        assert settled_owner(sites) == "source"
+        sites.new_destination()
+        sites.moved()
+        sites.destination.goes_on()
+        sites.destination.kill()
+        sites.prove(sites.source, sites.destination, site=sites.b)
+
+
+def test_the_destination_may_be_reached_through_ssh(tmp_path: Path) -> None:
+    options = keys(tmp_path)
+    Path("/run/sshd").mkdir(exist_ok=True)
+    sshd = ["/usr/sbin/sshd", "-D", "-e", "-f", str(tmp_path / "sshd.conf")]
+    listen = "ListenAddress=127.0.0.1"
+    with (
+        daemon(tmp_path, "sshd", lambda port: [*sshd, "-o", listen, "-p", str(port)]) as door,
+        Sites(tmp_path, 1) as sites,
+    ):
+        host = (tmp_path / "host.pub").read_text()
+        (tmp_path / "known").write_text(f"[127.0.0.1]:{door.port} {host}")
+        there = f"ssh://{getpass.getuser()}@127.0.0.1:{door.port}"
+        target, proxy = sites.targets[0], sites.proxies[0]
+        argv = ["--from", f"unix:{sites.source.qmp}", "--to", f"{there}{sites.destination.qmp}"]
+        argv += ["--uri", sites.uri, "--disk", f"{target.uri},{there}{proxy.control_path}"]
+        done = sites.run(*argv, f"--ssh-options={options}")
+        assert done.returncode == 0, done.stderr
+        sites.destination.goes_on()
+        sites.destination.kill()
+        sites.prove(sites.source, sites.destination, site=sites.b)
+        said = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
+        wait_for(lambda: f"ssh -N -F none -i {tmp_path}" not in said.stdout, "ssh to end")
