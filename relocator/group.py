@@ -22,13 +22,15 @@ class Disk(Protocol):
         """Carries out a verb, and returns the status after it."""
 
 
-def activate(disks: Sequence[Disk]) -> None:
+def activate(disks: Sequence[Disk], *, seal: bool = True) -> None:
     """Begin to take all over; their writes wait until they are released. Returns at once.
+
+    Without `seal` all is made ready for that, and the guest runs on at the source.
 
     Raises:
         RelocatorError: one refuses; the others are withdrawn.
     """
-    failures = _of_all(disks, lambda disk: disk.call("activate", hold=True))
+    failures = _of_all(disks, lambda disk: disk.call("activate", hold=True, seal=seal))
     if failures:
         raise _with_notes(failures[0], withdraw(disks))
 

@@ -6,7 +6,7 @@ here: what is left of an error is the difference of two one-way delays.
 
     pause    the guest stands still                                   (STOP)
     drain    QEMU has finished and flushed the disks' requests        (pre-switchover)
-    takeover the proxies have it on record; the seals are on their way
+    takeover QEMU is told to go on
     state    the last of the guest's state is there, the guest runs   (RESUME)
     seal     every source has confirmed, so the disks are released: the guest's first write passes
 """
@@ -66,15 +66,15 @@ class Clocks:
         stopped = _last(source, "STOP")
         drained = _last(source, "MIGRATION", "pre-switchover")
         resumed = _last(destination, "RESUME")
-        taken, sealed = self._noted.get("taken"), self._noted.get("sealed")
+        continued, sealed = self._noted.get("continued"), self._noted.get("sealed")
         released = self._noted.get("released")
         qemu_ms = memory.get("downtime")
         return Parts(
             total_s=_between(stopped, resumed),
             drain_s=_between(stopped, drained),
-            takeover_s=_between(drained, taken),
-            state_s=_between(taken, resumed),
-            seal_s=_between(taken, sealed),
+            takeover_s=_between(drained, continued),
+            state_s=_between(continued, resumed),
+            seal_s=_between(continued, sealed),
             release_s=_between(resumed, released),
             qemu_s=None if qemu_ms is None else qemu_ms / 1e3,
             proxy_seal_s=_longest(disks, "seal_s"),

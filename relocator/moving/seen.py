@@ -35,7 +35,8 @@ class Disks(StrEnum):
     """All proxies together."""
 
     STANDBY = "standby"  # all of them
-    HELD = "held"  # those that can be reached are taken over, but their writes wait for the release
+    ARMED = "armed"  # those that can be reached hold their writes; no source is sealed
+    HELD = "held"  # the same, with a source that is sealed
     PARTLY = "partly held"  # some are in standby
     RELEASED = "released"  # at least one: there is no way back
     COMPLETE = "complete"  # all, and every block is there
@@ -62,6 +63,13 @@ class DiskSeen:
         """The proxy has taken it over, but its writes wait for the release."""
         status = self.status
         return status is not None and status["state"] == "activating" and bool(status["held"])
+
+    @property
+    def sealed(self) -> bool:
+        """The source lets no write pass any more."""
+        if self.source is not None:
+            return self.source["seal"] is not None
+        return self.status is not None and bool(self.status["seal_confirmed"])
 
     @property
     def released(self) -> bool:
@@ -95,7 +103,9 @@ def together(disks: Sequence[DiskSeen]) -> Disks:
     if any(disk.released for disk in disks):
         return Disks.COMPLETE if all(disk.complete for disk in disks) else Disks.RELEASED
     if any(disk.held for disk in disks):
-        return Disks.PARTLY if any(disk.standby for disk in disks) else Disks.HELD
+        if any(disk.standby for disk in disks):
+            return Disks.PARTLY
+        return Disks.HELD if any(disk.sealed for disk in disks) else Disks.ARMED
     return Disks.STANDBY if all(disk.standby for disk in disks) else Disks.UNKNOWN
 
 

@@ -96,14 +96,15 @@ _HOME, _GONE, _SENT = (frozenset({vm}) for vm in (SourceVm.HOME, SourceVm.GONE, 
 _ARRIVED = frozenset({DestVm.RUNS, DestVm.STOPPED})
 _COMING = frozenset({DestVm.WAITING, DestVm.RECEIVING})
 _TAKEN = frozenset({Disks.RELEASED, Disks.COMPLETE})
-_HELD = frozenset({Disks.HELD})
+_HELD = frozenset({Disks.ARMED, Disks.HELD})
 _UNTOUCHED = frozenset({Disks.STANDBY, Disks.UNKNOWN})
+_UNSEALED = _UNTOUCHED | {Disks.ARMED}
 
 RULES = (
     Rule(Stage.CONFLICT, _HOME, None, _TAKEN),
     Rule(Stage.COMPLETE, None, None, frozenset({Disks.COMPLETE})),
     Rule(Stage.MOVED, None, None, frozenset({Disks.RELEASED})),
-    Rule(Stage.MEMORY, frozenset({SourceVm.SENDING}), None, _UNTOUCHED),
+    Rule(Stage.MEMORY, frozenset({SourceVm.SENDING}), None, _UNSEALED),
     Rule(Stage.RETURNING, frozenset({SourceVm.SENDING}), None, None),
     Rule(Stage.PAUSED, frozenset({SourceVm.PAUSED}), None, None),
     Rule(Stage.SWITCHING, frozenset({SourceVm.LAST}), None, _HELD),

@@ -1,8 +1,9 @@
 """The steps of a move: one for each stage, each ending with what stages.NEXT knows as its outcome.
 
-While the guest stands still nothing is asked that need not be: QEMU's event starts the takeover of
-all disks at once, and `migrate-continue` follows as soon as their proxies have it on record; the
-seals travel meanwhile, and the guest's reads at the destination need none of them.
+While the guest stands still nothing is asked that need not be. Before its memory is sent the
+proxies are *armed*: they have on record that the disks will be taken over, so a write that reaches
+them waits. QEMU's event that the guest stands still is then answered with `migrate-continue` at
+once, and the sources are sealed while the rest of its state travels; its reads need none of that.
 
 The release is sent once three things are known: the destination runs, the source's QEMU has ended
 its part (else it might still decide that the migration failed, and resume), and every source is
@@ -86,7 +87,7 @@ class Steps:
         self._plan = plan
         self._hooks = hooks
         self._clocks = Clocks()
-        self._interrupted = False
+        self._interrupted = self._armed = self._sealing = False
         self._of: dict[Stage, Callable[[], str]] = {
             Stage.HOME: self._home,
             Stage.STARTING: self._starting,
@@ -119,6 +120,7 @@ class Steps:
         return "ready"
 
     def _starting(self) -> str:
+        self._arm()
         begin.start(self._parties, self._plan)
         return "begun"
 
@@ -129,6 +131,8 @@ class Steps:
 
     def _memory(self) -> str:
         """Until QEMU has paused the guest."""
+        since = len(self._parties.source.events)
+        self._arm()
         while True:
             state = self._parties.source.call("query-migrate")
             status = state.get("status")
@@ -137,19 +141,40 @@ class Steps:
             if status in ("failed", "cancelled", "cancelling", "completed", None):
                 why = state.get("error-desc") or f"it is {status} before the switch"
                 raise RelocatorError(f"QEMU could not migrate the guest: {why}")
-            self._hooks.tell(Progress(Stage.MEMORY, state, tuple(self._parties.statuses())))
-            self._parties.source.await_event(_migrated("pre-switchover", "failed"), LOOK_EVERY_S)
+            states = tuple(self._parties.statuses())
+            self._hooks.tell(Progress(Stage.MEMORY, state, states))
+            for disk, found in zip(self._parties.disks, states, strict=True):
+                if found is None or not found["held"]:
+                    raise RelocatorError(f"disk {disk.name}: its proxy is not ready any more")
+            wanted = _migrated("pre-switchover", "failed")
+            event = self._parties.source.await_event(wanted, LOOK_EVERY_S, since)
+            if event is not None and event.data["status"] == "pre-switchover":
+                return "paused"
+
+    def _arm(self) -> None:
+        """See that no write passes at the destination, whatever comes."""
+        if not self._armed:
+            group.activate(self._parties.disks, seal=False)
+            self._armed = True
 
     def _paused(self) -> str:
-        """The guest stands still: take all disks over, and let QEMU go on."""
-        group.activate(self._parties.disks)
-        self._clocks.note("taken")
-        self._hooks.seam("taken")
+        """The guest stands still: let QEMU go on, and seal the sources."""
+        self._arm()
         if self._plan.wait_for_seal:
+            group.activate(self._parties.disks)
             self._await_seals(float("inf"))
         self._parties.source.call("migrate-continue", state="pre-switchover")
         self._clocks.note("continued")
+        self._hooks.seam("continued")
+        self._seal()
         return "continued"
+
+    def _seal(self) -> None:
+        """Let the proxies seal their sources; this asks each once."""
+        if not self._sealing:
+            group.activate(self._parties.disks)
+            self._sealing = True
+            self._clocks.note("sealing")
 
     def _switching(self) -> str:
         """Until the destination's QEMU has the guest, and the source's knows that it hasn't."""
@@ -173,8 +198,7 @@ class Steps:
 
     def _arrived(self) -> str:
         """Once every source has confirmed its seal, release all disks."""
-        if not self._parties.untold:
-            group.activate(self._parties.disks)  # one that was restarted waits for that
+        self._seal()  # a process that came later; and a proxy that was restarted waits for it
         self._await_seals(float("inf"))
         self._clocks.note("sealed")
         self._hooks.seam("sealed")

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from relocator.errors import RelocatorError, StateError, UpstreamError
+from relocator.errors import ConfigError, RelocatorError, StateError, UpstreamError
 from relocator.running import states
 from relocator.running.parts import HANDOVER, Parts, Transfer
 from relocator.running.states import State
@@ -89,16 +89,20 @@ class Activation:
             raise refusal
         self.activate()
 
-    def activate(self, *, hold: bool = False, wait: bool = False) -> None:
+    def activate(self, *, hold: bool = False, wait: bool = False, seal: bool = True) -> None:
         """Begin to take the disk over; the guest may go on here once this returns.
 
         Its writes wait until the source has been sealed, with `hold` also until the disk is
         released. `wait`: return when that has come to its end (with `hold`, but for the release).
+        Without `seal` the guest may run on at the source, until this is called again with it: then
+        nothing has to be made durable any more.
 
         Raises:
-            StateError, StoreError: refused; nothing has changed.
+            ConfigError, StateError, StoreError: refused; nothing has changed.
             UpstreamError: with `wait`: the source could not be sealed, this side is in standby.
         """
+        if not seal and (wait or not hold):
+            raise ConfigError("seal=False: needs hold=True, and not wait=True")
         with self._lock:
             if self._lifecycle.state is State.STANDBY:
                 self._lifecycle.begin_activation(Takeover(self._token, hold))
@@ -106,7 +110,8 @@ class Activation:
                     self._parts.transfer.pacer.set_enabled(self._parts.settings.background)
             elif not hold:
                 self._lifecycle.release()
-            self._go_on()
+            if seal:
+                self._go_on()
         if wait:
             self._await_activation()
 
@@ -125,17 +130,9 @@ class Activation:
             raise StateError("'refresh' needs a source that is a relocator")
         with self._lock:
             states.check(self._lifecycle.state, "refresh")
-            base = self._store.meta.base
             answer = source.call("epoch")
-            follows = base is not None and (base.id, base.epoch + 1) == (
-                answer["id"],
-                answer["epoch"],
-            )
-            total = self._store.geometry.total_blocks
-            same = follows and answer["block_bytes"] == self._store.meta.block_bytes
-            stale = answer.map("ended", total) if same else [(0, total)]
             transfer.hydration.disown_fetches()
-            dropped = self._store.drop(stale)
+            dropped = self._store.drop(_stale(self._store, answer, "ended", began=1))
             self._store.update(base=base_of(answer))
         return {"refreshed_blocks": dropped}
 
@@ -338,10 +335,15 @@ def _start(job: Callable[[], None]) -> threading.Thread:
     return thread
 
 
-def _stale(store: Store, answer: Answer) -> list[tuple[int, int]]:
-    """What changed at the source since the copy began; everything, if that can't be told."""
+def _stale(
+    store: Store, answer: Answer, name: str = "dirty", began: int = 0
+) -> list[tuple[int, int]]:
+    """What changed at the source since the copy began; everything, if that can't be told.
+
+    `name` is the map that tells, `began` how many epochs began with the answer.
+    """
     base, total = store.meta.base, store.geometry.total_blocks
-    same = base is not None and (base.id, base.epoch) == (answer["id"], answer["epoch"])
+    same = base is not None and (base.id, base.epoch + began) == (answer["id"], answer["epoch"])
     if not same or answer["block_bytes"] != store.meta.block_bytes:
         return [(0, total)]
-    return answer.map("dirty", total)
+    return answer.map(name, total)

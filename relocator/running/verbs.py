@@ -69,7 +69,7 @@ class Verbs:
             "wait": {"timeout_s"},
             "map": {"cells"},
             "set": set(self._settings),
-            "activate": {"hold", "wait"},
+            "activate": {"hold", "wait", "seal"},
         }
         _refuse_unknown(verb, arguments, known.get(verb, set()))
         extra: dict[str, Any] | None = None

@@ -76,7 +76,7 @@ class Apart(Sites):
 
 def test_a_link_that_is_cut_while_the_guest_stands_still_brings_it_back(tmp_path: Path) -> None:
     with namespaces() as link, Apart(tmp_path, link) as sites:
-        with stopped(sites, "taken") as process:
+        with stopped(sites, "continued") as process:
             link.cut()
             assert process.stdin is not None
             process.stdin.write("\n")

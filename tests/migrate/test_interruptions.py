@@ -16,7 +16,7 @@ import pytest
 from tests.migrate.sites import Sites, settled_owner, stopped
 
 # In the order in which a move comes by; at the first of AFTER the release has been sent.
-BEFORE = ["starting", "memory", "paused", "taken", "switching", "arrived", "sealed"]
+BEFORE = ["starting", "memory", "paused", "continued", "switching", "arrived", "sealed"]
 AFTER = ["moved", "released", "complete"]
 # Here the guard of a mover that was killed goes forward: the guest has been sent.
 GOES_ON = ["switching", "arrived", "sealed"]

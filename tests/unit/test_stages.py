@@ -16,7 +16,8 @@ _MOVED: dict[str, Any] = {"seal": "token", "moved": True}
 
 
 def status(state: str, *, held: bool = False) -> dict[str, Any]:
-    return {"state": state, "held": held, "error": None}
+    confirmed = state in ("active", "complete")
+    return {"state": state, "held": held, "error": None, "seal_confirmed": confirmed}
 
 
 # All that a disk can be, with what its source can be then; None: it doesn't answer.
@@ -57,10 +58,12 @@ def test_no_disk_is_released_while_the_guest_may_run_at_the_source() -> None:
             assert stages.find(seen) not in (Stage.ARRIVED, Stage.MOVED, Stage.COMPLETE), seen
 
 
-def test_nothing_begins_while_a_proxy_holds_a_disk() -> None:
+def test_a_sealed_source_never_has_its_guest_run_on() -> None:
     for seen in EVERYTHING:
         if any(disk.held for disk in seen.disks):
-            assert stages.find(seen) not in (Stage.HOME, Stage.MEMORY), seen
+            assert stages.find(seen) is not Stage.HOME, seen
+            if any(disk.sealed for disk in seen.disks):
+                assert stages.find(seen) is not Stage.MEMORY, seen
 
 
 def test_a_move_is_left_only_where_the_guest_does_not_wait_for_a_word() -> None:
