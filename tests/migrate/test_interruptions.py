@@ -19,7 +19,7 @@ from tests.migrate.sites import Sites, settled_owner, stopped
 BEFORE = ["starting", "memory", "paused", "continued", "switching", "arrived", "sealed"]
 AFTER = ["moved", "released", "complete"]
 # Here the guard of a mover that was killed goes forward: the guest has been sent.
-GOES_ON = ["switching", "arrived", "sealed"]
+GOES_ON = ["continued", "switching", "arrived", "sealed"]
 PLACES = BEFORE + AFTER
 
 
