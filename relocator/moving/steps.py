@@ -237,13 +237,19 @@ class Steps:
         self._hooks.seam("released")
         if self._interrupted:
             raise KeyboardInterrupt
-        self._measure()
+        self._ask_qemu()
         for disk in self._parties.disks:
             _copy_on(disk)
         while True:
             states = self._parties.statuses()
             self._hooks.tell(Progress(Stage.MOVED, None, tuple(states), self._trouble(states)))
             if all(state is not None and state["state"] == "complete" for state in states):
+                self.report.downtime = self._clocks.parts(
+                    self._parties.source.events,
+                    self._parties.destination.events,
+                    self.report.memory,
+                    states,
+                )
                 return "all here"
             time.sleep(COPY_EVERY_S)
 
@@ -289,17 +295,11 @@ class Steps:
                 self.report.notes.append(f"--quit-source: {error}")
         return "proven"
 
-    def _measure(self) -> None:
+    def _ask_qemu(self) -> None:
         try:
             self.report.memory = self._parties.source.call("query-migrate")
         except RelocatorError:
             self.report.notes.append("the source's QEMU can't be reached any more")
-        self.report.downtime = self._clocks.parts(
-            self._parties.source.events,
-            self._parties.destination.events,
-            self.report.memory,
-            self._parties.statuses(),
-        )
 
     def _trouble(self, states: Sequence[dict[str, Any] | None]) -> str:
         """What keeps a disk from getting further, in a line."""
