@@ -94,7 +94,8 @@ class Move:
                 "run the same command with --lost source.",
             )
         if stage is Stage.LOST:
-            back.withdraw_all(self._parties)
+            if any(disk.held for disk in found.disks):
+                back.withdraw_all(self._parties)
             raise MoveError("the source's QEMU can't be reached", verdict(self._parties.look()))
         if stage is Stage.CONFLICT:
             raise MoveError("nothing was done", verdict(found))
