@@ -11,11 +11,9 @@ sealed. `Parties.untold` is what a process knows that has watched from the begin
 release was sent. One that finds a move half done can't know that of a proxy it can't reach.
 """
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -126,7 +124,7 @@ class Steps:
 
     def _returning(self) -> str:
         """Back to the source; this is not interrupted, and waits for nobody for long."""
-        with uninterrupted():
+        with back.uninterrupted():
             return back.go_back(self._parties)
 
     def _memory(self) -> str:
@@ -179,7 +177,7 @@ class Steps:
     def _switching(self) -> str:
         """Until the destination's QEMU has the guest, and the source's knows that it hasn't."""
         began_s = time.monotonic()
-        while True:
+        while not self._told_of_arrival():
             there = seen.dest_vm(self._parties.destination)
             if there is DestVm.GONE:
                 raise RelocatorError("the destination's QEMU ended before it had the guest")
@@ -187,14 +185,20 @@ class Steps:
             if here is SourceVm.HOME:
                 raise RelocatorError("QEMU at the source took the guest back")
             if there in (DestVm.RUNS, DestVm.STOPPED) and here in (SourceVm.SENT, SourceVm.GONE):
+                if there is DestVm.STOPPED and self._parties.ran_at_source:
+                    self._parties.destination.call("cont")  # it was started with -S
                 break
             limit_s = ARRIVE_S if here is SourceVm.SENT else SEND_S
             if time.monotonic() > began_s + limit_s:
                 raise RelocatorError(f"the guest did not arrive within {limit_s:.0f} s")
-            self._parties.destination.await_event(lambda event: event.name == "RESUME", 0.05)
-        if there is DestVm.STOPPED and self._parties.ran_at_source:
-            self._parties.destination.call("cont")  # it was started with -S
         return "runs there"
+
+    def _told_of_arrival(self) -> bool:
+        """Whether both QEMUs have told, within a moment, what else would have to be asked."""
+        resumed = self._parties.destination.await_event(lambda event: event.name == "RESUME", 0.05)
+        if resumed is None:
+            return False
+        return self._parties.source.await_event(_migrated("completed"), 0.05) is not None
 
     def _arrived(self) -> str:
         """Once every source has confirmed its seal, release all disks."""
@@ -309,19 +313,6 @@ class Steps:
             if state["error"]:
                 return f"disk {disk.name}: {state['error']}"
         return ""
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Ctrl-C does nothing within the block."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _migrated(*wanted: str) -> Callable[[Event], bool]:
