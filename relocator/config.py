@@ -259,8 +259,9 @@ def _check_security(settings: Config) -> None:
         return
     scheme = source.scheme
     keys = "tls-certificates" if source.certificates else "tls-psk" if source.psk else None
-    if scheme == "ssh" and (settings.tls or keys):
-        raise ConfigError(f"{keys or 'tls'}: not with an ssh:// source; ssh encrypts already")
+    if scheme in endpoint.TUNNELLED and (settings.tls or keys):
+        why = "ssh encrypts already" if scheme == "ssh" else "iSCSI knows no TLS; use IPsec"
+        raise ConfigError(f"{keys or 'tls'}: not with an {scheme}:// source; {why}")
     if scheme != "ssh" and source.ssh_options:
         raise ConfigError("ssh-options: is for an ssh:// source")
     if scheme.startswith("nbds") and settings.tls in ("off", "on"):

@@ -30,6 +30,7 @@ COMMANDS = {
     "wait": "wait",
     "migrate": "migrate",
     "try": "trial",
+    "iscsi": "iscsi",
     "metrics": "metrics",
     "doctor": "doctor",
     "completion": "completion",

@@ -7,14 +7,21 @@ forget the encryption. Pure: nothing is opened here.
     nbds://[USER@]HOST[:PORT][/EXPORT]          TCP, encrypted or not at all
     nbd+unix:///[EXPORT]?socket=PATH            Unix socket; nbds+unix likewise
     ssh://[USER@]HOST[:PORT][/EXPORT][?port=N]  through ssh to port N of HOST's loopback
+    iscsi://[USER[%PASSWORD]@]HOST[:PORT]/IQN/LUN  a LUN, through qemu-nbd
+
+A LUN has no exports. The fragment of its URI stands for the export's name, and is sent to nobody
+but the qemu-nbd of that connection, which knows only the unnamed one.
 """
 
+import re
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urldefrag, urlsplit
 
-SCHEMES = ("nbd", "nbds", "nbd+unix", "nbds+unix", "ssh")
+SCHEMES = ("nbd", "nbds", "nbd+unix", "nbds+unix", "ssh", "iscsi")
+#: What is encrypted, or not, by other means than NBD's TLS.
+TUNNELLED = ("ssh", "iscsi")
 TLS = ("off", "on", "require")
 NBD_PORT = 10809
 _SSH_QUERY = {"port", "socket", "compression"}
@@ -54,10 +61,17 @@ class Endpoint:
     @property
     def export(self) -> str:
         """The export's name; empty for the default one."""
-        return unquote(urlsplit(self.uri).path.removeprefix("/"))
+        parts = urlsplit(self.uri)
+        return unquote(parts.fragment if self._is_lun else parts.path.removeprefix("/"))
+
+    @property
+    def _is_lun(self) -> bool:
+        return self.scheme == "iscsi"
 
     def with_export(self, name: str) -> "Endpoint":
         """The same server's export `name`."""
+        if self._is_lun:
+            return replace(self, uri=f"{urldefrag(self.uri).url}#{quote(name)}")
         parts = urlsplit(self.uri)  # urlunsplit would drop the empty host of nbd+unix:///
         query = f"?{parts.query}" if parts.query else ""
         return replace(self, uri=f"{parts.scheme}://{parts.netloc}/{quote(name)}{query}")
@@ -68,7 +82,8 @@ class Endpoint:
         if parts.scheme not in SCHEMES:
             return (
                 "not an NBD URI; write nbd://HOST[:PORT][/EXPORT], "
-                "nbd+unix:///[EXPORT]?socket=PATH or ssh://[USER@]HOST[/EXPORT]"
+                "nbd+unix:///[EXPORT]?socket=PATH, ssh://[USER@]HOST[/EXPORT] or "
+                "iscsi://HOST[:PORT]/IQN/LUN"
             )
         if parts.scheme.endswith("+unix"):
             return None if "socket=/" in parts.query else "needs ?socket= with an absolute path"
@@ -78,6 +93,8 @@ class Endpoint:
             return "its port is not a number from 1 to 65535"
         if not parts.hostname or parts.hostname.startswith("-") or port == 0:
             return f"names no host and port; write {parts.scheme}://HOST[:PORT]"
+        if parts.scheme == "iscsi" and not re.fullmatch(r"/[^/]+/\d+", parts.path):
+            return "names no LUN; write iscsi://HOST[:PORT]/IQN/LUN"
         return _ssh_problem(parts.query) if parts.scheme == "ssh" else None
 
     def ssh_command(self) -> list[str]:
@@ -96,6 +113,10 @@ class Endpoint:
             return [*argv, "-T", "--", host, f"command -v nc >/dev/null && exec {relays}"]
         target = f"localhost:{query.get('port', NBD_PORT)}"
         return [*argv, "-W", target, "--", host]
+
+    def iscsi_command(self) -> list[str]:
+        """The qemu-nbd that serves the LUN to one connection, on a socket that it inherits."""
+        return ["qemu-nbd", "--read-only", "--format=raw", urldefrag(self.uri).url]
 
 
 def _query(text: str) -> dict[str, str]:

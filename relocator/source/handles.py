@@ -1,7 +1,7 @@
 """libnbd handles: how one is opened, and what may be asked of it.
 
 Every connection to a source, for its data or for control, is opened by `open_handle`, which alone
-knows of TLS and ssh.
+knows of TLS, ssh and iSCSI.
 """
 
 import errno
@@ -72,8 +72,8 @@ def open_handle(
     give_up_s = time.monotonic() + CONNECT_S
     try:
         handle = _new_handle(endpoint)
-        if endpoint.scheme == "ssh":
-            tunnel = Tunnel(endpoint.ssh_command())
+        tunnel = _tunnel(endpoint)
+        if tunnel is not None:
             weakref.finalize(handle, tunnel.end)
             handle.aio_connect_socket(tunnel.socket_fd)
         else:
@@ -105,6 +105,13 @@ def connected(endpoint: Endpoint) -> Iterator[Any]:
     finally:
         with suppress(nbd.Error):  # the source has gone by itself
             handle.aio_disconnect(0)
+
+
+def _tunnel(endpoint: Endpoint) -> Tunnel | None:
+    """The process through which `endpoint` is reached, started; None if there is none."""
+    if endpoint.scheme == "ssh":
+        return Tunnel.on_stdio(endpoint.ssh_command())
+    return Tunnel.on_listener(endpoint.iscsi_command()) if endpoint.scheme == "iscsi" else None
 
 
 def _new_handle(endpoint: Endpoint) -> Any:

@@ -1,0 +1,128 @@
+"""iSCSI by the kernel (LIO), from a disk that qemu-nbd connects to /dev/nbdN.
+
+LIO is told what to do by directories and files in configfs, in the network namespace of whoever
+makes them. Each of them is undone in the reverse order; a directory that is not there any more was
+undone by somebody else. LIO admits initiators by name and not by address.
+
+If this process is killed, qemu-nbd goes and with it the disk; the target stays in configfs, without
+a disk. The next start with the same name removes it first.
+"""
+
+import os
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from relocator.errors import ConfigError, RelocatorError
+from relocator.iscsi.lun import LUN, Lun
+from relocator.iscsi.processes import Process, run
+
+COMMANDS = ("qemu-nbd", "modprobe")
+_MODULES = ("nbd", "target_core_mod", "target_core_iblock", "iscsi_target_mod")
+_CONFIGFS = Path("/sys/kernel/config")
+_TARGETS = _CONFIGFS / "target"
+_HOST_BASE = "iblock_0"
+#: initiators come without being known by name, and may write
+_OPEN = {"generate_node_acls": "1", "cache_dynamic_acls": "1", "demo_mode_write_protect": "0"}
+
+
+@contextmanager
+def served(lun: Lun) -> Iterator[Callable[[], None]]:
+    """`lun` is served within the block; what is given raises once it is no more.
+
+    Raises:
+        RelocatorError: it can't be served.
+    """
+    if lun.allow:
+        raise ConfigError("--allow: not with --by=kernel, which knows initiators by name only")
+    _load()
+    with ExitStack() as stack:
+        device, process = stack.enter_context(_device(lun))
+        store = _TARGETS / "core" / _HOST_BASE / f"relocator-{lun.serial}"
+        fabric = _TARGETS / "iscsi" / lun.name
+        _remove(fabric, store)
+        stack.callback(_remove, fabric, store)
+        try:
+            _announce(lun, device, fabric, store)
+        except OSError as error:
+            raise RelocatorError(f"{error.filename}: {error.strerror}") from error
+
+        def check() -> None:
+            if process.popen.poll() is not None:
+                raise RelocatorError(f"{process.name} ended: {process.last_words()}")
+
+        yield check
+
+
+def _load() -> None:
+    for module in _MODULES:
+        with suppress(RelocatorError):  # it may be built into the kernel
+            run(["modprobe", module], os.environ)
+    if not os.path.ismount(_CONFIGFS):
+        run(["mount", "-t", "configfs", "configfs", str(_CONFIGFS)], os.environ)
+    if not Path("/sys/block/nbd0").exists():
+        raise RelocatorError("this kernel has no nbd; use --by=tgt")
+    for directory in (_TARGETS, _TARGETS / "iscsi"):
+        try:
+            directory.mkdir(exist_ok=True)
+        except OSError as error:
+            why = f"{directory}: {error.strerror}; this kernel has no LIO; use --by=tgt"
+            raise RelocatorError(why) from error
+
+
+@contextmanager
+def _device(lun: Lun) -> Iterator[tuple[Path, Process]]:
+    """The disk as /dev/nbdN."""
+    found = sorted(Path("/sys/block").glob("nbd*"), key=lambda one: int(one.name[3:]))
+    free = next((one for one in found if not (one / "pid").exists()), None)
+    if free is None:
+        raise RelocatorError("every /dev/nbdN is in use")
+    device = Path("/dev") / free.name
+    with tempfile.TemporaryFile("w+b") as log:
+        how = ["--cache=none", "--discard=unmap", "--persistent"]
+        argv = ["qemu-nbd", f"--connect={device}", *how, lun.image()]
+        process = Process(argv, "TERM", log, os.environ)
+        try:
+            size = free / "size"
+            process.await_ready(lambda: size.read_text().strip() != "0", lun.patience_s + 5.0)
+            yield device, process
+        finally:
+            process.end(signal.SIGTERM)
+
+
+def _announce(lun: Lun, device: Path, fabric: Path, store: Path) -> None:
+    """Make the target and its LUN, and let initiators in, last."""
+    store.mkdir(parents=True)
+    (store / "control").write_text(f"udev_path={device}")
+    (store / "enable").write_text("1")
+    (store / "wwn" / "vpd_unit_serial").write_text(lun.serial)
+    group = fabric / "tpgt_1"
+    group.mkdir(parents=True)
+    (group / "np" / lun.portal).mkdir()
+    unit = group / "lun" / f"lun_{LUN}"
+    unit.mkdir()
+    (unit / "store").symlink_to(store)
+    secure = "0" if lun.chap is None else "1"
+    for name, value in {**_OPEN, "authentication": secure}.items():
+        (group / "attrib" / name).write_text(value)
+    if lun.chap is not None:
+        (group / "auth" / "userid").write_text(lun.chap.user)
+        (group / "auth" / "password").write_text(lun.chap.password)
+    (group / "enable").write_text("1")
+
+
+def _remove(fabric: Path, store: Path) -> None:
+    """Undo `_announce`, as far as it has come."""
+    group = fabric / "tpgt_1"
+    with suppress(OSError):
+        (group / "enable").write_text("0")
+    for unit in group.glob("lun/lun_*"):
+        for link in unit.iterdir():
+            if link.is_symlink():
+                link.unlink()
+        unit.rmdir()
+    for directory in (*group.glob("np/*"), group, fabric, store):
+        if directory.exists():
+            directory.rmdir()

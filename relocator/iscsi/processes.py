@@ -1,0 +1,96 @@
+"""Processes that belong to this one: none of them outlives it, however it ends."""
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO
+
+from relocator.errors import RelocatorError
+
+READY_S = 30.0
+_END_S = 10.0
+
+
+class Process:
+    """A running command. `dies_by` is what it gets if this process is killed."""
+
+    def __init__(
+        self, argv: Sequence[str], dies_by: str, log: IO[bytes], environment: Mapping[str, str]
+    ) -> None:
+        self.name = argv[0]
+        self._log = log
+        try:
+            self.popen = subprocess.Popen(
+                ["setpriv", "--pdeathsig", dies_by, "--", *argv],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise RelocatorError(f"{argv[0]} can't be started: {error.strerror}") from error
+
+    def await_ready(self, ready: Callable[[], bool], patience_s: float = READY_S) -> None:
+        """Poll until `ready`.
+
+        Raises:
+            RelocatorError: it ended, or isn't ready in time; with the last of what it said.
+        """
+        give_up_s = time.monotonic() + patience_s
+        while not ready():
+            if self.popen.poll() is not None:
+                raise RelocatorError(f"{self.name} ended: {self.last_words()}")
+            if time.monotonic() > give_up_s:
+                raise RelocatorError(
+                    f"{self.name} is not ready after {patience_s:g} s: {self.last_words()}"
+                )
+            time.sleep(0.05)
+
+    def last_words(self) -> str:
+        """The end of the log."""
+        self._log.seek(0)
+        lines = self._log.read().decode(errors="replace").strip().split("\n")
+        return " | ".join(lines[-3:]) or "without a word"
+
+    def end(self, how: signal.Signals) -> None:
+        """Ask it to end, and kill it if it doesn't."""
+        if self.popen.poll() is None:
+            self.popen.send_signal(how)
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait for its end, and kill it if it doesn't come."""
+        try:
+            self.popen.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            self.popen.kill()
+            self.popen.wait()
+
+
+def run(argv: Sequence[str], environment: Mapping[str, str], stdin: str | None = None) -> str:
+    """What the command printed.
+
+    Raises:
+        RelocatorError: it failed.
+    """
+    try:
+        done = subprocess.run(
+            argv,
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            text=True,
+            timeout=READY_S,
+            check=False,
+        )
+    except OSError as error:
+        raise RelocatorError(f"{argv[0]} can't be started: {error.strerror}") from error
+    except subprocess.TimeoutExpired as error:
+        raise RelocatorError(f"{argv[0]}: no answer in {READY_S:g} s") from error
+    if done.returncode:
+        raise RelocatorError(f"{' '.join(argv[:8])}: {done.stdout.strip()}")
+    return done.stdout

@@ -1,0 +1,108 @@
+"""iSCSI by tgtd: a process like any other, which needs FUSE and no kernel module.
+
+tgtd serves files, so the disk becomes one: nbdfuse shows what qemu-nbd serves, and that asks the
+disk's own server, again and again while it is away. tgtd ignores SIGTERM, and its control socket is
+in a directory of our own: so several may run, each on its own portal, and none is mistaken for the
+distribution's.
+
+Ended in this order: the target goes (initiators are disconnected, and what they have asked for is
+answered), then tgtd, then the file.
+"""
+
+import os
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from relocator.errors import RelocatorError
+from relocator.iscsi.lun import LUN, Lun
+from relocator.iscsi.processes import Process, run
+
+COMMANDS = ("tgtd", "tgtadm", "nbdfuse", "qemu-nbd")
+_TARGET = ("--lld", "iscsi", "--mode", "target", "--tid", "1")
+
+
+@contextmanager
+def served(lun: Lun) -> Iterator[Callable[[], None]]:
+    """`lun` is served within the block; what is given raises once it is no more.
+
+    Raises:
+        RelocatorError: it can't be served.
+    """
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="relocator-")))
+        log = stack.enter_context((directory / "log").open("w+b"))
+        environment = {**os.environ, "TGT_IPC_SOCKET": str(directory / "tgtd")}
+        file, fuse = stack.enter_context(_file(lun, directory, log, environment))
+        tgtd = stack.enter_context(_daemon(lun, log, environment))
+        _announce(lun, file, environment)
+
+        def check() -> None:
+            for process in (tgtd, fuse):
+                if process.popen.poll() is not None:
+                    raise RelocatorError(f"{process.name} ended: {process.last_words()}")
+
+        yield check
+
+
+@contextmanager
+def _file(
+    lun: Lun, directory: Path, log: IO[bytes], environment: dict[str, str]
+) -> Iterator[tuple[Path, Process]]:
+    """The disk as a file."""
+    mount = directory / "disk"
+    mount.touch()
+    reader = ["qemu-nbd", "--cache=none", "--discard=unmap", lun.image()]
+    argv = ["nbdfuse", str(mount), "[", *reader, "]"]
+    process = Process(argv, "TERM", log, environment)
+    try:
+        process.await_ready(lambda: mount.stat().st_size > 0, lun.patience_s + 5.0)
+        yield mount, process
+    finally:
+        process.end(signal.SIGTERM)  # which takes the file away
+
+
+@contextmanager
+def _daemon(lun: Lun, log: IO[bytes], environment: dict[str, str]) -> Iterator[Process]:
+    """A tgtd that serves nothing yet."""
+    argv = ["tgtd", "--foreground", "--iscsi", f"portal={lun.portal}"]
+    process = Process(argv, "KILL", log, environment)
+    try:
+        process.await_ready(lambda: _answers(environment))
+        yield process
+    finally:
+        if process.popen.poll() is None:
+            with suppress(RelocatorError):  # it is killed, then
+                run(["tgtadm", "--op", "delete", "--force", *_TARGET], environment)
+            with suppress(RelocatorError):
+                run(["tgtadm", "--op", "delete", "--mode", "sys"], environment)
+        process.wait()
+
+
+def _answers(environment: dict[str, str]) -> bool:
+    try:
+        run(["tgtadm", "--op", "show", "--mode", "sys"], environment)
+    except RelocatorError:
+        return False
+    return True
+
+
+def _announce(lun: Lun, file: Path, environment: dict[str, str]) -> None:
+    """Make the target and its LUN, and let initiators in, last."""
+    unit = ["--lld", "iscsi", "--mode", "logicalunit", "--tid", "1", "--lun", str(LUN)]
+    named = f"vendor_id=RLOCATOR,product_id=relocator,scsi_sn={lun.serial}"
+    identity = f"{named},scsi_id=relocator{lun.serial[:14]},thin_provisioning=1"
+    run(["tgtadm", "--op", "new", *_TARGET, "--targetname", lun.name], environment)
+    backing = ["--backing-store", str(file), "--bstype", "rdwr", "--bsoflags", "direct"]
+    run(["tgtadm", "--op", "new", *unit, *backing], environment)
+    run(["tgtadm", "--op", "update", *unit, "--params", identity], environment)
+    if lun.chap is not None:
+        account = ["--lld", "iscsi", "--mode", "account", "--user", lun.chap.user]
+        secret = ["--password", lun.chap.password]
+        run(["tgtadm", "--op", "new", *account, *secret], environment)
+        run(["tgtadm", "--op", "bind", *account, "--tid", "1"], environment)
+    for initiator in lun.allow or ("ALL",):
+        run(["tgtadm", "--op", "bind", *_TARGET, "--initiator-address", initiator], environment)
