@@ -11,6 +11,8 @@ A flush (SYNCHRONIZE CACHE) goes all the way. In both ways a server that is kill
 its address within `patience_s` costs the initiator a pause, and no error: qemu-nbd, or the kernel,
 asks again.
 
+Initiators are not offered to discard blocks: SCSI promises zeros afterwards, NBD doesn't.
+
 A LUN's identity follows from its target's name, so that the same name at two sites is the same disk
 to an initiator, and two disks are never taken for two paths to one.
 

@@ -55,7 +55,7 @@ def _file(
     """The disk as a file."""
     mount = directory / "disk"
     mount.touch()
-    reader = ["qemu-nbd", "--cache=none", "--discard=unmap", lun.image()]
+    reader = ["qemu-nbd", "--cache=none", lun.image()]
     argv = ["nbdfuse", str(mount), "[", *reader, "]"]
     process = Process(argv, "TERM", log, environment)
     try:
@@ -94,7 +94,7 @@ def _announce(lun: Lun, file: Path, environment: dict[str, str]) -> None:
     """Make the target and its LUN, and let initiators in, last."""
     unit = ["--lld", "iscsi", "--mode", "logicalunit", "--tid", "1", "--lun", str(LUN)]
     named = f"vendor_id=RLOCATOR,product_id=relocator,scsi_sn={lun.serial}"
-    identity = f"{named},scsi_id=relocator{lun.serial[:14]},thin_provisioning=1"
+    identity = f"{named},scsi_id=relocator{lun.serial[:14]}"
     run(["tgtadm", "--op", "new", *_TARGET, "--targetname", lun.name], environment)
     backing = ["--backing-store", str(file), "--bstype", "rdwr", "--bsoflags", "direct"]
     run(["tgtadm", "--op", "new", *unit, *backing], environment)

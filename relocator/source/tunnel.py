@@ -4,8 +4,10 @@ ssh has one end of a socket pair as its stdin and stdout. qemu-nbd wants a socke
 systemd would hand it one (sd_listen_fds(3)): ours has a name only until we have connected to it, so
 that nobody else can.
 
-The process belongs to the connection: it is ended with it, and should we be killed instead, it sees
-the end of the connection and goes by itself. What it complains of is kept for the error message.
+The process belongs to the connection: it is ended with it. Should we be killed instead, ssh sees
+the end of its stdin and goes by itself. qemu-nbd would go on waiting if nothing had been said yet,
+so the kernel kills it when the thread that started it ends, which is the thread that uses it.
+What a process complains of is kept for the error message.
 """
 
 import os
@@ -18,8 +20,8 @@ from relocator.errors import UpstreamError
 
 #: The listening socket is stdin here; it becomes what sd_listen_fds(3) says, for the same process.
 _ACTIVATE = (
-    "sh",
-    "-c",
+    *("setpriv", "--pdeathsig", "KILL", "--"),
+    *("sh", "-c"),
     'exec 3<&0 </dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec "$0" "$@"',
 )
 
