@@ -38,7 +38,7 @@ class Tool(NamedTuple):
     command: str
     package: str
     purpose: str
-    needed_for: str  # words of "relocator", "native", "vm", "build"
+    needed_for: str  # words of "relocator", "native", "vm", "build", "iscsi"
     version: str = "--version"  # the argument that shows it
 
 
@@ -55,6 +55,9 @@ TOOLS = (
     Tool("dmsetup", "dmsetup", "switches the workload's device", "native", "version"),
     Tool("modprobe", "kmod", "loads kernel modules", "native"),
     Tool("qemu-system-x86_64", "qemu-system-x86", "the lab's virtual machine", "vm"),
+    Tool("tgtd", "tgt", "serves disks to iSCSI initiators", "iscsi"),
+    Tool("nbdfuse", "libnbd-bin", "shows tgtd a disk as a file", "iscsi"),
+    Tool("qemu-nbd", "qemu-utils", "asks again for a server that is away", "iscsi"),
     Tool("setpriv", "util-linux", "ends what the lab started with it", "vm build native"),
     Tool("mmdebstrap", "mmdebstrap", "builds the lab's image", "build"),
     Tool("mkfs.erofs", "erofs-utils", "packs the lab's image", "build", "--help"),

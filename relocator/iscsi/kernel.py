@@ -9,7 +9,6 @@ a disk. The next start with the same name removes it first.
 """
 
 import os
-import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -89,7 +88,7 @@ def _device(lun: Lun) -> Iterator[tuple[Path, Process]]:
             process.await_ready(lambda: size.read_text().strip() != "0", lun.patience_s + 5.0)
             yield device, process
         finally:
-            process.end(signal.SIGTERM)
+            process.end()
 
 
 def _announce(lun: Lun, device: Path, fabric: Path, store: Path) -> None:

@@ -1,5 +1,6 @@
 """Processes that belong to this one: none of them outlives it, however it ends."""
 
+import os
 import signal
 import subprocess
 import time
@@ -9,7 +10,7 @@ from typing import IO
 from relocator.errors import RelocatorError
 
 READY_S = 30.0
-_END_S = 10.0
+_END_S = 5.0
 
 
 class Process:
@@ -54,22 +55,22 @@ class Process:
         lines = self._log.read().decode(errors="replace").strip().split("\n")
         return " | ".join(lines[-3:]) or "without a word"
 
-    def end(self, how: signal.Signals) -> None:
-        """Ask it to end, and kill it if it doesn't."""
+    def end(self) -> None:
+        """Ask it, and what it started, to end, and kill them if they don't."""
         if self.popen.poll() is None:
-            self.popen.send_signal(how)
+            os.killpg(self.popen.pid, signal.SIGTERM)
         self.wait()
 
     def wait(self) -> None:
-        """Wait for its end, and kill it if it doesn't come."""
+        """Wait for its end, and kill it, and what it started, if that doesn't come."""
         try:
             self.popen.wait(_END_S)
         except subprocess.TimeoutExpired:
-            self.popen.kill()
+            os.killpg(self.popen.pid, signal.SIGKILL)
             self.popen.wait()
 
 
-def run(argv: Sequence[str], environment: Mapping[str, str], stdin: str | None = None) -> str:
+def run(argv: Sequence[str], environment: Mapping[str, str], patience_s: float = READY_S) -> str:
     """What the command printed.
 
     Raises:
@@ -78,19 +79,18 @@ def run(argv: Sequence[str], environment: Mapping[str, str], stdin: str | None =
     try:
         done = subprocess.run(
             argv,
-            input=stdin,
-            stdin=subprocess.DEVNULL if stdin is None else None,
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env=environment,
             text=True,
-            timeout=READY_S,
+            timeout=patience_s,
             check=False,
         )
     except OSError as error:
         raise RelocatorError(f"{argv[0]} can't be started: {error.strerror}") from error
     except subprocess.TimeoutExpired as error:
-        raise RelocatorError(f"{argv[0]}: no answer in {READY_S:g} s") from error
+        raise RelocatorError(f"{argv[0]}: no answer in {patience_s:g} s") from error
     if done.returncode:
         raise RelocatorError(f"{' '.join(argv[:8])}: {done.stdout.strip()}")
     return done.stdout

@@ -6,14 +6,14 @@ in a directory of our own: so several may run, each on its own portal, and none 
 distribution's.
 
 Ended in this order: the target goes (initiators are disconnected, and what they have asked for is
-answered), then tgtd, then the file.
+answered), then tgtd, then the file. If the disk's server is away there may be no answer: tgtd is
+killed, so that no initiator is told of an error, and is gone once the file is.
 """
 
 import os
-import signal
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -22,6 +22,7 @@ from relocator.iscsi.lun import LUN, Lun
 from relocator.iscsi.processes import Process, run
 
 COMMANDS = ("tgtd", "tgtadm", "nbdfuse", "qemu-nbd")
+_ANSWERS_S = 3.0
 _TARGET = ("--lld", "iscsi", "--mode", "target", "--tid", "1")
 
 
@@ -36,8 +37,10 @@ def served(lun: Lun) -> Iterator[Callable[[], None]]:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="relocator-")))
         log = stack.enter_context((directory / "log").open("w+b"))
         environment = {**os.environ, "TGT_IPC_SOCKET": str(directory / "tgtd")}
+        reaped = stack.enter_context(ExitStack())
         file, fuse = stack.enter_context(_file(lun, directory, log, environment))
         tgtd = stack.enter_context(_daemon(lun, log, environment))
+        reaped.callback(tgtd.wait)
         _announce(lun, file, environment)
 
         def check() -> None:
@@ -62,7 +65,7 @@ def _file(
         process.await_ready(lambda: mount.stat().st_size > 0, lun.patience_s + 5.0)
         yield mount, process
     finally:
-        process.end(signal.SIGTERM)  # which takes the file away
+        process.end()  # which takes the file away
 
 
 @contextmanager
@@ -75,11 +78,11 @@ def _daemon(lun: Lun, log: IO[bytes], environment: dict[str, str]) -> Iterator[P
         yield process
     finally:
         if process.popen.poll() is None:
-            with suppress(RelocatorError):  # it is killed, then
-                run(["tgtadm", "--op", "delete", "--force", *_TARGET], environment)
-            with suppress(RelocatorError):
-                run(["tgtadm", "--op", "delete", "--mode", "sys"], environment)
-        process.wait()
+            try:
+                run(["tgtadm", "--op", "delete", "--force", *_TARGET], environment, _ANSWERS_S)
+                run(["tgtadm", "--op", "delete", "--mode", "sys"], environment, _ANSWERS_S)
+            except RelocatorError:
+                process.popen.kill()
 
 
 def _answers(environment: dict[str, str]) -> bool:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -95,8 +96,25 @@ def test_a_server_that_is_killed_and_comes_back_costs_no_error(tmp_path: Path) -
         with plugin(tmp_path, "target", *keys):
             late.join(60.0)
             assert said
+            served.process.terminate()  # nbdkit ends when its clients have gone
+            served.process.wait(30)
     data = disk.read_bytes()
     assert data[: 128 << 10] == b"\x51" * 65536 + b"\x52" * 65536
+
+
+def test_it_ends_while_its_server_is_away(tmp_path: Path) -> None:
+    with plugin(tmp_path, "target", f"disk={image(tmp_path)}") as target:
+        with portal(tmp_path, target.uri) as served:
+            target.kill()
+            reader = ["qemu-io", "-f", "raw", served.disk, "-c", "read 0 1"]
+            waiting = subprocess.Popen(reader, stdin=subprocess.DEVNULL)
+            time.sleep(0.5)
+            served.process.terminate()
+            assert served.process.wait(30) == 0
+            assert served.leftovers() == []
+            assert waiting.poll() is None  # an initiator that hopes, and was told of no error
+            waiting.kill()
+            waiting.wait()
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
