@@ -34,6 +34,7 @@ from relocator.running.control import ControlServer
 from relocator.running.disk import Disk
 from relocator.running.engine import Engine, open_engine
 from relocator.running.exports import NAMES
+from relocator.running.readiness import notify
 from relocator.running.threadstate import Threads
 
 API_VERSION = 2
@@ -112,6 +113,7 @@ def after_fork() -> None:
     _engine.start()
     if _control is not None:
         _control.start()
+    notify()
 
 
 def cleanup() -> None:

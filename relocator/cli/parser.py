@@ -31,6 +31,7 @@ COMMANDS = {
     "migrate": "migrate",
     "try": "trial",
     "iscsi": "iscsi",
+    "units": "units",
     "metrics": "metrics",
     "doctor": "doctor",
     "completion": "completion",

@@ -14,6 +14,7 @@ from relocator.cli import graduate, launch
 from relocator.cli.common import Commands
 from relocator.cli.listening import add_address, address_of
 from relocator.errors import ConfigError
+from relocator.running.control import remove_stale
 
 PLUGIN = Path(__file__).resolve().parent.parent / "plugin.py"
 #: nbdkit's threads a connection. A proxy's requests may wait for the WAN, so many before others
@@ -152,6 +153,8 @@ def _run(options: argparse.Namespace) -> int:
     else:
         argv = command_line(options)
     if not options.print:
+        if options.socket is not None:  # of a server that was killed
+            remove_stale(Path(options.socket), "--socket")
         launch.become(argv)
     print(launch.shell_line(argv))
     return 0

@@ -1,0 +1,183 @@
+"""The systemd units: started, killed, stopped and restarted by a real systemd."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.model import source_bytes
+from tests.support.servers import wait_for
+from tests.support.site import Site, join, site
+
+SIZE_BYTES = 8 << 20
+NAME = "disk"
+TARGET, PROXY, ISCSI = (f"relocator-{role}@{NAME}" for role in ("target", "proxy", "iscsi"))
+CONTROL = f"/run/relocator/{NAME}.sock"
+DISK = "/srv/disk/disk.img"
+IQN = "iqn.2024-01.org.example:disk"
+#: The disk as a guest's QEMU has it, which waits for a server that is away.
+_NODE = {
+    "driver": "nbd",
+    "server": {"type": "inet", "host": "127.0.0.1", "port": "10809"},
+    "reconnect-delay": 60,
+    "open-timeout": 60,
+}
+RECONNECTING = f"json:{json.dumps({'driver': 'raw', 'file': _NODE})}"
+LOCAL = "nbd://127.0.0.1:10809"
+
+
+@pytest.fixture
+def sites(tmp_path: Path) -> Iterator[tuple[Site, Site]]:
+    """Two machines with the units and a configuration each; a disk at the first."""
+    with site(tmp_path, "a") as a, site(tmp_path, "b") as b:
+        join(a, "10.1.0.1/24", b, "10.1.0.2/24")
+        configure(a, source="nbd://10.1.0.2")
+        configure(b, source="nbd://10.1.0.1")
+        a.path("/srv/disk").mkdir()
+        a.path(DISK).write_bytes(source_bytes(SIZE_BYTES))
+        yield a, b
+
+
+def configure(machine: Site, *, source: str, options: str = "") -> None:
+    machine.run("relocator", "units")
+    machine.run("systemctl", "daemon-reload")
+    machine.path(f"/etc/relocator/{NAME}.conf").write_text(
+        f"DISK={DISK}\nSTORE=/srv/disk\nLISTEN=0.0.0.0:10809\nSOURCE={source}\n"
+        f"PROXY_OPTIONS=--mode standby --activate-on-write yes {options}\n"
+        f"IQN={IQN}\nPORTAL=127.0.0.1:3260\n"
+    )
+
+
+def status(machine: Site) -> dict[str, object]:
+    found: dict[str, object] = json.loads(machine.run("relocator", "status", CONTROL, "--json"))
+    return found
+
+
+def main_pid(machine: Site, unit: str) -> int:
+    """The unit's main process, by its number inside."""
+    return int(machine.run("systemctl", "show", "--property=MainPID", "--value", unit))
+
+
+def restarts(machine: Site, unit: str) -> int:
+    return int(machine.run("systemctl", "show", "--property=NRestarts", "--value", unit))
+
+
+def state(machine: Site, unit: str) -> str:
+    return machine.ask("systemctl", "is-active", unit).stdout.strip()
+
+
+def io(machine: Site, *commands: str) -> None:
+    """Reads and writes as a guest's QEMU would."""
+    options = [word for command in commands for word in ("-c", command)]
+    said = machine.run("qemu-io", RECONNECTING, *options)
+    assert "verification failed" not in said, said
+
+
+def test_the_units_are_valid_and_confined(sites: tuple[Site, Site]) -> None:
+    a, _ = sites
+    names = [f"/etc/systemd/system/{unit}.service" for unit in (TARGET, PROXY, ISCSI)]
+    assert a.run("systemd-analyze", "verify", *names) == ""
+    for unit in (TARGET, PROXY):
+        a.run("systemd-analyze", "security", "--threshold=50", f"{unit}.service")
+
+
+def test_a_unit_is_started_once_its_server_takes_clients(sites: tuple[Site, Site]) -> None:
+    a, b = sites
+    a.run("systemctl", "start", TARGET)
+    a.run("nbdinfo", "--size", LOCAL)
+    assert status(a)["role"] == "target"
+    b.run("systemctl", "start", PROXY)
+    b.run("nbdinfo", "--size", LOCAL)
+    assert status(b)["state"] == "standby"
+
+
+def test_a_unit_with_a_wrong_parameter_fails_and_says_which(sites: tuple[Site, Site]) -> None:
+    a, b = sites
+    a.run("systemctl", "start", TARGET)
+    configure(b, source="nbd://10.1.0.1", options="--rate fast")
+    assert b.ask("systemctl", "start", PROXY).returncode != 0
+    assert "rate=fast" in b.run("journalctl", "--no-pager", "--unit", PROXY)
+
+
+def test_a_killed_server_is_started_again_and_a_guest_sees_no_error(
+    sites: tuple[Site, Site],
+) -> None:
+    a, b = sites
+    a.run("systemctl", "start", TARGET)
+    b.run("systemctl", "start", PROXY)
+    io(b, "write -P 0x61 0 64k", "flush")
+    for machine, unit in ((a, TARGET), (b, PROXY)):
+        machine.run("kill", "-9", str(main_pid(machine, unit)))
+        wait_for(lambda m=machine, u=unit: restarts(m, u) == 1, "the restart")
+        wait_for(lambda m=machine, u=unit: state(m, u) == "active", "readiness")
+    io(b, "read -P 0x61 0 64k", "write -P 0x62 64k 64k", "flush")
+    b.run("relocator", "wait", CONTROL)
+    b.run("relocator", "verify", CONTROL)
+    expected = b"\x61" * 65536 + b"\x62" * 65536 + source_bytes(SIZE_BYTES)[131072:]
+    assert b.path(DISK).read_bytes() == expected
+
+
+def test_a_restart_under_a_guest_at_work_is_a_pause(sites: tuple[Site, Site]) -> None:
+    """Systemd stops it with requests on their way; none of them may fail."""
+    a, _ = sites
+    a.run("systemctl", "start", TARGET)
+    writes = "-f raw -t none -d 4 -c 2000 --pattern=115"
+    a.path("/run/guest").write_text(
+        f"while [ ! -e /run/enough ]; do\n"
+        f"    qemu-img bench -w {writes} '{RECONNECTING}' || exit 1\n"
+        f"    echo done >>/run/rounds\n"
+        f"done\n"
+    )
+    rounds = a.path("/run/rounds")
+    a.run("systemd-run", "--unit=guest", "--property=RemainAfterExit=yes", "sh", "/run/guest")
+    for number in range(4):
+        wait_for(lambda n=number: rounds.exists() and len(rounds.read_text()) > 5 * n, "the guest")
+        a.run("systemctl", "restart", TARGET)
+    a.path("/run/enough").touch()
+    wait_for(lambda: "SubState=exited" in a.run("systemctl", "show", "guest"), "its end", 90)
+    assert "Result=success" in a.run("systemctl", "show", "guest"), a.journal()
+    assert a.path(DISK).read_bytes()[: 2000 * 4096] == b"\x73" * (2000 * 4096)
+    a.run("systemctl", "stop", TARGET)
+    assert state(a, TARGET) == "inactive"  # and not failed
+
+
+def test_a_disk_goes_and_comes_back_by_units_alone(sites: tuple[Site, Site]) -> None:
+    a, b = sites
+    a.run("systemctl", "start", TARGET)
+    b.run("systemctl", "start", PROXY)
+    io(b, "write -P 0x61 1M 64k", "flush")
+    b.run("relocator", "wait", CONTROL)
+    assert status(a)["state"] == "sealed"
+    a.run("systemctl", "start", PROXY)  # in place of the target
+    assert state(a, TARGET) == "inactive"
+    assert status(a)["state"] == "standby"
+    io(a, "read -P 0x61 1M 64k", "write -P 0x62 2M 64k", "flush")
+    a.run("relocator", "wait", CONTROL)
+    assert status(b)["state"] == "sealed"
+    a.run("systemctl", "start", TARGET)
+    io(a, "read -P 0x61 1M 64k", "read -P 0x62 2M 64k")
+    model = source_bytes(SIZE_BYTES)
+    model[1 << 20 : (1 << 20) + 65536] = b"\x61" * 65536
+    model[2 << 20 : (2 << 20) + 65536] = b"\x62" * 65536
+    a.run("systemctl", "stop", TARGET)
+    assert a.path(DISK).read_bytes() == model
+
+
+def test_the_unit_for_initiators_outlasts_a_restart_of_the_server(
+    sites: tuple[Site, Site],
+) -> None:
+    a, _ = sites
+    lun = f"iscsi://127.0.0.1/{IQN}/1"
+    a.run("systemctl", "start", TARGET, ISCSI)
+    assert IQN in a.run("iscsi-ls", "iscsi://127.0.0.1")
+    a.run("qemu-io", "-f", "raw", lun, "-c", "write -P 0x61 0 64k", "-c", "flush")
+    a.run("systemctl", "restart", TARGET)
+    said = a.run("qemu-io", "-f", "raw", lun, "-c", "read -P 0x61 0 64k")
+    assert "verification failed" not in said
+    a.run("kill", "-9", str(main_pid(a, ISCSI)))
+    wait_for(lambda: restarts(a, ISCSI) == 1 and state(a, ISCSI) == "active", "the restart")
+    a.run("iscsi-ls", "iscsi://127.0.0.1")
+    a.run("systemctl", "stop", ISCSI)
+    assert state(a, ISCSI) == "inactive"
+    assert a.ask("iscsi-ls", "iscsi://127.0.0.1").returncode != 0
