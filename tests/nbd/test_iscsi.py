@@ -245,7 +245,10 @@ def pids_of(name: str) -> list[int]:
 
 
 def cmdline(pid: int) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_text()
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""  # it has gone
 
 
 def running(pid: int) -> bool:
