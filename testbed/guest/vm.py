@@ -50,15 +50,20 @@ class Settings:
 
 
 def server_of(uri: str) -> dict[str, object]:
-    """QEMU's `nbd` block driver for an NBD URI, over TCP or a Unix socket."""
+    """QEMU's block driver for a URI: `nbd`, over TCP or a Unix socket, or `iscsi` for a LUN."""
     parts = urlsplit(uri)
+    if parts.scheme == "iscsi":
+        target, lun = parts.path[1:].split("/")
+        portal = {"driver": "iscsi", "transport": "tcp", "portal": parts.netloc}
+        return portal | {"target": target, "lun": int(lun)}  # which reconnects by itself
     if parts.scheme == "nbd+unix":
         path = parse_qs(parts.query)["socket"][0]
         server: dict[str, object] = {"type": "unix", "path": path}
     elif parts.scheme == "nbd" and parts.hostname:
         server = {"type": "inet", "host": parts.hostname, "port": str(parts.port or 10809)}
     else:
-        raise ValueError(f"uri={uri!r}: nbd://HOST[:PORT][/EXPORT] or nbd+unix:///?socket=PATH")
+        known = "nbd://HOST[:PORT][/EXPORT], nbd+unix:///?socket=PATH or iscsi://HOST:PORT/IQN/LUN"
+        raise ValueError(f"uri={uri!r}: {known}")
     node: dict[str, object] = {"driver": "nbd", "server": server, "reconnect-delay": RECONNECT_S}
     return node | ({"export": parts.path[1:]} if len(parts.path) > 1 else {})
 
