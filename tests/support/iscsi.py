@@ -85,6 +85,7 @@ def portal(directory: Path, uri: str, *options: str) -> Iterator[Portal]:
         finally:
             running.process.kill()
             running.process.wait()
+            print(running.log.read_text())  # shown if the test fails
 
 
 def initiator(*argv: str, environment: dict[str, str] | None = None) -> str:
