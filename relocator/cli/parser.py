@@ -32,6 +32,7 @@ COMMANDS = {
     "try": "trial",
     "iscsi": "iscsi",
     "units": "units",
+    "libvirt-hook": "libvirt",
     "metrics": "metrics",
     "doctor": "doctor",
     "completion": "completion",

@@ -43,7 +43,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.example:
         print((FOLDER / "example.conf").read_text(), end="")
         return 0
-    for name, text in units(_this_command()).items():
+    for name, text in units(this_command()).items():
         path = Path(options.directory, name)
         try:
             path.write_text(text)
@@ -53,7 +53,7 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _this_command() -> Path:
+def this_command() -> Path:
     """The `relocator` that belongs to this interpreter, or the one in PATH."""
     beside = Path(sys.executable).with_name("relocator")
     found = beside if beside.exists() else shutil.which("relocator")

@@ -110,12 +110,14 @@ def site(directory: Path, name: str) -> Iterator[Site]:
 
 
 def join(one: Site, address: str, other: Site, its_address: str) -> None:
-    """A cable between two machines; addresses such as `10.1.0.1/24`."""
+    """A cable between two machines, which know each other's names; addresses as `10.1.0.1/24`."""
     ends = [("wan", one, address), ("wan", other, its_address)]
     peer = ["peer", "name", "wan", "netns", str(other.pid)]
     made = ["ip", "link", "add", "wan", "netns", str(one.pid), "type", "veth", *peer]
     subprocess.run(made, check=True, timeout=30)
+    names = [f"{ours.partition('/')[0]} {machine.name}" for _, machine, ours in ends]
     for device, machine, ours in ends:
+        machine.path("/etc/hosts").write_text("\n".join(["127.0.0.1 localhost", *names, ""]))
         machine.run("ip", "address", "add", ours, "dev", device)
         machine.run("ip", "link", "set", device, "up")
 
