@@ -27,6 +27,11 @@ namespaces = []
 cgroup_controllers = []
 stdio_handler = "file"
 """
+_UNIT = """\
+[Service]
+ExecStart=/usr/sbin/libvirtd --listen
+KillMode=process
+"""
 _DOMAIN = """\
 <domain type='qemu'>
   <name>{name}</name>
@@ -38,6 +43,7 @@ _DOMAIN = """\
     <initrd>{files}/initramfs</initrd>
     <cmdline>{words}</cmdline>
   </os>
+  <features><acpi/></features>
   <cpu mode='custom'><model>{processor}</model></cpu>
   <on_reboot>destroy</on_reboot>
   <devices>
@@ -71,7 +77,9 @@ def start_daemon(machine: Site) -> None:
     machine.run("useradd", "--system", "--user-group", "libvirt-qemu")
     machine.path("/etc/libvirt/libvirtd.conf").write_text(_DAEMON)
     machine.path("/etc/libvirt/qemu.conf").write_text(_QEMU)
-    machine.run("systemd-run", "--unit=libvirtd", "/usr/sbin/libvirtd", "--listen")
+    machine.path("/etc/systemd/system/libvirtd.service").write_text(_UNIT)
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "start", "libvirtd")
     wait_for(lambda: machine.ask("virsh", "list").returncode == 0, f"libvirtd at {machine.name}")
 
 

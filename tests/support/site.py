@@ -22,6 +22,8 @@ _SPACES = ("--cgroup", "--mount", "--pid", "--net", "--uts", "--ipc")
 class Site:
     """A running machine."""
 
+    PATH = f"{PROJECT}/.venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
     def __init__(self, directory: Path, name: str) -> None:
         self.name = name
         self._log = directory / f"{name}.log"
@@ -68,13 +70,12 @@ class Site:
 
     def ask(self, *argv: str, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
         """A command carried out here, however it ends; errors are in what it printed."""
-        bin_paths = f"{PROJECT}/.venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin"
         return subprocess.run(
             ["nsenter", "--all", "--target", str(self.pid), "--", *argv],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={"PATH": bin_paths, "LANG": "C.UTF-8", "HOME": "/root"},
+            env={"PATH": self.PATH, "LANG": "C.UTF-8", "HOME": "/root"},
             text=True,
             timeout=timeout_s,
             check=False,

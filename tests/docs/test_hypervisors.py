@@ -1,0 +1,56 @@
+"""docs/hypervisors.md does what it says, on two machines with a real guest."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from testbed.guest import report
+from tests.docs.page import Page
+from tests.support import libvirt
+from tests.support.site import Site, join, site
+
+pytestmark = pytest.mark.timeout(600)  # the first test of a machine builds the guest's image
+Sites = dict[str, Site]
+
+
+@pytest.fixture
+def sites(tmp_path: Path) -> Iterator[Sites]:
+    with site(tmp_path, "source") as a, site(tmp_path, "destination") as b:
+        join(a, "10.1.0.1/24", b, "10.1.0.2/24")
+        a.path("/srv/vm1").mkdir()
+        libvirt.make_disk(a.path("/srv/vm1/disk.img"))
+        yield {"source": a, "destination": b}
+
+
+def test_a_guest_of_libvirt_s_moves_and_its_disk_is_served_by_iscsi(sites: Sites) -> None:
+    page = Page("hypervisors.md")
+    source, destination = sites.values()
+    libvirt.put_guest(*sites.values())
+    for machine in sites.values():
+        libvirt.start_daemon(machine)
+    page.run("Services", sites)
+    source.path("/srv/vm1.xml").write_text(libvirt.domain("vm1", page.part("libvirt", "xml")))
+    page.run("libvirt", sites)
+    source.run("virsh", "define", "/srv/vm1.xml")
+    source.run("virsh", "start", "vm1")
+    guest = libvirt.guest_at(source)
+    guest.wait_until_said("ready")
+    guest.tell("write 0 40 1", "read 0 25 2")
+    guest.wait_for_acknowledged(20)
+    page.run("The move", sites)
+    other = libvirt.guest_at(destination)
+    other.wait_for_acknowledged(20)
+    libvirt.shut_down(destination, "vm1")
+    page.run("A disk for initiators", sites)
+    page.run("A LUN as the source", sites)
+    assert page.not_run == []
+    copy, disk = source.path("/srv/vm1-copy/disk.img"), destination.path("/srv/vm1/disk.img")
+    assert copy.read_bytes() == disk.read_bytes()
+    texts, consoles = [guest.report, other.report], [guest.console, other.console]
+    assert report.problems(texts, consoles, [disk]) == []
+
+
+def test_every_command_of_the_page_belongs_to_a_site() -> None:
+    for block in Page("hypervisors.md").blocks:
+        assert block.words.get("at") in ("source", "destination", "both"), block
