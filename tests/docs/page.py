@@ -6,6 +6,7 @@ A fenced block says behind its language what it is:
     ```sh at=SITE stays       a command that stays; it runs until the machine ends
     ```ini at=SITE file=PATH  a file, written there
     ```xml at=both            a part of something, for who asks for it
+    ```sh at=SITE lab         needs the lab's kernel
 
 Blocks are run in the order of the page, section by section, so that a test can do in between what
 the reader's VM would.
@@ -15,10 +16,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from tests.support.site import Site
-
-DOCS = Path(__file__).parents[2] / "docs"
 _BLOCK = re.compile(r"^```(\w+) ([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 
@@ -33,13 +32,26 @@ class Block:
     text: str
 
 
-class Page:
-    """The blocks of a page."""
+class Place(Protocol):
+    """Where commands are run."""
 
-    def __init__(self, name: str) -> None:
-        text = (DOCS / name).read_text()
+    def path(self, inside: str) -> Path:
+        """A file there, as it is reached from here."""
+
+    def run(self, *argv: str, timeout_s: float = ...) -> str:
+        """Run a command that must succeed."""
+
+    def stay(self, command: str) -> None:
+        """Start a command that stays, and wait until it says that it is ready (sd_notify)."""
+
+
+class Page:
+    """The blocks of a page: those for the lab, or the others."""
+
+    def __init__(self, path: Path, *, lab: bool = False) -> None:
+        text = path.read_text()
         headings = [(found.start(), found[1]) for found in _HEADING.finditer(text)]
-        self.blocks = [
+        blocks = [
             Block(
                 [heading for start, heading in headings if start < found.start()][-1],
                 found[1],
@@ -48,17 +60,17 @@ class Page:
             )
             for found in _BLOCK.finditer(text)
         ]
+        self.blocks = [one for one in blocks if ("lab" in one.words) == lab]
         self.not_run = list(self.blocks)
 
     def part(self, section: str, language: str) -> str:
         """The only block of a language in a section."""
-        (found,) = (
-            one for one in self.blocks if (one.section, one.language) == (section, language)
-        )
+        wanted = (section, language)
+        (found,) = (one for one in self.blocks if (one.section, one.language) == wanted)
         self.not_run.remove(found)
         return found.text
 
-    def run(self, section: str, sites: Mapping[str, Site]) -> None:
+    def run(self, section: str, sites: Mapping[str, Place]) -> None:
         """Do what the section says; each command must succeed."""
         found = [one for one in self.blocks if one.section == section and one.words["at"] in sites]
         assert found, f"nothing is said in section '{section}'"
@@ -67,13 +79,8 @@ class Page:
             if "file" in block.words:
                 site.path(block.words["file"]).write_text(block.text)
             elif "stays" in block.words:
-                site.run("systemd-run", "--property=Type=notify", *_shell(block.text))
+                site.stay(block.text.strip())
             else:
                 assert block.language == "sh", block
                 site.run("sh", "-ec", block.text, timeout_s=240)
             self.not_run.remove(block)
-
-
-def _shell(text: str) -> list[str]:
-    """One command, in a shell that it replaces."""
-    return ["--setenv", f"PATH={Site.PATH}", "sh", "-c", f"exec {text.strip()}"]

@@ -1,5 +1,8 @@
 """docs/hypervisors.md does what it says, on two machines with a real guest."""
 
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +13,9 @@ from tests.docs.page import Page
 from tests.support import libvirt
 from tests.support.site import Site, join, site
 
-pytestmark = pytest.mark.timeout(600)  # the first test of a machine builds the guest's image
+pytestmark = pytest.mark.timeout(900)  # the first test of a machine builds the guest's image
+PROJECT = Path(__file__).parents[2]
+PAGE = PROJECT / "docs" / "hypervisors.md"
 Sites = dict[str, Site]
 
 
@@ -24,7 +29,7 @@ def sites(tmp_path: Path) -> Iterator[Sites]:
 
 
 def test_a_guest_of_libvirt_s_moves_and_its_disk_is_served_by_iscsi(sites: Sites) -> None:
-    page = Page("hypervisors.md")
+    page = Page(PAGE)
     source, destination = sites.values()
     libvirt.put_guest(*sites.values())
     for machine in sites.values():
@@ -51,6 +56,17 @@ def test_a_guest_of_libvirt_s_moves_and_its_disk_is_served_by_iscsi(sites: Sites
     assert report.problems(texts, consoles, [disk]) == []
 
 
+@pytest.mark.lab
+def test_what_needs_the_kernel_s_nbd_does_what_it_says_in_the_lab(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "testbed.lab", "run", "--where", "vm", "--out", str(tmp_path)]
+    command += ["--file", str(PAGE), "--", "tests.docs.inside"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+
+
 def test_every_command_of_the_page_belongs_to_a_site() -> None:
-    for block in Page("hypervisors.md").blocks:
-        assert block.words.get("at") in ("source", "destination", "both"), block
+    for lab in (False, True):
+        for block in Page(PAGE, lab=lab).blocks:
+            assert block.words.get("at") in ("source", "destination", "both"), block
+    prose = re.sub(r"^```\w+ at=[^\n]*\n.*?^```$", "", PAGE.read_text(), flags=re.M | re.S)
+    assert re.findall(r"^```.*|^    \S.*", prose, re.MULTILINE) == []

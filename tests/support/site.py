@@ -87,6 +87,11 @@ class Site:
         assert done.returncode == 0, f"{self.name}: {' '.join(argv)}: {done.stdout}{self.journal()}"
         return done.stdout
 
+    def stay(self, command: str) -> None:
+        """Start a command that stays until the machine ends, and says when it is ready."""
+        how = ["--property=Type=notify", "--setenv", f"PATH={self.PATH}"]
+        self.run("systemd-run", *how, "sh", "-c", f"exec {command}")
+
     def journal(self) -> str:
         """The last of what services said."""
         return self.ask("journalctl", "--no-pager", "--lines=60", "--output=short-monotonic").stdout
