@@ -80,7 +80,7 @@ def _device(lun: Lun) -> Iterator[tuple[Path, Process]]:
         raise RelocatorError("every /dev/nbdN is in use")
     device = Path("/dev") / free.name
     with tempfile.TemporaryFile("w+b") as log:
-        how = ["--cache=none", "--persistent"]
+        how = ["--cache=none", "--persistent", "--verbose"]  # verbose: in the foreground
         argv = ["qemu-nbd", f"--connect={device}", *how, lun.image()]
         process = Process(argv, "TERM", log, os.environ)
         try:

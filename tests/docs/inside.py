@@ -15,7 +15,7 @@ from tests.docs.page import Page
 from tests.support.model import source_bytes
 
 PAGE = Path(os.environ["LAB_FILES"], "hypervisors.md")
-SIZE_BYTES = 32 << 20
+SIZE_BYTES = 16 << 20
 LUN = "iscsi://10.1.0.2:3260/iqn.2024-01.org.example:vm1/1"
 
 
@@ -29,11 +29,13 @@ class Here:
         return Path(inside)
 
     def run(self, *argv: str, timeout_s: float = 120.0) -> str:
+        print(*argv, flush=True)
         done = subprocess.run(argv, capture_output=True, text=True, timeout=timeout_s, check=False)
         assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
         return done.stdout
 
     def stay(self, command: str) -> None:
+        print(command, flush=True)
         with (
             tempfile.TemporaryDirectory() as directory,
             socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told,

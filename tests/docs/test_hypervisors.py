@@ -58,8 +58,8 @@ def test_a_guest_of_libvirt_s_moves_and_its_disk_is_served_by_iscsi(sites: Sites
 
 @pytest.mark.lab
 def test_what_needs_the_kernel_s_nbd_does_what_it_says_in_the_lab(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "testbed.lab", "run", "--where", "vm", "--out", str(tmp_path)]
-    command += ["--file", str(PAGE), "--", "tests.docs.inside"]
+    command = [sys.executable, "-m", "testbed.lab", "run", "--where", "vm", "--clock", "real"]
+    command += ["--out", str(tmp_path), "--file", str(PAGE), "--", "tests.docs.inside"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, check=False)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
 
