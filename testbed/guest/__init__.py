@@ -2,7 +2,6 @@
 
     image    kernel, first boot stage and system, from Debian's packages   -> build.ensure()
     disks    its disks: ext3 or ext4, the system, a ledger, a large file   -> make, Contents
-    qmp      QEMU's monitor                                                -> Monitor
     vm       a QEMU that runs it, fresh, arriving, or from a kept state    -> Vm, Settings
     report   what it said, and whether the disk holds what it was told     -> Report, problems
     site     servers of disks and the VM, at one place                     -> Site

@@ -13,15 +13,15 @@ import json
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from testbed.guest import report
 from testbed.guest.image import Boot
-from testbed.guest.qmp import Monitor
+from testbed.hosts.qmp import Monitor
 from testbed.hosts.supervise import (
     Process,
     ProcessError,
@@ -166,24 +166,22 @@ class Vm:
 
     def migrate(self, uri: str, *capabilities: str, **parameters: int) -> None:
         """Begins a migration to `uri`, the other's `incoming` or a command."""
-        named = [{"capability": name, "state": True} for name in capabilities]
+        names = ("events", *capabilities)
+        named = [{"capability": name, "state": True} for name in names]
         self.monitor.call("migrate-set-capabilities", capabilities=named)
         if parameters:
             self.monitor.call("migrate-set-parameters", **parameters)
         self.monitor.call("migrate", uri=uri)
 
-    def wait_migrated(self, wanted: str = "completed", timeout_s: float = 120.0) -> dict[str, Any]:
-        """Waits until the migration is in that state; what `query-migrate` says then."""
-
-        def there() -> bool:
-            status = self.monitor.call("query-migrate").get("status")
-            if status == "failed" != wanted:
-                raise ProcessError(f"{self.process.name}: the migration failed")
-            return bool(status == wanted)
-
-        wait_until(there, f"the migration of {self.process.name} to be {wanted}", timeout_s, 0.002)
-        found: dict[str, Any] = self.monitor.call("query-migrate")
-        return found
+    def wait_migrated(self, wanted: str = "completed", timeout_s: float = 120.0) -> None:
+        """Waits until the migration is in that state, by QEMU's events: asking takes processor."""
+        deadline_s = time.monotonic() + timeout_s
+        status = None
+        while status != wanted:
+            left_s = max(0.1, deadline_s - time.monotonic())
+            status = self.monitor.wait_for("MIGRATION", left_s)["status"]
+            if status in ("failed", "completed") and status != wanted:
+                raise ProcessError(f"{self.process.name}: the migration has {status}")
 
     def keep(self, state: Path) -> None:
         """Writes memory and devices to a file; the guest stands still from then on."""
@@ -195,6 +193,11 @@ class Vm:
         self.release_monitor()
         self.tell("stop")
         self._supervisor.wait(self.process, timeout_s)
+
+    def kill(self) -> None:
+        """Ends QEMU whatever it waits for: its guest has gone, and so may its disk's server."""
+        self.release_monitor()
+        self._supervisor.cut_off(self.process)
 
     def quit(self) -> None:
         """Ends QEMU as it stands: its guest has gone elsewhere, or is to be lost."""

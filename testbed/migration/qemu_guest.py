@@ -154,12 +154,13 @@ class QemuGuest:
         start_s = stage.log.event("memory-copy-started")
         old.migrate(f"tcp:{ADDRESS['vm_dst-mem']}:{MEMORY_PORT}", PAUSE)
         old.wait_migrated("pre-switchover", MIGRATION_LIMIT_S)
-        size_bytes = old.monitor.call("query-migrate")["ram"]["transferred"]
         copy_s = stage.log.event("switch-started") - start_s
-        stage.results.memory = (size_bytes, copy_s)
         switch.hand_over(stage)
         old.monitor.call("migrate-continue", state="pre-switchover")
-        done = old.wait_migrated("completed", MIGRATION_LIMIT_S)
+        old.wait_migrated("completed", MIGRATION_LIMIT_S)
+        done = old.monitor.call("query-migrate")
+        size_bytes = done["ram"]["transferred"]
+        stage.results.memory = (size_bytes, copy_s)
         resumed_s = new.monitor.wait_for_time("RESUME", MIGRATION_LIMIT_S)
         downtime_s = resumed_s - old.monitor.wait_for_time("STOP", MIGRATION_LIMIT_S)
         said_s = done["downtime"] / 1e3
@@ -168,7 +169,7 @@ class QemuGuest:
         stage.results.downtime_s = downtime_s
         self.guest, self.arriving = new, None
         self._came(new)
-        old.quit()
+        old.kill()
 
     def rest(self) -> None:
         """The guest shuts down; what it did, on our clock."""

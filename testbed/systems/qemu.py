@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from testbed.hosts import services
+from testbed.hosts.qmp import Monitor
 from testbed.network.topology import ADDRESS
 from testbed.systems import storage_daemon as qemu
 from testbed.systems.base import EVERYWHERE, System
@@ -20,7 +21,7 @@ class Stream(System):
         place, monitor = self.place, self.place.work / "stream.qmp"
         command = qemu.streaming(place.work, place.size_bytes, monitor, _LISTEN)
         place.at_destination("moved", command)
-        self._qmp = qemu.Qmp(monitor)
+        self._qmp = Monitor(monitor)
 
     def copy(self) -> None:
         qemu.stream(self._qmp)
@@ -49,7 +50,7 @@ class Mirror(System):
         image = f"driver=file,node-name=image,filename={self.place.image},locking=off"
         command = qemu.daemon(monitor, [image], "image", _LISTEN)
         self.source = self.place.at_source("source", command)
-        self._qmp = qemu.Qmp(monitor)
+        self._qmp = Monitor(monitor)
 
     def prepare(self) -> None:
         self.serve_empty_image()

@@ -7,6 +7,7 @@ import pytest
 
 from testbed.guest.disks import Contents
 from testbed.guest.prepared import Prepared, prepared
+from testbed.guest.vm import Settings
 from tests.vm.moves import World
 
 
@@ -21,6 +22,13 @@ def origin_of_two_disks() -> Prepared:
     """A guest that writes to a second disk too."""
     second = Contents(size_bytes=32 << 20, large_bytes=8 << 20, file_system="ext4", system=False)
     return prepared((Contents(), second))
+
+
+@pytest.fixture(scope="session")
+def origin_with_fio() -> Prepared:
+    """A guest that has fio, with its libraries, on its disk."""
+    contents = Contents(size_bytes=192 << 20, fio=True)
+    return prepared((contents,), Settings(memory_mib=256))
 
 
 @pytest.fixture

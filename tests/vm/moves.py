@@ -68,7 +68,7 @@ class World:
         uris = [disk.uri for disk in disks]
         return self.sites[name].vm(uris, self.origin.settings, incoming=True)
 
-    def move(self, other: Vm, *proxies: Server) -> dict[str, Any]:
+    def move(self, other: Vm, *proxies: Server) -> None:
         """The guest goes to `other`; at the pause, authority over its disks does."""
         guest = self.way[-1]
         assert other.incoming is not None
@@ -77,9 +77,8 @@ class World:
         for proxy in proxies:
             control(proxy, "activate")
         guest.monitor.call("migrate-continue", state="pre-switchover")
-        done = guest.wait_migrated()
+        guest.wait_migrated()
         self.arrived(other)
-        return done
 
     def arrived(self, other: Vm) -> None:
         """The guest works at `other` now; what it left is ended."""

@@ -168,3 +168,19 @@ def test_a_guest_sees_a_pause_and_no_error_when_its_proxy_is_killed(world: World
     control(proxy, "wait")
     world.supervisor.cut_off(target.process)
     world.prove(proxy)
+
+
+def test_fio_verifies_in_the_guest_what_it_wrote_at_both_sites(
+    origin_with_fio: Prepared, tmp_path: Path
+) -> None:
+    fio = "fio --name=moved --filename=/fio --size=2M --bs=4k --rw=randwrite --direct=1 --fsync=16"
+    fio += " --rate_iops=100 --verify=crc32c --verify_fatal=1 --output=/dev/null"
+    with World(tmp_path, origin_with_fio) as world:
+        target = world.target("a")
+        world.wake("a", target).tell(f"run {fio}")
+        proxy = world.sites["b"].proxy(target.uri, "mode=standby")
+        world.move(world.arriving("b", proxy), proxy)
+        control(proxy, "wait")
+        world.supervisor.cut_off(target.process)
+        world.way[-1].wait_until_said(f"ran,0,{fio}")
+        world.prove(proxy)

@@ -4,6 +4,7 @@ Commands, a line each, on the port `control`:
 
     write DISK RATE SEED    begin to write records, RATE a second, to the disk's ledger
     read DISK RATE SEED     begin to read random blocks of its large file, RATE a second
+    run PROGRAM WORD...     run a program, such as fio; what it prints goes to the console
     rest                    end all of these, and say so
     stop                    the same, and end: the guest makes its disks clean and powers off
 
@@ -14,6 +15,7 @@ What it says, a line each, on the port `report`, which the host keeps:
     ack,DISK,SEQUENCE,SLOT,END,TOOK    a record is on the disk: the kernel has acknowledged fsync
     read,DISK,BLOCK,END,TOOK           a block was read, and is what it must be
     error,TEXT                         something is not as it must be; that worker has ended
+    ran,STATUS,COMMAND                 a program has ended
     resting                            what was begun has ended
 
 DISK is 0 for the first, END the guest's monotonic clock in seconds, TOOK in seconds. A record
@@ -103,6 +105,20 @@ def read(port: Port, disk: int, rate: float, seed: int) -> None:
         port.say("read", disk, block, f"{end_s:.6f}", f"{end_s - start_s:.6f}")
 
 
+def program(port: Port, words: list[str]) -> None:
+    """Runs one of /usr/bin to its end; one that fails is an error."""
+    pid = os.posix_spawn(f"/usr/bin/{words[0]}", words, {"PATH": "/usr/bin:/bin"})
+    try:
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    except Ended:
+        os.kill(pid, SIGTERM)
+        os.waitpid(pid, 0)
+        raise
+    port.say("ran", status, " ".join(words))
+    if status:
+        raise OSError(f"it ended with status {status}")
+
+
 class Ended(BaseException):
     """A worker was told to end; raised only between steps of its program."""
 
@@ -114,10 +130,13 @@ def worker(port: Port, words: list[str]) -> int:
         return pid
     status = 0
     signal(SIGTERM, SIG_IGN)
-    begin = {"write": write, "read": read}[words[0]]
     try:
         signal(SIGTERM, _end)
-        begin(port, int(words[1]), float(words[2]), int(words[3]))
+        if words[0] == "run":
+            program(port, words[1:])
+        else:
+            begin = {"write": write, "read": read}[words[0]]
+            begin(port, int(words[1]), float(words[2]), int(words[3]))
     except Ended:
         pass
     except BaseException as error:
@@ -163,7 +182,7 @@ def main() -> int:
     failed = 0
     for words in commands():
         port.say("told", " ".join(words))
-        if words[0] in ("write", "read"):
+        if words[0] in ("write", "read", "run"):
             workers.append(worker(port, words))
             continue
         for pid in workers:

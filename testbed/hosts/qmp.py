@@ -20,6 +20,7 @@ class Monitor:
     def __init__(self, path: Path, timeout_s: float = 60.0) -> None:
         self._loop = asyncio.new_event_loop()
         self._client = QMPClient(path.name)
+        self._events: list[dict[str, Any]] = []  # come, and not asked for yet
         self.end = weakref.finalize(self, _end, self._loop, self._client)
         deadline_s = time.monotonic() + timeout_s
         while True:
@@ -50,11 +51,17 @@ class Monitor:
         return float(at["seconds"]) + float(at["microseconds"]) / 1e6
 
     def _next(self, event: str, timeout_s: float) -> dict[str, Any]:
+        for kept in self._events:
+            if kept["event"] == event:
+                self._events.remove(kept)
+                return kept
+
         async def next_one() -> dict[str, Any]:
             while True:
-                message = await self._client.events.get()
+                message = dict(await self._client.events.get())
                 if message["event"] == event:
-                    return dict(message)
+                    return message
+                self._events.append(message)
 
         try:
             return self._loop.run_until_complete(asyncio.wait_for(next_one(), timeout_s))
