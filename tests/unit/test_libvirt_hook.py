@@ -1,0 +1,36 @@
+"""Which disks of a domain libvirt's hook takes for ours."""
+
+from pathlib import Path
+
+import pytest
+
+from relocator.cli.libvirt import configurations, disks_of
+from relocator.errors import RelocatorError
+
+DOMAIN = """
+<domain type='kvm'><name>vm1</name><devices>
+  <disk type='network'><source protocol='nbd'><host name='127.0.0.1' port='10809'/></source></disk>
+  <disk type='network'><source protocol='nbd'><host name='localhost' port='10811'/></source></disk>
+  <disk type='network'><source protocol='nbd'><host name='10.1.0.9' port='10812'/></source></disk>
+  <disk type='network'><source protocol='rbd'><host name='127.0.0.1' port='10812'/></source></disk>
+  <disk type='file'><source file='/srv/other.img'/></disk>
+</devices></domain>
+"""
+
+
+def test_disks_are_ours_by_the_port_that_a_configuration_serves(tmp_path: Path) -> None:
+    for name, listen in (
+        ("root", "0.0.0.0:10809"),
+        ("data", "'[::1]:10811'"),
+        ("elsewhere", "0.0.0.0:10812"),
+        ("unfinished", ""),
+    ):
+        (tmp_path / f"{name}.conf").write_text(f"# LISTEN=h:1\nDISK=/d\nLISTEN={listen}\n")
+    served = configurations(tmp_path)
+    assert served == {10809: "root", 10811: "data", 10812: "elsewhere"}
+    assert list(disks_of(DOMAIN, served)) == ["root", "data"]
+
+
+def test_what_is_no_domain_is_an_error() -> None:
+    with pytest.raises(RelocatorError, match="libvirt's description of the guest"):
+        list(disks_of("<domain>", {}))
