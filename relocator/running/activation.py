@@ -11,7 +11,8 @@
 No write is acknowledged here before the seal is durable at the source. The source stands still
 before the first stale block is dropped, and whatever was asked of it before that is disowned, so
 nothing older than the seal can arrive afterwards. The seal has the name that this side gave it, so
-a withdrawal undoes the seal of its own activation and no other.
+a withdrawal undoes the seal of its own activation and no other, and a request for it that arrives
+later (from a connection that was cut) is refused.
 
 One thread at a time takes over. `_lock` lets one verb begin or end that at a time, and orders
 `moved` against `withdraw`; it is held across I/O. `_settled` is told whenever those who wait should
@@ -99,10 +100,13 @@ class Activation:
 
         Raises:
             ConfigError, StateError, StoreError: refused; nothing has changed.
-            UpstreamError: with `wait`: the source could not be sealed, this side is in standby.
+            UpstreamError: the source can't be told of an earlier withdrawal; or with `wait`: it
+                could not be sealed. This side is in standby.
         """
         if not seal and (wait or not hold):
             raise ConfigError("seal=False: needs hold=True, and not wait=True")
+        if self._source is not None and self._is_ours:
+            self._give_back(self._source)  # what was withdrawn before comes first
         with self._lock:
             if self._lifecycle.state is State.STANDBY:
                 self._lifecycle.begin_activation(Takeover(self._token, hold))
@@ -298,14 +302,18 @@ class Activation:
             _start(self._give_back_later)  # the seal's answer may be all that was lost
 
     def _give_back(self, source: Source) -> None:
-        """Let the source undo the seal of an activation that was withdrawn."""
+        """Let the source undo the seal of an activation that was withdrawn, if one was.
+
+        Once it knows, a request for that seal that was on its way meanwhile comes too late.
+        """
         with self._lock:
             takeover = self._store.meta.takeover
-            if takeover is not None and takeover.withdrawn:
-                with suppress(StateError):  # it is not sealed, and not ours to unseal
-                    source.call(f"withdrawn/{takeover.token}")
-                self._lifecycle.note_given_back()
-                self._token = new_token()
+            if takeover is None or not takeover.withdrawn:
+                return
+            with suppress(StateError):  # it is not sealed, and not ours to unseal
+                source.call(f"withdrawn/{takeover.token}")
+            self._lifecycle.note_given_back()
+            self._token = new_token()
         self._prepare()
 
     def _give_back_later(self) -> None:

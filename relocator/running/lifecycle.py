@@ -31,6 +31,8 @@ from relocator.store.store import Store
 _WRITABLE = frozenset({State.ACTIVE, State.COMPLETE})
 #: so long a write waits at a sealed disk for word on whether it moves or stays
 SEALED_PATIENCE_S = 60.0
+#: so many withdrawn seals are remembered: of activations whose requests may still arrive
+_VOID_SEALS = 16
 _ELSEWHERE = "standby: the disk is still active at its source; activate first"
 _ACTIVATING = "activating: the source has not been sealed yet"
 _SEALED = "sealed: the disk is about to move to another site"
@@ -136,8 +138,13 @@ class Lifecycle:
         """Let no write pass from here on; all that were acknowledged are durable.
 
         `token` is to be the seal's name. A disk that is sealed already keeps the seal it has.
+
+        Raises:
+            StateError: the seal of that name was undone: this request was late.
         """
         with self._lock:
+            if token is not None and token in self._store.meta.void_seals:
+                raise StateError("'seal' is refused: the activation that asks for it was withdrawn")
             if self._store.meta.seal is None:
                 self._change_locked("seal", seal=token or new_token(), moved=False)
 
@@ -166,10 +173,17 @@ class Lifecycle:
     def note_withdrawn(self, token: str) -> bool:
         """The proxy that made the seal `token` gives the disk back; whether it was sealed so."""
         with self._lock:
+            void = self._void(token)
             if self._store.meta.seal != token:
+                self._store.update(void_seals=void)
                 return False
-            self._change_locked("unseal", seal=None, moved=False)
+            self._change_locked("unseal", seal=None, moved=False, void_seals=void)
             return True
+
+    def _void(self, token: str) -> tuple[str, ...]:
+        """The tokens that are void once the seal `token` is withdrawn."""
+        known = self._store.meta.void_seals
+        return known if token in known else (*known, token)[-_VOID_SEALS:]
 
     def _change_locked(self, event: str, **changes: Any) -> None:
         """One transition, durable. Changes nothing if it raises."""

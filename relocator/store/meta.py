@@ -46,6 +46,7 @@ class Meta:
     `creating`: the store was being made when that was written, and holds nothing yet. `graduated`:
     the image was handed to a server that records no writes (see graduation.py). `origin_id` and
     `origin_samples` are what the source is known by when it comes back (see identity.py).
+    `void_seals` are the last tokens whose seal was withdrawn: a request for one may still arrive.
     """
 
     id: str
@@ -60,6 +61,7 @@ class Meta:
     epoch: int = 1
     seal: str | None = None
     moved: bool = False
+    void_seals: tuple[str, ...] = ()
     base: Base | None = None
     takeover: Takeover | None = None
     disk: str | None = None
@@ -100,6 +102,7 @@ def _parse(directory: Path, found: Any) -> Meta:
         meta = Meta(**{key: value for key, value in found.items() if key in known})
         return replace(
             meta,
+            void_seals=tuple(meta.void_seals),
             base=None if base is None else Base(**base),
             takeover=None if takeover is None else Takeover(**takeover),
         )
