@@ -30,9 +30,8 @@ from relocator.running import states
 from relocator.running.parts import HANDOVER, Parts, Transfer
 from relocator.running.states import State
 from relocator.source.connection import backoff
-from relocator.source.remote import Answer, Source, base_of
+from relocator.source.remote import Answer, Source, base_of, stale
 from relocator.store.meta import Takeover, new_token
-from relocator.store.store import Store
 
 #: at most so long until the source is told again, and asked again what the order may rest on
 AGAIN_S = 30.0
@@ -136,7 +135,7 @@ class Activation:
             states.check(self._lifecycle.state, "refresh")
             answer = source.call("epoch")
             transfer.hydration.disown_fetches()
-            dropped = self._store.drop(_stale(self._store, answer, "ended", began=1))
+            dropped = self._store.drop(stale(self._store, answer, "ended", began=1))
             self._store.update(base=base_of(answer))
         return {"refreshed_blocks": dropped}
 
@@ -281,7 +280,7 @@ class Activation:
         began_s = time.monotonic()
         if answer is not None:
             transfer.hydration.disown_fetches()
-            self._dropped_blocks = self._store.drop(_stale(self._store, answer))
+            self._dropped_blocks = self._store.drop(stale(self._store, answer))
             changes = {"base": base_of(answer), "origin_id": answer["id"], "origin_samples": None}
         self._lifecycle.activate(**changes)
         self._drop_s = time.monotonic() - began_s
@@ -341,17 +340,3 @@ def _start(job: Callable[[], None]) -> threading.Thread:
     thread = threading.Thread(target=job, name="handover", daemon=True)
     thread.start()
     return thread
-
-
-def _stale(
-    store: Store, answer: Answer, name: str = "dirty", began: int = 0
-) -> list[tuple[int, int]]:
-    """What changed at the source since the copy began; everything, if that can't be told.
-
-    `name` is the map that tells, `began` how many epochs began with the answer.
-    """
-    base, total = store.meta.base, store.geometry.total_blocks
-    same = base is not None and (base.id, base.epoch + began) == (answer["id"], answer["epoch"])
-    if not same or answer["block_bytes"] != store.meta.block_bytes:
-        return [(0, total)]
-    return answer.map(name, total)

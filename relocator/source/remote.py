@@ -16,6 +16,7 @@ from relocator.source.handles import connected, open_handle, read, read_many
 from relocator.source.replies import FIRST_READ_BYTES, decode_line
 from relocator.store import runs
 from relocator.store.meta import Base
+from relocator.store.store import Store
 
 T = TypeVar("T")
 Runs = list[tuple[int, int]]
@@ -42,6 +43,20 @@ class Answer:
 def base_of(answer: Answer) -> Base:
     """What a copy is taken from, by the source's answer to a verb."""
     return Base(answer["id"], answer["epoch"], answer["seal"])
+
+
+def stale(
+    store: Store, answer: Answer, name: str = "dirty", began: int = 0
+) -> list[tuple[int, int]]:
+    """What changed at the source since the copy began; everything, if that can't be told.
+
+    `name` is the map that tells, `began` how many epochs began with the answer.
+    """
+    base, total = store.meta.base, store.geometry.total_blocks
+    same = base is not None and (base.id, base.epoch + began) == (answer["id"], answer["epoch"])
+    if not same or answer["block_bytes"] != store.meta.block_bytes:
+        return [(0, total)]
+    return answer.map(name, total)
 
 
 def _known(found: Mapping[str, T], name: str) -> T:
