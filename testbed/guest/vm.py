@@ -230,7 +230,9 @@ def start(
     statuses = (0, -signal.SIGTERM) if incoming is None else (0, -signal.SIGTERM, 1)
     process = supervisor.start(name, argv, namespace_pid, good_statuses=statuses)
     sockets = [directory / "qmp", directory / "control"]
-    process.wait_until(lambda: all(map(is_listening_at, sockets)), f"{name}'s sockets")
+    process.wait_until(
+        lambda: all(is_listening_at(one, process.pid) for one in sockets), f"{name}'s sockets"
+    )
     if incoming is not None and state is None:
         pid = os.getpid() if namespace_pid is None else namespace_pid
         port = int(incoming.rpartition(":")[2])

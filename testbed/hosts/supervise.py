@@ -109,10 +109,11 @@ def is_listening(namespace_pid: int, port: int) -> bool:
     return False
 
 
-def is_listening_at(path: Path) -> bool:
-    """Whether a Unix socket listens at the path, in this namespace; looks without connecting."""
+def is_listening_at(path: Path, pid: int) -> bool:
+    """Whether a Unix socket listens at the path, in the network namespace of `pid`, which it was
+    made in (whoever sees the path may connect); looks without connecting."""
     accepts = "00010000"  # __SO_ACCEPTCON: the name is there before anybody may connect
-    lines = Path("/proc/net/unix").read_text().splitlines()
+    lines = Path(f"/proc/{pid}/net/unix").read_text().splitlines()
     return any(line.endswith(f" {path}") and line.split()[3] == accepts for line in lines)
 
 
