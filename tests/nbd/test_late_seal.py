@@ -1,0 +1,53 @@
+"""A request to seal that comes too late: its activation has been withdrawn meanwhile.
+
+A connection that is cut may deliver what was sent into it long after both sides have gone on.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from relocator.errors import RelocatorError, StateError
+from relocator.source import remote
+from relocator.source.endpoint import Endpoint
+from tests.nbd.test_activation import Source, standby, state
+from tests.support.servers import Server, wait_for
+
+
+def test_a_seal_that_arrives_after_its_withdrawal_is_refused(tmp_path: Path) -> None:
+    source = Source(tmp_path)
+    with source.serve() as target, standby(tmp_path, target) as proxy:
+        proxy.control.call("activate", hold=True)
+        until_sealed = lambda: proxy.control.call("status")["seal_confirmed"]  # noqa: E731
+        wait_for(until_sealed, "the seal")
+        late = target.control.call("identify")["seal"]
+        proxy.control.call("withdraw")
+        with pytest.raises(StateError, match="the activation that asks for it was withdrawn"):
+            far_end(target).call(f"seal/{late}")
+        target.connect().pwrite(b"x", 0)
+        target.kill()
+    with source.serve() as target:
+        with pytest.raises(StateError, match="was withdrawn"):
+            far_end(target).call(f"seal/{late}")
+        assert state(target) == "complete"
+
+
+def test_an_activation_waits_for_word_of_the_withdrawal_before_it(tmp_path: Path) -> None:
+    source = Source(tmp_path)
+    with source.serve() as target, standby(tmp_path, target, "retry-timeout=1") as proxy:
+        proxy.control.call("activate", hold=True, seal=False)
+        assert state(target) == "complete"  # not sealed before it is asked to
+        target.kill()
+        with pytest.raises(RelocatorError, match="the source can't be told"):
+            proxy.control.call("withdraw")
+        with pytest.raises(RelocatorError):
+            proxy.control.call("activate", hold=True)
+        assert state(proxy) == "standby"
+        with source.serve():
+            proxy.control.call("activate", wait=True)
+            assert state(proxy) in ("active", "complete")
+
+
+def far_end(target: Server) -> remote.Source:
+    """What a proxy calls its source by."""
+    return remote.Source(Endpoint(target.uri))
