@@ -1,8 +1,12 @@
 """A bitmap over any writable buffer: one bit a block, bit 0 of byte 0 first.
 
 The buffer is borrowed, so the same code serves memory and a file mapped into it. Long scans are
-left to C (`re` for the next byte of interest, `int` for counting and for short ranges): a map of
-1 TiB in 4 KiB blocks is 32 MiB, and no operation here walks it bit by bit.
+left to C (comparison of whole pieces, `re` within one, `int` for counting and for short ranges): a
+map of 1 TiB in 4 KiB blocks is 32 MiB, and no operation here walks it bit by bit.
+
+A byte for each chunk says whether a bit of it may ever have been set. Who looks for set bits passes
+over the other chunks, so a map in which little is set costs little, and what was never set is never
+read: of a map in a file, only pages that were written take memory.
 
 Reading one value is atomic under the GIL; writing is read-modify-write, so writers hold a lock of
 the caller's.
@@ -14,22 +18,38 @@ from collections.abc import Iterator
 
 _NOT_FULL = re.compile(rb"[^\xff]", re.DOTALL)
 _NOT_EMPTY = re.compile(rb"[^\x00]", re.DOTALL)
-_CHUNK_BYTES = 1 << 16
+CHUNK_BYTES = 1 << 16
+_CHUNK_SHIFT = CHUNK_BYTES.bit_length() - 1
+_PIECE_BYTES = 1 << 12
+_DULL_PIECES = {dull: bytes([dull]) * _PIECE_BYTES for dull in (0x00, 0xFF)}
 
 #: What a bitmap's bits may live in.
 Buffer = bytearray | mmap.mmap
 
 
 class Bitmap:
-    """`bits` bits in `buffer`, starting at its byte `start`."""
+    """`bits` bits in `buffer`, starting at its byte `start`.
 
-    def __init__(self, bits: int, buffer: Buffer | None = None, start: int = 0) -> None:
+    `empty` says that the buffer holds zeros. Of one that may hold something, `expect` can say where.
+    """
+
+    def __init__(
+        self, bits: int, buffer: Buffer | None = None, start: int = 0, *, empty: bool = False
+    ) -> None:
         self.bits = bits
         self.nbytes = -(-bits // 8)
         self._buffer: Buffer = bytearray(self.nbytes) if buffer is None else buffer
         self._start = start
         if len(self._buffer) < start + self.nbytes:
             raise ValueError(f"buffer of {len(self._buffer)} bytes is too small for {bits} bits")
+        known_empty = empty or buffer is None
+        self._used = bytearray((b"\0" if known_empty else b"\1") * -(-self.nbytes // CHUNK_BYTES))
+
+    def expect(self, first_byte: int, end_byte: int) -> None:
+        """Bits may be set in the bytes `first_byte..end_byte` of the map."""
+        if first_byte < end_byte:
+            first, end = first_byte >> _CHUNK_SHIFT, ((end_byte - 1) >> _CHUNK_SHIFT) + 1
+            self._used[first:end] = b"\1" * (end - first)
 
     def __getitem__(self, index: int) -> bool:
         return bool(self._buffer[self._start + (index >> 3)] >> (index & 7) & 1)
@@ -42,7 +62,7 @@ class Bitmap:
     def _chunks(self, first: int, end: int) -> Iterator[tuple[int, int, int]]:
         """`_window` in pieces small enough to be integers."""
         while first < end:
-            piece_end = min(end, (first | (_CHUNK_BYTES * 8 - 1)) + 1)
+            piece_end = min(end, (first | (CHUNK_BYTES * 8 - 1)) + 1)
             yield self._window(first, piece_end)
             first = piece_end
 
@@ -60,7 +80,8 @@ class Bitmap:
         """How many bits of `first..end` are set."""
         total = 0
         for start, stop, mask in self._chunks(first, self.bits if end is None else end):
-            total += (int.from_bytes(self._buffer[start:stop], "little") & mask).bit_count()
+            if self._used[(start - self._start) >> _CHUNK_SHIFT]:
+                total += (int.from_bytes(self._buffer[start:stop], "little") & mask).bit_count()
         return total
 
     def set(self, first: int, end: int) -> int:
@@ -75,6 +96,11 @@ class Bitmap:
         """Change the set bits of `first..end`, or with `inverted` -1 the clear ones; how many."""
         changed = 0
         for start, stop, mask in self._chunks(first, end):
+            chunk = (start - self._start) >> _CHUNK_SHIFT
+            if inverted:
+                self._used[chunk] = 1
+            elif not self._used[chunk]:
+                continue
             old = int.from_bytes(self._buffer[start:stop], "little")
             if flipped := mask & (old ^ inverted):
                 self._buffer[start:stop] = (old ^ flipped).to_bytes(stop - start, "little")
@@ -83,10 +109,17 @@ class Bitmap:
 
     def extract(self, first: int, end: int) -> bytes:
         """The bits `first..end` as bytes, `first` a multiple of 8; unused high bits are zero."""
-        start, stop, mask = self._window(first, end)
-        return (int.from_bytes(self._buffer[start:stop], "little") & mask).to_bytes(
-            stop - start, "little"
-        )
+        start, stop = self._start + (first >> 3), self._start + ((end + 7) >> 3)
+        found = bytearray(self._buffer[start:stop])
+        if end & 7:
+            found[-1] &= (1 << (end & 7)) - 1
+        return bytes(found)
+
+    def insert(self, first: int, content: bytes) -> None:
+        """Put what `extract` gave back at the bit `first`, a multiple of 8."""
+        at = first >> 3
+        self.expect(at, at + len(content))
+        self._buffer[self._start + at : self._start + at + len(content)] = content
 
     def next_clear(self, first: int, end: int) -> int:
         """The first clear bit of `first..end`, or `end`."""
@@ -94,7 +127,19 @@ class Bitmap:
 
     def next_set(self, first: int, end: int) -> int:
         """The first set bit of `first..end`, or `end`."""
-        return self._next(first, end, _NOT_EMPTY, 0)
+        while first < end:
+            chunk = first >> (_CHUNK_SHIFT + 3)
+            if not self._used[chunk]:
+                chunk = self._used.find(1, chunk)
+                if chunk < 0:
+                    return end
+                first = chunk << (_CHUNK_SHIFT + 3)
+                continue
+            stop = min(end, (chunk + 1) << (_CHUNK_SHIFT + 3))
+            first = self._next(first, stop, _NOT_EMPTY, 0)
+            if first < stop:
+                return first
+        return end
 
     def _next(self, first: int, end: int, interesting: re.Pattern[bytes], dull: int) -> int:
         if first >= end:
@@ -103,12 +148,19 @@ class Bitmap:
         found = (self._buffer[at] ^ dull) >> (first & 7)
         if found:
             return min(end, first + (found & -found).bit_length() - 1)
-        match = interesting.search(self._buffer, at + 1, self._start + ((end + 7) >> 3))
-        if match is None:
+        at = self._search(at + 1, self._start + ((end + 7) >> 3), interesting, dull)
+        if at < 0:
             return end
-        at = match.start()
         found = self._buffer[at] ^ dull
         return min(end, (at - self._start) * 8 + (found & -found).bit_length() - 1)
+
+    def _search(self, at: int, stop: int, interesting: re.Pattern[bytes], dull: int) -> int:
+        """Where in the buffer's `at..stop` the first byte is that isn't `dull`; -1 if none is."""
+        piece = _DULL_PIECES[dull]
+        while stop - at > _PIECE_BYTES and self._buffer[at : at + _PIECE_BYTES] == piece:
+            at += _PIECE_BYTES
+        match = interesting.search(self._buffer, at, stop)  # it is in this piece, or in the rest
+        return -1 if match is None else match.start()
 
     def clear_runs(self, first: int, end: int) -> Iterator[tuple[int, int]]:
         """The maximal runs `(first, end)` of clear bits within `first..end`, ascending."""

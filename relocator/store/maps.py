@@ -9,7 +9,8 @@ slots: a page goes to the slot that doesn't hold its newest version, with a sequ
 checksum, so a torn write leaves the older version. Every bit speaks for itself, so pages need not
 be written as one, and a commit costs what has changed, not what the disk measures.
 
-Both hold the planes of `PLANES`, one bit a block.
+Both hold the planes of `PLANES`, one bit a block. Both files have all of their room from the start;
+opening reads them piece by piece, past the zeros where nothing was ever set, and keeps no copy.
 """
 
 import mmap
@@ -20,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from relocator.errors import ConfigError, StoreError
-from relocator.store.bitmap import Bitmap
+from relocator.store.bitmap import CHUNK_BYTES, Bitmap
 
 PLANES = ("present", "dirty", "diverged")
 PAGE_BYTES = 4096
@@ -32,6 +33,7 @@ PAYLOAD_BYTES = PAGE_BYTES - _SLOT_HEADER.size
 PAGE_BITS = PAYLOAD_BYTES * 8
 _NEVER_WRITTEN = bytes(PAGE_BYTES)
 _PAGES_A_READ = 128
+_ZEROS = bytes(_PAGES_A_READ * 2 * PAGE_BYTES)
 
 
 def boot_id() -> str:
@@ -50,22 +52,24 @@ class LiveMap:
     def __init__(self, path: Path | None, bits: int, boot: str) -> None:
         plane_bytes = -(-bits // 8 // PAGE_BYTES) * PAGE_BYTES + PAGE_BYTES
         size_bytes = PAGE_BYTES + plane_bytes * len(PLANES)
-        header = _LIVE_HEADER.pack(_MAGIC, _VERSION, len(PLANES), bits, boot.encode())
-        self._memory = (
-            _anonymous(size_bytes) if path is None else self._map(path, size_bytes, header)
-        )
-        self._header = header
+        starts = [PAGE_BYTES + plane_bytes * index for index in range(len(PLANES))]
+        self._header = _LIVE_HEADER.pack(_MAGIC, _VERSION, len(PLANES), bits, boot.encode())
+        self._path = path
+        self._memory = mmap.mmap(-1, size_bytes) if path is None else self._map(path, size_bytes)
         self.planes = {
-            name: Bitmap(bits, self._memory, PAGE_BYTES + index * plane_bytes)
-            for index, name in enumerate(PLANES)
+            name: Bitmap(bits, self._memory, start, empty=True)
+            for name, start in zip(PLANES, starts, strict=True)
         }
+        if path is not None and self.believed:
+            with path.open("rb", buffering=0) as file:
+                for plane, start in zip(self.planes.values(), starts, strict=True):
+                    _expect_content(plane, file.fileno(), start)
 
-    def _map(self, path: Path, size_bytes: int, header: bytes) -> mmap.mmap:
+    def _map(self, path: Path, size_bytes: int) -> mmap.mmap:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            self.believed = (
-                os.fstat(fd).st_size == size_bytes and os.pread(fd, len(header), 0) == header
-            )
+            header = os.pread(fd, len(self._header), 0)
+            self.believed = os.fstat(fd).st_size == size_bytes and header == self._header
             if not self.believed:
                 os.ftruncate(fd, 0)
             take_room(fd, path, size_bytes)
@@ -76,6 +80,11 @@ class LiveMap:
     def vouch(self) -> None:
         """Declare the content good from here on: written last, once the planes are filled."""
         self._memory[: len(self._header)] = self._header
+
+    def rest(self) -> None:
+        """Let go of the pages that opening has looked at; the file has them."""
+        if self._path is not None:
+            self._memory.madvise(mmap.MADV_DONTNEED)
 
     def close(self) -> None:
         """Unmap; the planes must not be used afterwards."""
@@ -98,8 +107,12 @@ def take_room(fd: int, path: Path, size_bytes: int) -> None:
         ) from error
 
 
-def _anonymous(size_bytes: int) -> mmap.mmap:
-    return mmap.mmap(-1, size_bytes)
+def _expect_content(plane: Bitmap, fd: int, start: int) -> None:
+    """Tell a plane that begins at `start` of a file which of its chunks aren't all zero."""
+    for at in range(0, plane.nbytes, CHUNK_BYTES):
+        length = min(CHUNK_BYTES, plane.nbytes - at)
+        if os.pread(fd, length, start + at) != _ZEROS[:length]:
+            plane.expect(at, at + length)
 
 
 class DurableMap:
@@ -132,30 +145,29 @@ class DurableMap:
         plane, index = divmod(page, self.pages_per_plane)
         return plane, index * PAGE_BITS, min((index + 1) * PAGE_BITS, self._bits)
 
-    def load(self, planes: list[Bitmap]) -> None:
-        """Fill `planes` (clear before) with the newest good version of every page.
+    def committed(self) -> Iterator[tuple[int, bytes]]:
+        """Every page that was ever committed, with its bits as of the last commit.
+
+        To be walked to its end before the first `write`: it finds the pages' sequence numbers.
 
         Raises:
             StoreError: a page was written and neither of its versions is readable.
         """
         for page, slots in self._written_pages():
-            versions = [_decode(slots[at : at + PAGE_BYTES], page) for at in (0, PAGE_BYTES)]
-            good = [version for version in versions if version is not None]
-            if not good:
+            newest = _newest(slots, page)
+            if newest is None:
                 raise StoreError(f"page {page} of the durable map is damaged in both versions")
-            self._sequence[page], payload = max(good)
+            self._sequence[page], payload = newest
             if self._sequence[page]:
-                plane, first, end = self.span(page)
-                bits = Bitmap(end - first, bytearray(payload))
-                for start, stop in bits.set_runs(0, end - first):
-                    planes[plane].set(first + start, first + stop)
+                _, first, end = self.span(page)
+                yield page, payload[: (end - first + 7) // 8]
 
     def _written_pages(self) -> Iterator[tuple[int, bytes]]:
         """Every page that was ever written, with both its slots; read in pieces."""
         pair_bytes = 2 * PAGE_BYTES
         for first in range(0, len(self._sequence), _PAGES_A_READ):
             data = os.pread(self._fd, _PAGES_A_READ * pair_bytes, first * pair_bytes)
-            if data == bytes(len(data)):
+            if data == _ZEROS[: len(data)]:
                 continue
             for page in range(first, min(first + _PAGES_A_READ, len(self._sequence))):
                 at = (page - first) * pair_bytes
@@ -180,6 +192,13 @@ class DurableMap:
         for page in self._written:
             self._sequence[page] += 1
         self._written.clear()
+
+
+def _newest(slots: bytes, page: int) -> tuple[int, bytes] | None:
+    """(sequence, payload) of the newer good version of a page; None if both are damaged."""
+    versions = [slots[:PAGE_BYTES], slots[PAGE_BYTES:]]
+    versions.sort(key=lambda slot: int(_SLOT_HEADER.unpack_from(slot)[2]), reverse=True)
+    return _decode(versions[0], page) or _decode(versions[1], page)
 
 
 def _decode(slot: bytes, page: int) -> tuple[int, bytes] | None:

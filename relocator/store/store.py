@@ -25,7 +25,7 @@ newest value to the file; both locks are held across I/O and guard nothing else.
 import errno
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,7 @@ class Store:
             self._recover(self._durable)
         self.present_blocks = total if meta.complete else self.present.count()
         self.dirty_blocks = self.dirty.count()
+        self._live.rest()
         self._commit_lock = threading.Lock()
         self._update_lock = threading.Lock()
         self._commits_asked = 0
@@ -75,28 +76,39 @@ class Store:
         """Start from the live map if it is of this boot, else from the durable one."""
         if self.meta.creating:
             self._live.vouch()
-            return
-        committed = [Bitmap(self.geometry.total_blocks) for _ in PLANES]
-        durable.load(committed)
-        if self._live.believed and self.meta.clean:
-            return  # closed in order, by a process of this boot: both say the same
-        if not self._live.believed:
-            for live, saved in zip(self._planes, committed, strict=True):
-                for first, end in saved.set_runs(0, saved.bits):
-                    live.set(first, end)
+        elif self._live.believed:
+            self._owe_what_differs(durable)
+        else:
+            for page, bits in durable.committed():
+                plane, first, _ = durable.span(page)
+                self._planes[plane].insert(first, bits)
             # Then all counts as written; but in standby nothing was, and the base stays true.
             if not (self.meta.clean or self.meta.graduated or self.meta.standby):
                 self.meta = replace(self.meta, epoch=self.meta.epoch + 1, base=None)
             self._live.vouch()
-        # Whatever the live map has and the durable one hasn't is owed to the next commit.
-        total = self.geometry.total_blocks
-        for plane, (live, saved) in enumerate(zip(self._planes, committed, strict=True)):
-            if total == 0 or not (live.any(0, total) or saved.any(0, total)):
-                continue
-            for page in durable.pages(plane, 0, total):
-                _, first, end = durable.span(page)
-                if live.extract(first, end) != saved.extract(first, end):
-                    self._changed.add(page)
+
+    def _owe_what_differs(self, durable: DurableMap) -> None:
+        """Whatever the live map has and the durable one hasn't is owed to the next commit."""
+        known: set[int] = set()
+        for page, bits in durable.committed():
+            known.add(page)
+            plane, first, end = durable.span(page)
+            if not self.meta.clean and self._planes[plane].extract(first, end) != bits:
+                self._changed.add(page)
+        if self.meta.clean:
+            return  # closed in order, by a process of this boot: both say the same
+        for plane, live in enumerate(self._planes):
+            self._changed.update(
+                page for page in self._used_pages(durable, plane, live) if page not in known
+            )
+
+    def _used_pages(self, durable: DurableMap, plane: int, bits: Bitmap) -> Iterator[int]:
+        """The durable map's pages in which a bit is set."""
+        at = 0
+        while (at := bits.next_set(at, bits.bits)) < bits.bits:
+            (page,) = durable.pages(plane, at, at + 1)
+            yield page
+            _, _, at = durable.span(page)
 
     @property
     def all_present(self) -> bool:

@@ -20,7 +20,9 @@ BITS = PAGE_BITS * 2 + 100
 def load(path: Path) -> list[Bitmap]:
     planes = [Bitmap(BITS) for _ in maps.PLANES]
     durable = DurableMap(path, BITS)
-    durable.load(planes)
+    for page, bits in durable.committed():
+        plane, first, _ = durable.span(page)
+        planes[plane].insert(first, bits)
     durable.close()
     return planes
 
