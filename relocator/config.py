@@ -20,7 +20,6 @@ from relocator.store import geometry
 ORDERS = ("in-use", "hot", "sequential", "random")
 MOST_CONNECTIONS = 16
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-DEFAULT_BLOCK_BYTES = 4096
 _DECIMAL = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 
 
@@ -131,14 +130,16 @@ def parse_window(key: str, text: str) -> int | None:
     return size
 
 
-def parse_block(key: str, text: str) -> int:
-    """The unit of the maps: a power of two."""
+def parse_block(key: str, text: str) -> int | None:
+    """The unit of the maps: a power of two, or `auto` (None)."""
+    if text == "auto":
+        return None
     size = parse_size(key, text)
     try:
         geometry.Geometry(0, size)
     except ValueError as error:
         raise ConfigError(
-            f"{key}={text}: must be a power of two from 512 to 1M; 4K suits most disks"
+            f"{key}={text}: must be a power of two from 512 to 1M, or auto"
         ) from error
     return size
 

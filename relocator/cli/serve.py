@@ -26,7 +26,7 @@ TARGET_THREADS = 1
 _TARGET_KEYS = (
     ("control", "PATH", "Unix socket for status and verbs"),
     ("store", "DIR", "keep the maps here, so that a seal and an epoch survive a restart"),
-    ("block", "SIZE", "unit of the maps (4K)"),
+    ("block", "SIZE|auto", "unit of the maps; auto: 4K up to 2 TiB, then more (auto)"),
 )
 _PROXY_KEYS = (
     ("control", "PATH", "Unix socket for status and verbs"),
@@ -40,7 +40,7 @@ _PROXY_KEYS = (
     ("readahead", "SIZE|auto", "most bytes fetched ahead of a sequential reader (auto)"),
     ("rate", "BITS/S", "cap of the background copy, such as 50M (none)"),
     ("window", "BYTES", "bytes in flight, such as 1M, or auto: what fills the link (auto)"),
-    ("block", "SIZE", "unit of the maps (4K)"),
+    ("block", "SIZE|auto", "unit of the maps; auto: the source's, or what suits the size (auto)"),
     ("retry-timeout", "S", "how long an absent read waits for a lost source (60)"),
     ("connections", "N", "connections to the source, one of them for demand (2)"),
     ("demand", "own|shared", "a connection of its own for what the guest waits for, or none (own)"),

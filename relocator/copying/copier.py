@@ -21,7 +21,7 @@ from relocator.source.upstream import Upstream
 from relocator.store.store import Store
 
 Range = tuple[int, int]
-PREFETCH_BLOCKS = 32
+PREFETCH_BYTES = 128 << 10
 IDLE_S = 0.02
 
 
@@ -79,7 +79,8 @@ class Copier:
                 if unit not in self._pulled:
                     self._pulled.append(unit)
         ahead = self._readahead.missed(first, end, link_idle=self._pacer.in_flight_bytes == 0)
-        while ahead and (claim := self._hydration.claim_background(*ahead, PREFETCH_BLOCKS)):
+        most = max(1, PREFETCH_BYTES // self._store.geometry.block_bytes)
+        while ahead and (claim := self._hydration.claim_background(*ahead, most)):
             self._fetch(claim)
 
     def _fetch(self, claim: Claim) -> None:

@@ -60,7 +60,7 @@ def _skip_free(
     if ours:
         answer = source.call("identify")
         for name in ("dirty", "diverged"):
-            for first, end in answer.map(name, total):
+            for first, end in answer.blocks(name, plan.geometry):
                 found.blocks.set(first, end)
     for first, end in list(found.blocks.clear_runs(0, total)):
         hydration.fill_hole(first, end, skipped=True)

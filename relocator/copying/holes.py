@@ -24,7 +24,6 @@ class Step:
     end: int
     answered: threading.Event = field(default_factory=threading.Event)
     zeros: list[tuple[int, int]] = field(default_factory=list)
-    filled: bool = False
 
 
 class Holes:
@@ -35,6 +34,7 @@ class Holes:
         self._upstream = upstream
         self._hydration = hydration
         self._steps: dict[int, Step] = {}
+        self._filled = bytearray(-(-store.geometry.size_bytes // STEP_BYTES))
 
     def fill(self, first: int, end: int) -> None:
         """Make the holes among the blocks `first..end` present; may wait for the source."""
@@ -43,16 +43,17 @@ class Holes:
         for index in range(offset // STEP_BYTES, last + 1 + AHEAD):
             self._ask(index)
         for index in range(offset // STEP_BYTES, last + 1):
-            step = self._steps[index]
-            step.answered.wait()
-            if not step.filled:
+            if not self._filled[index]:
+                step = self._steps[index]
+                step.answered.wait()
                 self._fill(step)
-                step.filled = True
+                self._filled[index] = 1
+                del self._steps[index]
 
     def _ask(self, index: int) -> None:
         offset = index * STEP_BYTES
         end = min(offset + STEP_BYTES, self._store.geometry.size_bytes)
-        if index in self._steps or offset >= end:
+        if offset >= end or self._filled[index] or index in self._steps:
             return
         step = self._steps[index] = Step(offset, end)
         self._upstream.block_status(offset, end - offset, lambda reply: self._answer(step, reply))
@@ -75,4 +76,3 @@ class Holes:
             _, first, end = geometry.split(offset, min(length, step.end - offset))
             if first < end:
                 self._hydration.fill_hole(first, end)
-        step.zeros.clear()

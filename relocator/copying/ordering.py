@@ -29,7 +29,7 @@ class Knowledge:
     trace: Sequence[int] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """Blocks of `first..end` that are in use (True), free (False), or all of them (None)."""
 

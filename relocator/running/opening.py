@@ -9,12 +9,13 @@ Everything is checked before anything is changed, and while nbdkit still has a t
 
 from dataclasses import replace
 
-from relocator.config import DEFAULT_BLOCK_BYTES, Config
+from relocator.config import Config
 from relocator.errors import ConfigError, UpstreamError
 from relocator.source.identity import mismatch, samples_at
 from relocator.source.remote import Source, base_of
 from relocator.source.upstream import probe_size
 from relocator.store import meta as metadata
+from relocator.store.geometry import Geometry, suited_block_bytes
 from relocator.store.meta import Meta, new_token
 from relocator.store.opening import check_same, open_store, open_target
 from relocator.store.store import Store
@@ -27,8 +28,7 @@ def open_disk(settings: Config) -> Store:
         ConfigError: disk, store or source doesn't fit.
     """
     if settings.source is None and settings.disk is not None:
-        block_bytes = settings.block_bytes or DEFAULT_BLOCK_BYTES
-        return open_target(settings.disk, settings.store, block_bytes)
+        return open_target(settings.disk, settings.store, settings.block_bytes)
     return _copy_of(settings)
 
 
@@ -60,14 +60,15 @@ def _copy_of(settings: Config) -> Store:
 
 def _begin(settings: Config, source: Source, size_bytes: int) -> Store:
     assert settings.store is not None
-    base = None
-    if source.identify() is not None:
+    base, block_bytes = None, settings.block_bytes
+    if (answer := source.identify()) is not None:
+        block_bytes = block_bytes or answer.geometry(size_bytes).block_bytes
         base = base_of(source.call("epoch" if settings.standby else "seal"))
     samples = None if settings.standby else samples_at(source.endpoint)  # it stands still by now
     fresh = Meta(
         id=new_token(),
         size_bytes=size_bytes,
-        block_bytes=settings.block_bytes or DEFAULT_BLOCK_BYTES,
+        block_bytes=block_bytes or suited_block_bytes(size_bytes),
         source=settings.source,
         complete=False,
         standby=settings.standby,
@@ -102,8 +103,8 @@ def _check_unchanged(settings: Config, source: Source, found: Meta) -> None:
     """A source with its maps in memory forgets its seal when it restarts: it is sealed anew."""
     assert found.base is not None
     answer = source.call("seal")
-    total = -(-found.size_bytes // found.block_bytes)
-    if answer["seal"] != found.base.seal and answer.map("dirty", total):
+    geometry = Geometry(found.size_bytes, found.block_bytes)
+    if answer["seal"] != found.base.seal and answer.blocks("dirty", geometry):
         raise ConfigError(
             f"source={settings.source}: was written after the disk had moved to "
             f"{settings.store}; one of the two must be given up"
@@ -122,7 +123,7 @@ def _return(settings: Config, source: Source, found: Meta) -> Store:
         )
     answer = source.call("epoch" if settings.standby else "seal")
     store = open_store(settings.store, found)
-    store.begin_copy(answer.map("diverged", store.geometry.total_blocks))
+    store.begin_copy(answer.blocks("diverged", store.geometry))
     store.update(
         complete=False,
         standby=settings.standby,

@@ -131,7 +131,6 @@ class Guard:
         if why is not None:
             raise OtherDiskError(f"the source has become another disk: {why}")
         if answer is not None and answer["seal"] is None:
-            total = self._store.geometry.total_blocks
-            if source.call("seal").map("dirty", total):
+            if source.call("seal").blocks("dirty", self._store.geometry):
                 raise OtherDiskError("the source was written after the disk had moved here")
             source.call("moved")

@@ -15,6 +15,7 @@ from relocator.source.endpoint import Endpoint
 from relocator.source.handles import connected, open_handle, read, read_many
 from relocator.source.replies import FIRST_READ_BYTES, decode_line
 from relocator.store import runs
+from relocator.store.geometry import Geometry
 from relocator.store.meta import Base
 from relocator.store.store import Store
 
@@ -39,6 +40,26 @@ class Answer:
         """The set runs of an attached map."""
         return runs.unpack(_known(self.attachments, name), bits)
 
+    def geometry(self, size_bytes: int) -> Geometry:
+        """The source's blocks, of a disk of that size."""
+        block_bytes = self["block_bytes"]
+        try:
+            return Geometry(size_bytes, block_bytes)
+        except (TypeError, ValueError) as error:
+            raise UpstreamError(f"the source's answer has block_bytes={block_bytes}") from error
+
+    def blocks(self, name: str, geometry: Geometry) -> Runs:
+        """Blocks of `geometry` in which an attached map has something, whatever its own block is.
+
+        Where its blocks are the larger ones that is more than it knows of, which is safe for what
+        was written; where they are the smaller ones, runs may have a block in common.
+        """
+        theirs = self.geometry(geometry.size_bytes)
+        found = self.map(name, theirs.total_blocks)
+        if theirs.block_bytes == geometry.block_bytes:
+            return found
+        return [geometry.touched(*theirs.extent(first, end)) for first, end in found]
+
 
 def base_of(answer: Answer) -> Base:
     """What a copy is taken from, by the source's answer to a verb."""
@@ -52,11 +73,10 @@ def stale(
 
     `name` is the map that tells, `began` how many epochs began with the answer.
     """
-    base, total = store.meta.base, store.geometry.total_blocks
-    same = base is not None and (base.id, base.epoch + began) == (answer["id"], answer["epoch"])
-    if not same or answer["block_bytes"] != store.meta.block_bytes:
-        return [(0, total)]
-    return answer.map(name, total)
+    base = store.meta.base
+    if base is None or (base.id, base.epoch + began) != (answer["id"], answer["epoch"]):
+        return [(0, store.geometry.total_blocks)]
+    return answer.blocks(name, store.geometry)
 
 
 def _known(found: Mapping[str, T], name: str) -> T:

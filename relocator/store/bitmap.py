@@ -30,7 +30,7 @@ Buffer = bytearray | mmap.mmap
 class Bitmap:
     """`bits` bits in `buffer`, starting at its byte `start`.
 
-    `empty` says that the buffer holds zeros. Of one that may hold something, `expect` can say where.
+    `empty`: the buffer holds zeros; but for what `expect` is told of.
     """
 
     def __init__(
@@ -60,10 +60,11 @@ class Bitmap:
         return start, stop, ((1 << (end - first)) - 1) << (first & 7)
 
     def _chunks(self, first: int, end: int) -> Iterator[tuple[int, int, int]]:
-        """`_window` in pieces small enough to be integers."""
+        """`_window` in pieces small enough to be integers, without those where no bit is set."""
         while first < end:
             piece_end = min(end, (first | (CHUNK_BYTES * 8 - 1)) + 1)
-            yield self._window(first, piece_end)
+            if self._used[first >> (_CHUNK_SHIFT + 3)]:
+                yield self._window(first, piece_end)
             first = piece_end
 
     def all(self, first: int, end: int) -> bool:
@@ -79,13 +80,14 @@ class Bitmap:
     def count(self, first: int = 0, end: int | None = None) -> int:
         """How many bits of `first..end` are set."""
         total = 0
-        for start, stop, mask in self._chunks(first, self.bits if end is None else end):
-            if self._used[(start - self._start) >> _CHUNK_SHIFT]:
-                total += (int.from_bytes(self._buffer[start:stop], "little") & mask).bit_count()
+        last = self.bits if end is None else end
+        for start, stop, mask in self._chunks(first, last):
+            total += (int.from_bytes(self._buffer[start:stop], "little") & mask).bit_count()
         return total
 
     def set(self, first: int, end: int) -> int:
         """Set `first..end`; return how many of them were clear before."""
+        self.expect(first >> 3, (end + 7) >> 3)
         return self._flip(first, end, -1)
 
     def clear(self, first: int, end: int) -> int:
@@ -96,11 +98,6 @@ class Bitmap:
         """Change the set bits of `first..end`, or with `inverted` -1 the clear ones; how many."""
         changed = 0
         for start, stop, mask in self._chunks(first, end):
-            chunk = (start - self._start) >> _CHUNK_SHIFT
-            if inverted:
-                self._used[chunk] = 1
-            elif not self._used[chunk]:
-                continue
             old = int.from_bytes(self._buffer[start:stop], "little")
             if flipped := mask & (old ^ inverted):
                 self._buffer[start:stop] = (old ^ flipped).to_bytes(stop - start, "little")
@@ -109,8 +106,10 @@ class Bitmap:
 
     def extract(self, first: int, end: int) -> bytes:
         """The bits `first..end` as bytes, `first` a multiple of 8; unused high bits are zero."""
-        start, stop = self._start + (first >> 3), self._start + ((end + 7) >> 3)
-        found = bytearray(self._buffer[start:stop])
+        at, stop = first >> 3, (end + 7) >> 3
+        if 1 not in self._used[at >> _CHUNK_SHIFT : (stop >> _CHUNK_SHIFT) + 1]:
+            return bytes(stop - at)
+        found = bytearray(self._buffer[self._start + at : self._start + stop])
         if end & 7:
             found[-1] &= (1 << (end & 7)) - 1
         return bytes(found)

@@ -10,6 +10,9 @@ from typing import NamedTuple
 
 MIN_BLOCK_BYTES = 512
 MAX_BLOCK_BYTES = 1 << 20
+USUAL_BLOCK_BYTES = 4096
+#: Nine bits a block (three planes, live and twice durable) make 600 MiB of this many.
+MOST_BLOCKS = 1 << 29
 
 
 class Extent(NamedTuple):
@@ -27,12 +30,20 @@ class Split(NamedTuple):
     end: int
 
 
+def suited_block_bytes(size_bytes: int) -> int:
+    """The finest block whose maps stay small: 4 KiB up to 2 TiB, then doubled with the size."""
+    block_bytes = USUAL_BLOCK_BYTES
+    while block_bytes < MAX_BLOCK_BYTES and size_bytes > block_bytes * MOST_BLOCKS:
+        block_bytes *= 2
+    return block_bytes
+
+
 @dataclass(frozen=True)
 class Geometry:
     """Size of the disk and of its blocks, in bytes."""
 
     size_bytes: int
-    block_bytes: int = 4096
+    block_bytes: int = USUAL_BLOCK_BYTES
 
     def __post_init__(self) -> None:
         block = self.block_bytes

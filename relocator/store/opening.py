@@ -11,13 +11,16 @@ from pathlib import Path
 
 from relocator.errors import ConfigError
 from relocator.store import meta as metadata
+from relocator.store.geometry import suited_block_bytes
 from relocator.store.image import Image
 from relocator.store.meta import Meta, new_token
 from relocator.store.store import Store
 
 
-def open_target(disk: Path, directory: Path | None, block_bytes: int) -> Store:
+def open_target(disk: Path, directory: Path | None, block_bytes: int | None) -> Store:
     """A disk that is all here: the image `disk`, its maps in `directory` or in memory.
+
+    Without `block_bytes` its maps have the block that they were made with, or one that suits it.
 
     Raises:
         ConfigError: the image can't be used, or the directory belongs to another disk.
@@ -25,7 +28,10 @@ def open_target(disk: Path, directory: Path | None, block_bytes: int) -> Store:
     beside = metadata.read(disk.parent) if disk.name == "disk.img" else None
     if beside is not None and not beside.complete:
         raise ConfigError(f"disk={disk}: is the copy of a store that is not complete")
+    found = None if directory is None else metadata.read(directory)
     image = _existing("disk", disk)
+    if block_bytes is None:
+        block_bytes = found.block_bytes if found else suited_block_bytes(image.size_bytes)
     fresh = Meta(
         id=new_token(),
         size_bytes=image.size_bytes,
@@ -83,8 +89,6 @@ def _create(directory: Path, fresh: Meta, lock_fd: int, *, again: bool) -> Store
     else:
         image = open_image(directory, fresh)
     store = Store(making, image, directory, lock_fd)
-    if fresh.complete:
-        store.begin_copy([])
     store.update(clean=False, creating=False)
     return store
 

@@ -2,26 +2,37 @@
 
 Alternating lengths of clear and set stretches, clear first. A map of a 1 TiB disk in which little
 is set takes a few hundred bytes instead of 32 MiB, which matters at the switch. A map so ragged
-that its runs would take more than its bits goes as bits: so the size has a bound, `most_bytes`.
+that its runs would take more than its bits goes as bits: so the size has a bound, `most_bytes`. So
+does one with more than some 100,000 runs, which would take a second: the guest waits for this.
 """
 
 import zlib
 
 from relocator.errors import UpstreamError
-from relocator.store.bitmap import Bitmap
+from relocator.store.bitmap import CHUNK_BYTES, Bitmap
+
+MOST_RUN_BYTES = 1 << 18
 
 
 def pack(bitmap: Bitmap) -> bytes:
     """The bitmap's set runs."""
     out = bytearray(b"r")
-    at = 0
+    limit, at = min(bitmap.nbytes, MOST_RUN_BYTES), 0
     for first, end in bitmap.set_runs(0, bitmap.bits):
         _put(out, first - at)
         _put(out, end - first)
         at = end
-        if len(out) > bitmap.nbytes:
-            return zlib.compress(b"b" + bitmap.extract(0, bitmap.bits), 1)
+        if len(out) > limit:
+            return _pack_bits(bitmap)
     return zlib.compress(bytes(out), 1)
+
+
+def _pack_bits(bitmap: Bitmap) -> bytes:
+    packer = zlib.compressobj(1)
+    out = bytearray(packer.compress(b"b"))
+    for first in range(0, bitmap.bits, CHUNK_BYTES * 8):
+        out += packer.compress(bitmap.extract(first, min(first + CHUNK_BYTES * 8, bitmap.bits)))
+    return bytes(out + packer.flush())
 
 
 def most_bytes(bits: int) -> int:
@@ -41,7 +52,7 @@ def unpack(packed: bytes, bits: int) -> list[tuple[int, int]]:
     except zlib.error as error:
         raise UpstreamError(f"the source's map can't be unpacked: {error}") from error
     if data[:1] == b"b" and len(data) == 1 + -(-bits // 8):
-        return list(Bitmap(bits, bytearray(data[1:])).set_runs(0, bits))
+        return list(Bitmap(bits, bytearray(data), 1).set_runs(0, bits))
     if data[:1] != b"r":
         raise UpstreamError("the source's map is in a form this version doesn't know")
     numbers = _numbers(data[1:])

@@ -32,14 +32,14 @@ from typing import Any
 
 from relocator.errors import StoreError
 from relocator.store import meta as metadata
-from relocator.store.bitmap import Bitmap
 from relocator.store.geometry import Geometry
 from relocator.store.image import Image
-from relocator.store.maps import PLANES, DurableMap, LiveMap, boot_id
+from relocator.store.maps import PAYLOAD_BYTES, PLANES, DurableMap, LiveMap, boot_id
 from relocator.store.meta import Meta
 
 Runs = list[tuple[int, int]]
 _PRESENT, _DIRTY, _DIVERGED = range(len(PLANES))
+_FULL_PAGE = b"\xff" * PAYLOAD_BYTES
 
 
 class Store:
@@ -97,14 +97,12 @@ class Store:
                 self._changed.add(page)
         if self.meta.clean:
             return  # closed in order, by a process of this boot: both say the same
-        for plane, live in enumerate(self._planes):
-            self._changed.update(
-                page for page in self._used_pages(durable, plane, live) if page not in known
-            )
+        for plane in range(len(PLANES)):
+            self._changed.update(set(self._used_pages(durable, plane)) - known)
 
-    def _used_pages(self, durable: DurableMap, plane: int, bits: Bitmap) -> Iterator[int]:
-        """The durable map's pages in which a bit is set."""
-        at = 0
+    def _used_pages(self, durable: DurableMap, plane: int) -> Iterator[int]:
+        """The durable map's pages for which a bit is set in the live one."""
+        bits, at = self._planes[plane], 0
         while (at := bits.next_set(at, bits.bits)) < bits.bits:
             (page,) = durable.pages(plane, at, at + 1)
             yield page
@@ -187,9 +185,9 @@ class Store:
 
     def _wipe_locked(self, plane: int) -> None:
         total = self.geometry.total_blocks
-        for first, end in list(self._planes[plane].set_runs(0, total)):
-            self._planes[plane].clear(first, end)
-            self._owe_locked(plane, first, end)
+        if self._durable is not None:
+            self._changed.update(self._used_pages(self._durable, plane))
+        self._planes[plane].clear(0, total)
 
     def _owe_locked(self, plane: int, first: int, end: int) -> None:
         if self._durable is not None and first < end:
@@ -265,9 +263,10 @@ class Store:
             pages = sorted(self._changed)
             self._changed.clear()
             spans = [(page, *durable.span(page)) for page in pages]
-            return [
+            found = [
                 (page, self._planes[plane].extract(first, end)) for page, plane, first, end in spans
             ]
+        return [(page, _FULL_PAGE if bits == _FULL_PAGE else bits) for page, bits in found]
 
     def close(self) -> None:
         """Commit and let go of the store."""
