@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from relocator.errors import StoreError
+from relocator.store.sparse import data_runs
 
 _KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 0x01, 0x02, 0x10  # linux/falloc.h
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV)
@@ -126,20 +127,4 @@ class Image:
 
     def data_runs(self, offset: int, end: int) -> Iterator[tuple[int, int, bool]]:
         """Cover `offset..end` with `(start, end, is_data)`, ascending; a hole reads as zero."""
-        while offset < end:
-            try:
-                data = min(os.lseek(self._fd, offset, os.SEEK_DATA), end)
-            except OSError as error:
-                if error.errno == errno.EINVAL:  # a block device has no holes to tell of
-                    yield offset, end, True
-                    return
-                if error.errno != errno.ENXIO:
-                    raise
-                data = end
-            if data > offset:
-                yield offset, data, False
-            if data == end:
-                return
-            hole = min(os.lseek(self._fd, data, os.SEEK_HOLE), end)
-            yield data, hole, True
-            offset = hole
+        return data_runs(self._fd, offset, end)

@@ -10,7 +10,7 @@ checksum, so a torn write leaves the older version. Every bit speaks for itself,
 be written as one, and a commit costs what has changed, not what the disk measures.
 
 Both hold the planes of `PLANES`, one bit a block. Both files have all of their room from the start;
-opening reads them piece by piece, past the zeros where nothing was ever set, and keeps no copy.
+opening reads them piece by piece, only where something was ever written, and keeps no copy.
 """
 
 import mmap
@@ -21,7 +21,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from relocator.errors import ConfigError, StoreError
-from relocator.store.bitmap import CHUNK_BYTES, Bitmap
+from relocator.store.bitmap import Bitmap
+from relocator.store.sparse import data_runs
 
 PLANES = ("present", "dirty", "diverged")
 PAGE_BYTES = 4096
@@ -33,7 +34,6 @@ PAYLOAD_BYTES = PAGE_BYTES - _SLOT_HEADER.size
 PAGE_BITS = PAYLOAD_BYTES * 8
 _NEVER_WRITTEN = bytes(PAGE_BYTES)
 _PAGES_A_READ = 128
-_ZEROS = bytes(_PAGES_A_READ * 2 * PAGE_BYTES)
 
 
 def boot_id() -> str:
@@ -62,8 +62,7 @@ class LiveMap:
         }
         if path is not None and self.believed:
             with path.open("rb", buffering=0) as file:
-                for plane, start in zip(self.planes.values(), starts, strict=True):
-                    _expect_content(plane, file.fileno(), start)
+                self._expect_content(file.fileno(), starts)
 
     def _map(self, path: Path, size_bytes: int) -> mmap.mmap:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -73,9 +72,18 @@ class LiveMap:
             if not self.believed:
                 os.ftruncate(fd, 0)
             take_room(fd, path, size_bytes)
-            return mmap.mmap(fd, size_bytes)
+            memory = mmap.mmap(fd, size_bytes)
         finally:
             os.close(fd)
+        memory.madvise(mmap.MADV_RANDOM)  # a bit that is looked at brings its page, not 32
+        return memory
+
+    def _expect_content(self, fd: int, starts: list[int]) -> None:
+        """Tell the planes, each with its start in the file, where something was written."""
+        for plane, start in zip(self.planes.values(), starts, strict=True):
+            for at, end, is_data in data_runs(fd, start, start + plane.nbytes):
+                if is_data:
+                    plane.expect(at - start, end - start)
 
     def vouch(self) -> None:
         """Declare the content good from here on: written last, once the planes are filled."""
@@ -105,14 +113,6 @@ def take_room(fd: int, path: Path, size_bytes: int) -> None:
         raise ConfigError(
             f"store={path.parent}: {error.strerror}; its map {path.name} needs {size_bytes} bytes"
         ) from error
-
-
-def _expect_content(plane: Bitmap, fd: int, start: int) -> None:
-    """Tell a plane that begins at `start` of a file which of its chunks aren't all zero."""
-    for at in range(0, plane.nbytes, CHUNK_BYTES):
-        length = min(CHUNK_BYTES, plane.nbytes - at)
-        if os.pread(fd, length, start + at) != _ZEROS[:length]:
-            plane.expect(at, at + length)
 
 
 class DurableMap:
@@ -165,13 +165,15 @@ class DurableMap:
     def _written_pages(self) -> Iterator[tuple[int, bytes]]:
         """Every page that was ever written, with both its slots; read in pieces."""
         pair_bytes = 2 * PAGE_BYTES
-        for first in range(0, len(self._sequence), _PAGES_A_READ):
-            data = os.pread(self._fd, _PAGES_A_READ * pair_bytes, first * pair_bytes)
-            if data == _ZEROS[: len(data)]:
-                continue
-            for page in range(first, min(first + _PAGES_A_READ, len(self._sequence))):
-                at = (page - first) * pair_bytes
-                yield page, data[at : at + pair_bytes]
+        size_bytes, done = len(self._sequence) * pair_bytes, 0
+        for start, end, is_data in data_runs(self._fd, 0, size_bytes):
+            first, stop = max(done, start // pair_bytes), -(-end // pair_bytes)
+            for page in range(first, stop if is_data else first, _PAGES_A_READ):
+                count = min(_PAGES_A_READ, stop - page)
+                data = os.pread(self._fd, count * pair_bytes, page * pair_bytes)
+                for index in range(count):
+                    yield page + index, data[index * pair_bytes : (index + 1) * pair_bytes]
+                done = page + count
 
     def write(self, pages: Iterable[tuple[int, bytes]]) -> None:
         """Write new versions of `(page, payload)`, each to the slot of its older one.

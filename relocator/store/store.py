@@ -263,10 +263,10 @@ class Store:
             pages = sorted(self._changed)
             self._changed.clear()
             spans = [(page, *durable.span(page)) for page in pages]
-            found = [
-                (page, self._planes[plane].extract(first, end)) for page, plane, first, end in spans
+            return [
+                (page, _shared(self._planes[plane].extract(first, end)))
+                for page, plane, first, end in spans
             ]
-        return [(page, _FULL_PAGE if bits == _FULL_PAGE else bits) for page, bits in found]
 
     def close(self) -> None:
         """Commit and let go of the store."""
@@ -283,3 +283,8 @@ class Store:
         self.image.close()
         if self._lock_fd is not None:
             os.close(self._lock_fd)
+
+
+def _shared(bits: bytes) -> bytes:
+    """The same: a disk that is all here has many full pages, and they need memory only once."""
+    return _FULL_PAGE if bits == _FULL_PAGE else bits
