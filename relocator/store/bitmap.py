@@ -1,7 +1,7 @@
 """A bitmap over any writable buffer: one bit a block, bit 0 of byte 0 first.
 
 The buffer is borrowed, so the same code serves memory and a file mapped into it. Long scans are
-left to C (comparison of whole chunks, `re` within one, `int` for counting and for short ranges): a
+left to C (comparison of whole pieces, `re` within one, `int` for counting and for short ranges): a
 map of 1 TiB in 4 KiB blocks is 32 MiB, and no operation here walks it bit by bit.
 
 A byte for each chunk says whether a bit of it may ever have been set. Who looks for set bits passes
@@ -20,7 +20,10 @@ _NOT_FULL = re.compile(rb"[^\xff]", re.DOTALL)
 _NOT_EMPTY = re.compile(rb"[^\x00]", re.DOTALL)
 CHUNK_BYTES = 1 << 12  # a page of a mapped file
 _CHUNK_SHIFT = CHUNK_BYTES.bit_length() - 1
-_DULL_CHUNKS = {dull: bytes([dull]) * CHUNK_BYTES for dull in (0x00, 0xFF)}
+_DULL_PIECES = {
+    dull: [bytes([dull]) * length for length in (CHUNK_BYTES, CHUNK_BYTES >> 4)]
+    for dull in (0x00, 0xFF)
+}
 
 #: What a bitmap's bits may live in.
 Buffer = bytearray | mmap.mmap
@@ -154,10 +157,11 @@ class Bitmap:
 
     def _search(self, at: int, stop: int, interesting: re.Pattern[bytes], dull: int) -> int:
         """Where in the buffer's `at..stop` the first byte is that isn't `dull`; -1 if none is."""
-        chunk = _DULL_CHUNKS[dull]
-        while stop - at > CHUNK_BYTES and self._buffer[at : at + CHUNK_BYTES] == chunk:
-            at += CHUNK_BYTES
-        match = interesting.search(self._buffer, at, stop)  # soon found: in this chunk or the rest
+        for piece in _DULL_PIECES[dull]:
+            length = len(piece)
+            while stop - at > length and self._buffer[at : at + length] == piece:
+                at += length
+        match = interesting.search(self._buffer, at, stop)  # in this piece, or in what is left
         return -1 if match is None else match.start()
 
     def clear_runs(self, first: int, end: int) -> Iterator[tuple[int, int]]:

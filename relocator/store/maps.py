@@ -127,6 +127,8 @@ class DurableMap:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             take_room(self._fd, path, count * 2 * PAGE_BYTES)
+            # What is read ahead would count as written when opening looks for that.
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
         except BaseException:
             os.close(self._fd)
             raise
