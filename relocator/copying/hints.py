@@ -49,7 +49,8 @@ def _skip_free(
     source: Source, plan: Plan, hydration: Hydration, found: InUse, *, ours: bool
 ) -> None:
     """Make the free blocks present as zeros, where that is safe."""
-    total = plan.geometry.total_blocks
+    if (blocks := found.blocks) is None:
+        return
     if found.caveats:
         plan.notes += (f"free blocks are copied after all: {found.caveats[0]}",)
         return
@@ -61,6 +62,6 @@ def _skip_free(
         answer = source.call("identify")
         for name in ("dirty", "diverged"):
             for first, end in answer.blocks(name, plan.geometry):
-                found.blocks.set(first, end)
-    for first, end in list(found.blocks.clear_runs(0, total)):
+                blocks.set(first, end)
+    for first, end in list(blocks.clear_runs(0, blocks.bits)):
         hydration.fill_hole(first, end, skipped=True)

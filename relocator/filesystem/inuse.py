@@ -19,13 +19,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class InUse:
-    """The blocks in use, and what an operator should know of the verdict.
+    """The blocks in use (None: all of them), and what an operator should know of the verdict.
 
     `caveats` says why free blocks must not be skipped, if so; `mounted`, that the guest's newest
     allocations may exist only in its memory.
     """
 
-    blocks: Bitmap
+    blocks: Bitmap | None
     notes: tuple[str, ...]
     caveats: tuple[str, ...]
     mounted: bool
@@ -33,7 +33,7 @@ class InUse:
     @property
     def free_blocks(self) -> int:
         """How many blocks are free."""
-        return self.blocks.bits - self.blocks.count()
+        return 0 if self.blocks is None else self.blocks.bits - self.blocks.count()
 
 
 def survey(geometry: Geometry, *, journal: bool = True) -> Rounds[InUse]:
@@ -42,8 +42,7 @@ def survey(geometry: Geometry, *, journal: bool = True) -> Rounds[InUse]:
     Without the journals it costs little and may be minutes old: good enough for an order.
     """
     disk = yield from partitions.survey(geometry.size_bytes)
-    blocks = Bitmap(geometry.total_blocks)
-    blocks.set(0, geometry.total_blocks)
+    blocks = None
     notes, caveats, mounted = list(disk.notes), [], False
     for volume in disk.volumes:
         if volume.kind != "ext":
@@ -57,6 +56,9 @@ def survey(geometry: Geometry, *, journal: bool = True) -> Rounds[InUse]:
         if found.caveat:
             caveats.append(found.caveat)
         mounted = mounted or found.mounted
+        if blocks is None:
+            blocks = Bitmap(geometry.total_blocks)
+            blocks.set(0, blocks.bits)
         _, first, end = geometry.split(volume.offset, volume.length)
         blocks.clear(first, end)
         found.in_use_into(blocks, geometry.block_bytes, volume.offset)

@@ -59,33 +59,41 @@ def compare(store: Store, source: Source) -> dict[str, Any]:
         StateError: a block differs; names the first.
     """
     geometry = store.geometry
-    units_a_block = max(1, geometry.block_bytes // UNIT_BYTES)
-    step = max(1, _STEP_UNITS // units_a_block)
+    units_a_piece = max(1, geometry.block_bytes // UNIT_BYTES)
+    blocks_a_piece = max(1, UNIT_BYTES // geometry.block_bytes)
+    size = units_a_piece * DIGEST_BYTES
+    step = max(1, _STEP_UNITS // units_a_piece) * blocks_a_piece
     compared = 0
     wrong: list[int] = []
     reader = source.reader("digest")
     for first in range(0, geometry.total_blocks, step):
         end = min(first + step, geometry.total_blocks)
-        with store.lock:
-            blocks = [
-                block
-                for block in range(first, end)
-                if store.present[block] and not store.diverged[block]
-            ]
-        if not blocks:
+        pieces = [
+            (at, min(at + blocks_a_piece, end))
+            for at in range(first, end, blocks_a_piece)
+            if _as_fetched(store, at, min(at + blocks_a_piece, end))
+        ]
+        if not pieces:
             continue
         offset, length = geometry.extent(first, end)
         unit, units = offset // UNIT_BYTES, -(-length // UNIT_BYTES)
         theirs = reader(unit * DIGEST_BYTES, units * DIGEST_BYTES)
         ours = digests(store.image, unit, units, geometry.size_bytes)
-        size = units_a_block * DIGEST_BYTES
-        for block in blocks:
-            at = (block - first) * size
-            if ours[at : at + size] != theirs[at : at + size] and not store.diverged[block]:
-                wrong.append(block)
-        compared += len(blocks)
+        for piece_first, piece_end in pieces:
+            at = (piece_first - first) // blocks_a_piece * size
+            if ours[at : at + size] != theirs[at : at + size] and _as_fetched(
+                store, piece_first, piece_end
+            ):
+                wrong.append(piece_first)
+            compared += piece_end - piece_first
     if wrong:
         raise StateError(
             f"{len(wrong)} of {compared} blocks differ from the source, the first is {wrong[0]}"
         )
     return {"verified_blocks": compared, "unverified_blocks": geometry.total_blocks - compared}
+
+
+def _as_fetched(store: Store, first: int, end: int) -> bool:
+    """Whether all of the blocks `first..end` were fetched and never written here."""
+    with store.lock:
+        return store.present.all(first, end) and not store.diverged.any(first, end)

@@ -146,6 +146,32 @@ def test_the_return_trip_takes_back_only_what_diverged(sites: Any) -> None:
     assert a.image.read_bytes() == model
 
 
+@pytest.mark.parametrize(("there", "here"), [("512", "64K"), ("64K", "512"), ("16K", "auto")])
+def test_sites_whose_blocks_differ_understand_each_other(sites: Any, there: str, here: str) -> None:
+    a, b, _ = sites
+    model = source_bytes(SIZE_BYTES)
+    home = (f"disk={a.image}", f"store={a.maps}")
+    with plugin(a.directory, "target", *home, f"block={there}") as target:
+        with b.proxy(target, "mode=standby", f"block={here}") as proxy:
+            same = proxy.status()["block_bytes"] == target.status()["block_bytes"]
+            assert same == (here == "auto")  # a relocator's block is taken over
+            wait_for(lambda: all_present(proxy), "the pre-seed")
+            scribble(target.connect(), model, 11, count=8)
+            dropped = proxy.control.call("activate", wait=True)
+            assert 0 < dropped["dropped_blocks"] * dropped["block_bytes"] < SIZE_BYTES // 2
+            proxy.wait()
+            assert proxy.connect().pread(SIZE_BYTES, 0) == model
+            proof = proxy.control.call("verify")
+            assert proof["verified_blocks"] == dropped["total_blocks"]
+            scribble(proxy.connect(), model, 12, count=8)
+    with plugin(b.directory, "proxy", f"store={b.directory / 'store'}") as away:
+        with plugin(a.directory, "home", *home, f"source={away.uri}") as proxy:
+            status = proxy.wait()
+            moved = status["background_bytes"] + status["on_demand_bytes"]
+            assert 0 < moved < SIZE_BYTES // 2
+    assert a.image.read_bytes() == model
+
+
 def test_a_chain_of_sites_works_before_the_middle_is_complete(sites: Any) -> None:
     a, b, c = sites
     model = source_bytes(SIZE_BYTES)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relocator.store.geometry import Geometry
+from relocator.store.geometry import MOST_BLOCKS, Geometry, suited_block_bytes
 
 sizes = st.integers(1, 9000)
 
@@ -43,3 +43,24 @@ def test_extents_of_all_blocks_cover_the_disk(size: int) -> None:
 def test_a_block_size_that_is_no_power_of_two_in_range_is_refused(block_bytes: int) -> None:
     with pytest.raises(ValueError, match=f"block_bytes={block_bytes}: must be a power of two"):
         Geometry(1 << 20, block_bytes)
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "block_bytes"),
+    [
+        (0, 4096),
+        (1 << 40, 4096),
+        (2 << 40, 4096),
+        ((2 << 40) + 1, 8192),
+        (8 << 40, 16 << 10),
+        (64 << 40, 128 << 10),
+        (1 << 60, 1 << 20),
+    ],
+)
+def test_a_large_disk_gets_larger_blocks_so_that_its_maps_stay_small(
+    size_bytes: int, block_bytes: int
+) -> None:
+    assert suited_block_bytes(size_bytes) == block_bytes
+    blocks = Geometry(size_bytes, block_bytes).total_blocks
+    assert blocks <= MOST_BLOCKS or block_bytes == 1 << 20
+    assert MOST_BLOCKS * 9 // 8 < 1 << 30  # three planes, live and twice durable: under 1 GiB

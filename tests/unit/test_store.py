@@ -112,6 +112,38 @@ def test_what_was_not_committed_survives_a_killed_process_but_not_a_reboot(
     store.close()
 
 
+@pytest.mark.parametrize("rebooted", [False, True])
+def test_scattered_blocks_of_a_large_disk_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rebooted: bool
+) -> None:
+    size_bytes = 1 << 40
+    store = make_store(tmp_path / "s", size_bytes)
+    choose = random.Random(7)
+    committed = sorted({choose.randrange(store.geometry.total_blocks) for _ in range(300)})
+    for block in committed:
+        mark(store, block, block + 1)
+    store.commit()
+    late = sorted({choose.randrange(store.geometry.total_blocks) for _ in range(300)})
+    for block in late:
+        mark(store, block, block + 1)
+    wanted = set(committed) if rebooted else {*committed, *late}
+    store.abandon()
+    if rebooted:
+        monkeypatch.setattr("relocator.store.store.boot_id", lambda: "another boot".ljust(36))
+    for _ in range(2):  # the second time with what the first had to make good
+        store = make_store(tmp_path / "s", size_bytes)
+        found = {
+            block
+            for first, end in store.present.set_runs(0, store.geometry.total_blocks)
+            for block in range(first, end)
+        }
+        assert found == wanted
+        assert store.present_blocks == len(wanted)
+        store.commit()
+        store.abandon()
+        monkeypatch.setattr("relocator.store.store.boot_id", lambda: "one more boot".ljust(36))
+
+
 def test_a_power_failure_in_standby_leaves_what_the_copy_was_taken_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
