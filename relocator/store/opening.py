@@ -65,8 +65,9 @@ def open_store(directory: Path, fresh: Meta) -> Store:
         store = Store(found, open_image(directory, found), directory, lock_fd)
         if found.graduated:
             store.mark_all_written()
-        store.update(clean=False, graduated=False)
-        return store
+        if replace(store.meta, clean=False, graduated=False) != found:
+            store.update(clean=False, graduated=False)
+        return store  # after a killed process there is nothing to note, and nothing to wait for
     except BaseException:
         os.close(lock_fd)
         raise
