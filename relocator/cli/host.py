@@ -166,12 +166,24 @@ def python_plugin_fact(probe: Probe = SYSTEM) -> Fact:
     return Fact(name, False, "missing", "apt-get install nbdkit-plugin-python")
 
 
+def bbr_fact(probe: Probe = SYSTEM) -> Fact:
+    """Whether `--congestion bbr` will do."""
+    name = "TCP congestion control bbr"
+    listed = probe.run(["sysctl", "-n", "net.ipv4.tcp_available_congestion_control"])[1]
+    if "bbr" in listed.split():
+        return Fact(name, True, "for links that lose packets: --congestion bbr")
+    if probe.run(["modprobe", "--dry-run", "--quiet", "tcp_bbr"])[0] == 0:
+        return Fact(name, True, "module tcp_bbr; root's --congestion bbr loads it")
+    remedy = "a kernel that has it, such as Debian's linux-image-amd64"
+    return Fact(name, False, f"kernel {probe.release()} has no tcp_bbr", remedy)
+
+
 def survey(probe: Probe = SYSTEM) -> list[Fact]:
     """Every fact, for `relocator doctor`."""
     facts = [root_fact(probe), *(kernel_fact(feature, probe) for feature in _KERNEL)]
     facts += [tool_fact(tool, probe) for tool in TOOLS]
     facts += [module_fact(module, probe) for module in _MODULES]
-    return [*facts, python_plugin_fact(probe)]
+    return [*facts, python_plugin_fact(probe), bbr_fact(probe)]
 
 
 def native_obstacles(probe: Probe = SYSTEM) -> list[str]:

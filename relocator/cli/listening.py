@@ -2,6 +2,8 @@
 
 A socket that belongs to us and is inherited (systemd calls it socket activation) outlives the
 server: while one server gives way to the next, a client that connects waits, and is not refused.
+And what is set on it holds for the connections that it accepts: so a server gets a congestion
+control of its own.
 """
 
 import argparse
@@ -10,7 +12,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from relocator.errors import ConfigError, RelocatorError
@@ -21,11 +23,15 @@ DEFAULT_PORT = 10809
 
 @dataclass(frozen=True)
 class Address:
-    """A Unix socket's path, or a port of a host; an empty host is every address of this one."""
+    """A Unix socket's path, or a port of a host; an empty host is every address of this one.
+
+    `congestion`: the TCP congestion control of its connections, None for the kernel's choice.
+    """
 
     host: str = ""
     port: int = 0
     path: Path | None = None
+    congestion: str | None = None
 
     def flags(self) -> list[str]:
         """The flags that make nbdkit listen there."""
@@ -77,6 +83,8 @@ class Address:
                         raise
                     continue  # "every address" includes IPv6 where the kernel has it
                 listeners.append(one)
+                if self.congestion is not None:
+                    set_congestion(one, self.congestion)
         except BaseException:
             for one in listeners:
                 one.close()
@@ -94,6 +102,12 @@ def add_address(parser: argparse.ArgumentParser) -> None:
         help=f"address to serve on (127.0.0.1:{DEFAULT_PORT})",
     )
     listen.add_argument("--socket", metavar="PATH", help="serve on a Unix socket instead")
+    parser.add_argument(
+        "--congestion",
+        metavar="NAME",
+        help="TCP congestion control of the connections, such as bbr for a link that loses packets "
+        "(the kernel's choice)",
+    )
 
 
 def address_of(options: argparse.Namespace) -> Address:
@@ -102,9 +116,32 @@ def address_of(options: argparse.Namespace) -> Address:
     Raises:
         ConfigError: it is not one.
     """
+    if options.socket is not None and options.congestion is not None:
+        raise ConfigError(f"--congestion={options.congestion}: is for TCP; not with --socket")
     if options.socket is not None:
         return Address(path=Path(options.socket))
-    return parse_address(options.listen, f"127.0.0.1:{DEFAULT_PORT}")
+    address = parse_address(options.listen, f"127.0.0.1:{DEFAULT_PORT}")
+    if options.congestion is None:
+        return address
+    with socket.socket() as trial:
+        set_congestion(trial, options.congestion)
+    return replace(address, congestion=options.congestion)
+
+
+def set_congestion(one: socket.socket, name: str) -> None:
+    """Choose a TCP socket's congestion control.
+
+    Raises:
+        ConfigError: the kernel doesn't have it, or not for this user.
+    """
+    try:
+        one.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode())
+    except OSError as error:
+        allowed = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control").read_text().split()
+        raise ConfigError(
+            f"--congestion={name}: {error.strerror}; here any user may have "
+            f"{' or '.join(allowed)}, root also what the kernel has a module for"
+        ) from error
 
 
 def parse_address(text: str, example: str, least_port: int = 1) -> Address:

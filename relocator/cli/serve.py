@@ -12,7 +12,7 @@ from pathlib import Path
 from relocator import config
 from relocator.cli import graduate, launch
 from relocator.cli.common import Commands
-from relocator.cli.listening import add_address, address_of
+from relocator.cli.listening import add_address, address_of, inherit
 from relocator.errors import ConfigError
 from relocator.running.control import remove_stale
 
@@ -109,7 +109,13 @@ def command_line(options: argparse.Namespace) -> list[str]:
     """
     arguments = _plugin(options)
     how = ["--pidfile", options.detach] if options.detach else ["--foreground"]
-    return [*_nbdkit(options), *how, *address_of(options).flags(), *arguments]
+    address = address_of(options)
+    if address.congestion is None:
+        return [*_nbdkit(options), *how, *address.flags(), *arguments]
+    for option in ("detach", "print"):
+        if getattr(options, option):
+            raise ConfigError(f"--{option}: not with --congestion: nbdkit inherits the sockets")
+    return [*_nbdkit(options), *how, *arguments]
 
 
 def _nbdkit(options: argparse.Namespace) -> list[str]:
@@ -155,6 +161,9 @@ def _run(options: argparse.Namespace) -> int:
     if not options.print:
         if options.socket is not None:  # of a server that was killed
             remove_stale(Path(options.socket), "--socket")
+        if not options.graduate and options.congestion is not None:
+            sockets = address_of(options).listen()  # the name keeps them open until nbdkit is there
+            inherit(sockets, ())
         launch.become(argv)
     print(launch.shell_line(argv))
     return 0

@@ -12,9 +12,10 @@ import sys
 import termios
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import nbd
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -22,6 +23,7 @@ from relocator.errors import RelocatorError
 from relocator.running.control import ControlServer
 from tests.support.model import source_bytes
 from tests.support.servers import moving, nbdkit, plugin, proxy, target, wait_for
+from tests.support.sources import free_port
 
 SIZE_BYTES = 4 << 20
 
@@ -66,9 +68,41 @@ def test_a_relocation_from_target_to_complete(tmp_path: Path) -> None:
     assert (tmp_path / "store" / "disk.img").read_bytes() == source_bytes(SIZE_BYTES)
 
 
+def test_a_target_has_the_congestion_control_that_it_was_given(tmp_path: Path) -> None:
+    (tmp_path / "disk.img").write_bytes(source_bytes(SIZE_BYTES))
+    port = str(free_port())
+    command = [sys.executable, "-m", "relocator.cli.main", "target", str(tmp_path / "disk.img")]
+    server = subprocess.Popen([*command, "--listen", f"127.0.0.1:{port}", "--congestion", "reno"])
+    handle = nbd.NBD()
+
+    def connected() -> bool:
+        assert server.poll() is None
+        with suppress(nbd.Error):
+            handle.connect_tcp("127.0.0.1", port)
+        return bool(handle.aio_is_ready())
+
+    try:
+        wait_for(connected, "the target")
+        assert handle.pread(SIZE_BYTES, 0) == source_bytes(SIZE_BYTES)
+        lines = subprocess.run(
+            ["ss", "-Htin", "state", "established", f"( sport = :{port} )"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert " reno " in lines
+        handle.shutdown()
+    finally:
+        server.terminate()
+        assert server.wait(10) in (0, -signal.SIGTERM)
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "wanted"),
     [
+        (["target", "/x", "--congestion", "hope"], 2, "--congestion=hope: No such file"),
+        (["target", "/x", "--congestion", "reno", "--socket", "/s"], 2, "not with --socket"),
+        (["target", "/x", "--congestion", "reno", "--print"], 2, "--print: not with --congestion"),
         (["target", "/x", "--listen", "nowhere"], 2, "--listen=nowhere: not HOST:PORT"),
         (["proxy", "/tmp/s", "nbd://h", "--rate", "quick"], 2, "rate=quick: not a rate"),
         (["proxy", "/tmp/s", "nbd://h", "--threads", "0"], 2, "--threads=0: must be at least 1"),

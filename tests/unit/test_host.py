@@ -46,7 +46,11 @@ class Machine(host.Probe):
 
 
 EVERY_TOOL = {tool.command: f"{tool.command} version 1.2.3" for tool in host.TOOLS}
-DEBIAN = Machine(EVERY_TOOL, loadable=("sch_netem", "nbd", "dm_mod"), python=("nbd", "mininet"))
+DEBIAN = Machine(
+    EVERY_TOOL,
+    loadable=("sch_netem", "nbd", "dm_mod", "tcp_bbr"),
+    python=("nbd", "mininet"),
+)
 
 
 def test_debian_with_everything_can_run_natively() -> None:
@@ -54,6 +58,12 @@ def test_debian_with_everything_can_run_natively() -> None:
     assert host.vm_obstacles(DEBIAN) == []
     assert host.build_obstacles(DEBIAN) == []
     assert all(fact.ok for fact in host.survey(DEBIAN))
+
+
+def test_bbr_is_there_if_the_kernel_lists_or_can_load_it() -> None:
+    assert host.bbr_fact(Machine({"sysctl": "reno bbr cubic"})).ok
+    assert host.bbr_fact(Machine({"sysctl": "reno cubic"}, loadable=("tcp_bbr",))).ok
+    assert not host.bbr_fact(Machine({"sysctl": "reno cubic"})).ok
 
 
 def test_missing_kernel_features_are_named_in_one_line() -> None:
