@@ -289,7 +289,8 @@ def test_the_disks_of_a_vm_are_taken_over_all_or_none(
             with sources[1].serve() as again:
                 assert main(["release", *controls]) == 0
                 written.result(30)
-                assert (state(one), state(two)) == ("active", "active")
+                until(one, "active")
+                until(two, "active")
                 again.kill()  # rather than to wait for its client
 
 
