@@ -1,7 +1,7 @@
 """A machine of its own without a machine: namespaces, a copy-on-write root, systemd as its init.
 
-It sees this system's installed packages and the project where it is, but not the rest: what it
-writes is gone with it, its processes, network, host name and units are its own. Its files are
+It sees this system's installed packages and the project, read-only and in /opt/relocator. What it
+writes is gone with it; its processes, network, host name and units are its own. Its files are
 reached from outside through `path`. Two of them are joined by a cable.
 """
 
@@ -22,7 +22,7 @@ _SPACES = ("--cgroup", "--mount", "--pid", "--net", "--uts", "--ipc")
 class Site:
     """A running machine."""
 
-    PATH = f"{PROJECT}/.venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
     def __init__(self, directory: Path, name: str) -> None:
         self.name = name

@@ -7,8 +7,19 @@ mount -t tmpfs -o mode=755 site "$directory"
 mkdir "$directory/upper" "$directory/work" "$directory/root"
 mount -t overlay -o "lowerdir=/,upperdir=$directory/upper,workdir=$directory/work" site "$directory/root"
 cd "$directory/root"
-mkdir -p ".$project"
-mount --rbind "$project" ".$project"
+# Wherever the project is, here it is installed for all: services see nothing beneath /tmp.
+mkdir -p opt/relocator
+mount --rbind "$project" opt/relocator
+mount -o remount,bind,ro opt/relocator
+cat >usr/local/bin/relocator <<'EOF'
+#!/bin/sh
+set -- /opt/relocator/.venv/lib/python3*/site-packages "$@"
+PYTHONPATH=/opt/relocator:$1
+export PYTHONPATH
+shift
+exec /usr/bin/python3 -m relocator.cli.main "$@"
+EOF
+chmod 755 usr/local/bin/relocator
 # The kernel is everybody's: here nothing may be set in it, no device made, no module loaded.
 mount -t proc proc proc
 mount --bind proc/sys proc/sys
