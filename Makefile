@@ -1,7 +1,7 @@
 # `make demo` and `make test` do all the set-up on a fresh Debian or Ubuntu machine.
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
-.PHONY: help install demo test check power soak bench reproduce lab clean
+.PHONY: help install demo test check power matrix soak bench reproduce lab clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -21,6 +21,9 @@ check: install   ## linters, types and the direction of imports, as CI runs them
 
 power: install   ## power failures replayed at every point of a recorded log (POWER="--points N --seed N")
 	$(PYTHON) -m tests.crash.power $(POWER)
+
+matrix: install  ## a VM's move broken at every place in every way (some 12 minutes)
+	$(PYTHON) -m pytest -m "matrix or not matrix" tests/migrate/test_interruptions.py
 
 soak: install    ## the proxy killed at random moments, again and again (ROUNDS=1000)
 	$(PYTHON) -m tests.crash.kill $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED))
