@@ -46,8 +46,9 @@ def release(disks: Sequence[Disk]) -> None:
             _await_seal(disk)
     except RelocatorError as error:
         raise _with_notes(error, withdraw(disks)) from error
-    for failure in _of_all(disks, lambda disk: disk.call("release")):
-        raise failure
+    failures = _of_all(disks, lambda disk: disk.call("release"))
+    if failures:
+        raise failures[0]
 
 
 def withdraw(disks: Sequence[Disk]) -> list[RelocatorError]:

@@ -64,7 +64,7 @@ class Activation:
         if self._lifecycle.state is State.ACTIVATING:
             if not self._held:  # else it may have been given up meanwhile: who holds it knows
                 with self._lock:
-                    self._go_on()
+                    self._go_on_locked()
         elif self._lifecycle.state is not State.STANDBY:
             _start(self._then)
         elif self._is_ours:
@@ -114,7 +114,7 @@ class Activation:
             elif not hold:
                 self._lifecycle.release()
             if seal:
-                self._go_on()
+                self._go_on_locked()
         if wait:
             self._await_activation()
 
@@ -143,7 +143,7 @@ class Activation:
         """The guest runs here: its writes wait for nothing but the source's seal."""
         with self._lock:
             self._lifecycle.release()
-            self._go_on()
+            self._go_on_locked()
 
     def withdraw(self) -> None:
         """Give the disk back to its source, where it can be written again.
@@ -190,8 +190,8 @@ class Activation:
             if self._source is not None:
                 self._source.prepare(f"seal/{self._token}")
 
-    def _go_on(self) -> None:
-        """Let the activation's thread go on with what has been decided; `_lock` is held."""
+    def _go_on_locked(self) -> None:
+        """Let the activation's thread go on with what has been decided."""
         if self._lifecycle.state is not State.ACTIVATING:
             return
         if self._thread is None or not self._thread.is_alive():

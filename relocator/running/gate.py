@@ -35,14 +35,19 @@ class Gate:
         Raises:
             StateError: the gate is shut, or was paused for longer than changes may wait.
         """
-        began_s = time.monotonic()
         with self._lock:
-            while self._held or self._pause is not None:
-                self._moved.wait(self._patience_s_locked(began_s))
+            waited_s = 0.0 if self._is_open_locked else self._wait_locked()
             if self._refusal is not None:
                 raise StateError(self._refusal)
             self._inside += 1
-            self.longest_wait_s = max(self.longest_wait_s, time.monotonic() - began_s)
+            self.longest_wait_s = max(self.longest_wait_s, waited_s)
+
+    def _wait_locked(self) -> float:
+        """Wait while the gate is held or paused; returns how many seconds that took."""
+        began_s = time.monotonic()
+        while self._held or self._pause is not None:
+            self._moved.wait(self._patience_s_locked(began_s))
+        return time.monotonic() - began_s
 
     def _patience_s_locked(self, began_s: float) -> float | None:
         """How long a change that came at `began_s` may still wait; None without limit."""

@@ -157,7 +157,7 @@ class Lifecycle:
         with self._lock:
             states.check(self.state, "moved")
             self._store.update(moved=True)
-            self._set_gate(self.state)
+            self._set_gate_locked(self.state)
 
     def unseal(self) -> None:
         """Undo a seal.
@@ -173,14 +173,14 @@ class Lifecycle:
     def note_withdrawn(self, token: str) -> bool:
         """The proxy that made the seal `token` gives the disk back; whether it was sealed so."""
         with self._lock:
-            void = self._void(token)
+            void = self._void_locked(token)
             if self._store.meta.seal != token:
                 self._store.update(void_seals=void)
                 return False
             self._change_locked("unseal", seal=None, moved=False, void_seals=void)
             return True
 
-    def _void(self, token: str) -> tuple[str, ...]:
+    def _void_locked(self, token: str) -> tuple[str, ...]:
         """The tokens that are void once the seal `token` is withdrawn."""
         known = self._store.meta.void_seals
         return known if token in known else (*known, token)[-_VOID_SEALS:]
@@ -189,7 +189,7 @@ class Lifecycle:
         """One transition, durable. Changes nothing if it raises."""
         after = states.after(self.state, event)
         if after not in _WRITABLE:
-            self._set_gate(after)
+            self._set_gate_locked(after)
         try:
             self._store.update(**changes)
         except BaseException:
@@ -202,9 +202,9 @@ class Lifecycle:
         self.state = state
         self.pass_through = state in states.PASSING
         self.all_here = not self.unfinished
-        self._set_gate(state, why)
+        self._set_gate_locked(state, why)
 
-    def _set_gate(self, state: State, why: str | None = None) -> None:
+    def _set_gate_locked(self, state: State, why: str | None = None) -> None:
         """Let writes pass, wait, or fail as `state` wants it; `why` they fail in standby."""
         if state in _WRITABLE:
             self.gate.open()

@@ -46,14 +46,14 @@ class Source:
 
     def serve(self, *, slow: str | None = None) -> Any:
         """Its target; `slow`: `sealing`, or `answering`, until `go_on`."""
-        keys = (f"disk={self.image}", f"store={self.directory / 'maps'}", "retry-timeout=60")
+        keys = (f"disk={self.image}", f"store={self.directory / 'maps'}")
         if slow is None:
-            return plugin(self.directory, "target", *keys[:2])
+            return plugin(self.directory, "target", *keys)
         seal = "_seal(self, *arguments)"
         before, after = ("pass", seal) if slow == "sealing" else (seal, "pass")
         mistake = _SLOW_SEAL.format(go=str(self._go), before=before, after=after)
         file = mistaken(self.directory, mistake)
-        return plugin(self.directory, "target", *keys[:2], file=file)
+        return plugin(self.directory, "target", *keys, file=file)
 
     def go_on(self) -> None:
         self._go.touch()
