@@ -2,7 +2,8 @@
 
 Reads make most of it: they are what a guest waits for while its disk is elsewhere. A write of whole
 blocks never waits for the source, so it counts for little; it is not nothing, as what is written
-will be read.
+will be read. Writes are also counted for themselves: what the guest keeps writing is copied ahead
+last, and comes first with the seal.
 
 A group here is a power-of-two stretch of bytes, the stand-in for an ext block group that needs no
 knowledge of the file system; there are at most `MOST_GROUPS`. An access now weighs 1, one a half
@@ -34,6 +35,7 @@ class Heat:
         self._origin_s = self._fresh_until_s = now()
         self._weight = 1.0
         self._heat = array("d", bytes(8 * self.groups))
+        self._writes = array("d", bytes(8 * self.groups))
 
     @property
     def group_bytes(self) -> int:
@@ -47,6 +49,7 @@ class Heat:
     def note_write(self, offset: int) -> None:
         """Note a write at byte `offset`."""
         self._heat[offset >> self.shift] += self._weight * _WRITE_SHARE
+        self._writes[offset >> self.shift] += self._weight
 
     def tick(self) -> None:
         """Let time pass: called now and then, not for every access."""
@@ -57,16 +60,17 @@ class Heat:
         self._weight = 2.0 ** ((now_s - self._origin_s) / HALF_LIFE_S)
         if self._weight > _LARGEST_WEIGHT:
             self._heat = array("d", (value / self._weight for value in self._heat))
+            self._writes = array("d", (value / self._weight for value in self._writes))
             self._origin_s, self._weight = now_s, 1.0
 
-    def values(self) -> list[float]:
-        """Heat of every group now: accesses, those of long ago counting for less."""
+    def values(self, *, writes: bool = False) -> list[float]:
+        """Heat of every group now: accesses, or `writes`, those of long ago counting for less."""
         self.tick()
-        return [value / self._weight for value in self._heat]
+        return [value / self._weight for value in (self._writes if writes else self._heat)]
 
-    def pack(self) -> bytes:
+    def pack(self, *, writes: bool = False) -> bytes:
         """The values as little-endian 32-bit floats."""
-        return array("f", self.values()).tobytes()
+        return array("f", self.values(writes=writes)).tobytes()
 
 
 def unpack(packed: bytes) -> list[float]:

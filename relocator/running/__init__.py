@@ -17,6 +17,6 @@ anybody sees it; what went wrong in one part is told until that part has put it 
     threadstate nbdkit's threads in Python
 
 May race: guests' requests, the copier, the keeper, verbs, the handover. `Lifecycle._lock` makes a
-transition one step and `Handover._lock` lets one activation run; no guest waits for either. A
-guest's write waits at the gate only while an epoch begins.
+transition one step and `Activation._lock` lets one activation run; no guest waits for either, nor
+for an epoch to begin.
 """

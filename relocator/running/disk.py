@@ -180,23 +180,23 @@ class Disk:
         """
         if length == 0:
             return
-        self._enter()
+        turn = self._enter()
         try:
             self._change(offset, length, apply)
         except OSError as error:
             message = f"write of {length} bytes at {offset}: {error}"
             raise StoreError(message, error.errno or errno.EIO) from error
         finally:
-            self._gate.leave()
+            self._gate.leave(turn)
 
-    def _enter(self) -> None:
+    def _enter(self) -> int:
         try:
-            self._gate.enter()
+            return self._gate.enter()
         except StateError as refusal:
             if self._on_refusal is None:
                 raise
             self._on_refusal(refusal)
-            self._gate.enter()
+            return self._gate.enter()
 
     def _change(self, offset: int, length: int, apply: Callable[[], None]) -> None:
         touched = self._geometry.touched(offset, length)

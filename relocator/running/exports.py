@@ -1,9 +1,11 @@
 """What a disk offers besides its bytes, as further exports of the same NBD port, all read-only.
 
-    heat, dirty, diverged   a snapshot made when the export is opened (see docs/exports.md)
+    heat, write-heat, dirty, diverged
+                            a snapshot made when the export is opened (see docs/exports.md)
     control                 the status object, JSON, padded with spaces
     control/VERB[/TOKEN]    a verb that another site's relocator uses: identify, epoch, seal, moved,
-                            withdrawn; the token names the seal that is made, or undone
+                            withdrawn; the token names the seal that is made, or undone, or is the
+                            epoch that the other site knows of
 
 A verb is carried out by the *first read* of its export, not by opening it, and not by a write: so a
 connection can be made ready long before the switch, when one round trip is all there is, and
@@ -22,7 +24,7 @@ from relocator.store.store import Store
 
 STATUS_BYTES = 64 << 10
 VERBS = ("identify", "epoch", "seal", "moved", "withdrawn")
-NAMES = ("", "heat", "dirty", "diverged", "digest", "control")
+NAMES = ("", "heat", "write-heat", "dirty", "diverged", "digest", "control")
 
 
 class Snapshot:

@@ -1,17 +1,16 @@
 """The gate every change of the disk passes: so that a seal can be told from a write in progress.
 
-Open, changes pass and are counted. *Paused*, they wait: for the instant in which an epoch begins,
-for the source to be sealed, for the word on whether a sealed disk moves or stays. *Shut*, they are
-refused with the reason. `pause` and `shut` drain: once no change is in progress any more, the disk
-stands still.
+Open, changes pass and are counted. *Paused*, they wait: for the source to be sealed, for the word
+on whether a sealed disk moves or stays. *Shut*, they are refused with the reason. `pause` and
+`shut` drain: once no change is in progress any more, the disk stands still. `outlast` waits for
+those in progress and lets others pass meanwhile: changes are counted in two turns, of which one
+runs out.
 
-`_lock` guards the count and the mode; it is never held across I/O.
+`_lock` guards the counts and the mode; it is never held across I/O.
 """
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from relocator.errors import StateError
 
@@ -22,15 +21,16 @@ class Gate:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._moved = threading.Condition(self._lock)
-        self._inside = 0
-        self._held = False
+        self._inside = [0, 0]
+        self._turn = 0
+        self._outlasting = threading.Lock()  # one after the other: there are two turns
         self._pause: tuple[str, float | None] | None = None
         self._refusal: str | None = None
         #: seconds that a change waited here, the longest since the disk was last activated
         self.longest_wait_s = 0.0
 
-    def enter(self) -> None:
-        """Begin a change, once the gate is neither held nor paused.
+    def enter(self) -> int:
+        """Begin a change, once the gate is not paused; returns its turn.
 
         Raises:
             StateError: the gate is shut, or was paused for longer than changes may wait.
@@ -39,19 +39,20 @@ class Gate:
             waited_s = 0.0 if self._is_open_locked else self._wait_locked()
             if self._refusal is not None:
                 raise StateError(self._refusal)
-            self._inside += 1
+            self._inside[self._turn] += 1
             self.longest_wait_s = max(self.longest_wait_s, waited_s)
+            return self._turn
 
     def _wait_locked(self) -> float:
-        """Wait while the gate is held or paused; returns how many seconds that took."""
+        """Wait while the gate is paused; returns how many seconds that took."""
         began_s = time.monotonic()
-        while self._held or self._pause is not None:
+        while self._pause is not None:
             self._moved.wait(self._patience_s_locked(began_s))
         return time.monotonic() - began_s
 
     def _patience_s_locked(self, began_s: float) -> float | None:
         """How long a change that came at `began_s` may still wait; None without limit."""
-        if self._held or self._pause is None:
+        if self._pause is None:
             return None
         reason, limit_s = self._pause
         if limit_s is None:
@@ -61,16 +62,16 @@ class Gate:
             raise StateError(f"{reason}; waited {limit_s:g} s")
         return left_s
 
-    def leave(self) -> None:
-        """End a change."""
+    def leave(self, turn: int) -> None:
+        """End a change of that turn."""
         with self._lock:
-            self._inside -= 1
-            if self._inside == 0 and not self._is_open_locked:
+            self._inside[turn] -= 1
+            if self._inside[turn] == 0 and (turn != self._turn or not self._is_open_locked):
                 self._moved.notify_all()
 
     @property
     def _is_open_locked(self) -> bool:
-        return not self._held and self._pause is None and self._refusal is None
+        return self._pause is None and self._refusal is None
 
     def pause(self, reason: str, limit_s: float | None = None) -> None:
         """Let new changes wait, each `limit_s` at most; returns once none is in progress."""
@@ -90,22 +91,14 @@ class Gate:
             self._pause = self._refusal = None
             self._moved.notify_all()
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """No change is in progress within the block; new ones wait for its end."""
-        with self._lock:
-            while self._held:
+    def outlast(self) -> None:
+        """Return once the changes in progress have ended; others pass meanwhile."""
+        with self._outlasting, self._lock:
+            old, self._turn = self._turn, 1 - self._turn
+            while self._inside[old]:
                 self._moved.wait()
-            self._held = True
-            self._drain_locked()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._held = False
-                self._moved.notify_all()
 
     def _drain_locked(self) -> None:
         self._moved.notify_all()  # who waits has to look at the mode again
-        while self._inside:
+        while any(self._inside):
             self._moved.wait()

@@ -1,17 +1,18 @@
 """How authority over a disk moves from site to site.
 
-At the source: `epoch` begins the dirty map anew; `seal` drains the writes in progress, makes all
-durable and lets no further one pass, and its token names the content that was frozen; `moved` makes
-the seal final, `withdrawn` undoes it. At the destination: a copy notes what it was taken from (its
-*base*: id, epoch, seal), and takes the disk over (see activation.py).
+At the source: `epoch` begins the dirty map anew, while writes go on; `seal` drains the writes in
+progress, makes all durable and lets no further one pass, and its token names the content that was
+frozen; `moved` makes the seal final, `withdrawn` undoes it. At the destination: a copy notes what
+it was taken from (its *base*: id, epoch, seal), and takes the disk over (see activation.py).
 
     standby:  epoch e at the source; copy ahead (pre-seed); reads pass through
     activate: seal -> dirty since e -> drop those blocks -> durable -> active -> moved
     return:   a sealed disk whose seal is its successor's base takes back only what diverged there
 
-State changes are the lifecycle's.
+State changes are the lifecycle's. `_epochs` lets one epoch begin at a time and guards `_ended`.
 """
 
+import threading
 import time
 import traceback
 from typing import Any
@@ -25,6 +26,7 @@ from relocator.source.identity import samples_at
 from relocator.source.measure import measure
 from relocator.source.remote import Source
 from relocator.source.verify import compare
+from relocator.store import runs
 
 
 class Handover:
@@ -34,6 +36,8 @@ class Handover:
         self._store = parts.store
         self._lifecycle = parts.lifecycle
         self._parts = parts
+        self._epochs = threading.Lock()
+        self._ended: tuple[int, bytes] | None = None
         endpoint = parts.settings.endpoint
         self._source = None if endpoint is None else Source(endpoint)
         self.activation = Activation(parts, self._source, self._after_activation)
@@ -57,10 +61,22 @@ class Handover:
             "time_s": time.time(),
         }
 
-    def epoch(self) -> tuple[dict[str, Any], bytes]:
-        """Begin the dirty map anew; who this disk is then, and what the map was (packed)."""
-        ended = self._lifecycle.begin_epoch()
-        return self.identify(), ended
+    def epoch(self, known: int | None = None) -> tuple[dict[str, Any], bytes]:
+        """Begin the dirty map anew; who this disk is then, and what the map was (packed).
+
+        `known` is the epoch that the caller has noted. If the next one has begun already, and
+        nothing but its answer was lost, this is that answer. If nothing was written in the epoch
+        that is known, it goes on.
+        """
+        with self._epochs:
+            if known is None or self._ended is None or self._ended[0] != known + 1:
+                epoch, ended = self._lifecycle.begin_epoch(known)
+                packed = runs.pack(ended)
+                if epoch != known:
+                    self._ended = epoch, packed
+            else:
+                epoch, packed = self._ended
+        return {**self.identify(), "epoch": epoch}, packed
 
     def seal(self, token: str | None = None) -> dict[str, Any]:
         """Let no write pass from here on; all that were acknowledged are durable."""

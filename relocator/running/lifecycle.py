@@ -24,7 +24,7 @@ from relocator.errors import StateError
 from relocator.running import states
 from relocator.running.gate import Gate
 from relocator.running.states import Role, State
-from relocator.store import runs
+from relocator.store.bitmap import Bitmap
 from relocator.store.meta import Meta, Takeover, new_token
 from relocator.store.store import Store
 
@@ -69,15 +69,23 @@ class Lifecycle:
         """A disk that has an upstream is a proxy; once complete it is a target."""
         return Role.PROXY if self.unfinished else Role.TARGET
 
-    def begin_epoch(self) -> bytes:
-        """Begin the dirty map anew, at an instant at which no write is in progress.
+    def begin_epoch(self, known: int | None = None) -> tuple[int, Bitmap]:
+        """Begin the dirty map anew; returns the new epoch, and what was dirty in the ended one.
 
-        Returns what was dirty until then, packed as in store/runs.py.
+        Writes go on. Those that may be in the ended map only have ended when this returns. With
+        `known`, the epoch that the caller knows of, none is begun if nothing is dirty in that.
+
+        Raises:
+            StateError: the disk is sealed, and `known` is not None.
         """
-        with self._lock, self.gate.held():
-            ended = runs.pack(self._store.dirty)
-            self._store.begin_epoch()
-            return ended
+        with self._lock:
+            if known is not None and self._store.meta.seal is not None:
+                raise StateError("'epoch' is refused: the disk is sealed")
+            if known == self._store.meta.epoch and self._store.dirty_blocks == 0:
+                return known, Bitmap(self._store.geometry.total_blocks)
+            ended, epoch = self._store.begin_epoch(), self._store.meta.epoch
+        self.gate.outlast()
+        return epoch, ended
 
     def begin_activation(self, takeover: Takeover) -> None:
         """The VM moves here: its writes wait from now on until the source has been sealed."""

@@ -21,8 +21,13 @@ from relocator.source.verify import DigestExport
 from relocator.store import runs
 
 _MOST_WAIT_S = 3600.0
-#: what a seal may be called
-_TOKEN = re.compile("[0-9a-f]{32}")
+#: verb -> what it may be asked with: the seal's name, the epoch that is known
+_ARGUMENTS = {
+    "epoch": re.compile("|[0-9]{1,18}"),
+    "seal": re.compile("|[0-9a-f]{32}"),
+    "withdrawn": re.compile("[0-9a-f]{32}"),
+}
+_NONE = re.compile("")
 
 
 class Verbs:
@@ -94,6 +99,9 @@ class Verbs:
             StateError: not legal in this state.
         """
         states.check(self._parts.lifecycle.state, verb)
+        if verb == "epoch" and argument:
+            fields, ended = self._handover.epoch(int(argument))
+            return fields, {"ended": ended}
         if verb == "epoch":
             fields, ended = self._handover.epoch()
             return fields, {"ended": ended, "diverged": runs.pack(self._parts.store.diverged)}
@@ -117,8 +125,8 @@ class Verbs:
         store = self._parts.store
         if name == "":
             return self._disk
-        if name == "heat":
-            return exports.content_export(self._parts.heat.pack())
+        if name in ("heat", "write-heat"):
+            return exports.content_export(self._parts.heat.pack(writes=name != "heat"))
         if name in ("dirty", "diverged"):
             bitmap = getattr(store, name)
             return exports.content_export(bitmap.extract(0, bitmap.bits))
@@ -175,9 +183,7 @@ class Verbs:
 
 def argument_fits(verb: str, argument: str) -> bool:
     """Whether there is the export `control/VERB[/ARGUMENT]`."""
-    if verb not in exports.VERBS:
-        return False
-    return bool(_TOKEN.fullmatch(argument)) if argument else verb != "withdrawn"
+    return verb in exports.VERBS and bool(_ARGUMENTS.get(verb, _NONE).fullmatch(argument))
 
 
 def _switches(verb: str, arguments: dict[str, Any]) -> dict[str, bool]:

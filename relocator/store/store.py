@@ -32,9 +32,10 @@ from typing import Any
 
 from relocator.errors import StoreError
 from relocator.store import meta as metadata
+from relocator.store.bitmap import Bitmap
 from relocator.store.geometry import Geometry
 from relocator.store.image import Image
-from relocator.store.maps import PAYLOAD_BYTES, PLANES, DurableMap, LiveMap, boot_id
+from relocator.store.maps import PAGE_BITS, PAYLOAD_BYTES, PLANES, DurableMap, LiveMap, boot_id
 from relocator.store.meta import Meta
 
 Runs = list[tuple[int, int]]
@@ -151,15 +152,25 @@ class Store:
             self.present_blocks -= dropped
         return dropped
 
-    def begin_epoch(self) -> None:
-        """Begin the dirty map anew. The caller has made sure that no write is in progress.
+    def begin_epoch(self) -> Bitmap:
+        """Begin the dirty map anew while writes go on; returns what was dirty until then.
 
-        The new epoch is durable before the map is wiped: a crash in between leaves too much dirty.
+        The new epoch is durable before the first bit moves: a crash in between leaves too much
+        dirty. A write that marks its blocks meanwhile finds each in one map or the other. What it
+        finds in the ended one it may still be writing: who relies on that map waits for it first.
         """
-        self.update(epoch=self.meta.epoch + 1)
-        with self.lock:
-            self._wipe_locked(_DIRTY)
-            self.dirty_blocks = 0
+        total = self.geometry.total_blocks
+        with self._update_lock:  # without a commit: after a power failure all dirty maps are void
+            self._replace_meta(epoch=self.meta.epoch + 1)
+        ended, at = Bitmap(total), 0
+        while (at := self.dirty.next_set(at, total)) < total:
+            first = at // PAGE_BITS * PAGE_BITS
+            end = at = min(first + PAGE_BITS, total)
+            with self.lock:  # for a page at a time: a write that marks waits for no more
+                ended.insert(first, self.dirty.extract(first, end))
+                self.dirty_blocks -= self.dirty.clear(first, end)
+                self._owe_locked(_DIRTY, first, end)
+        return ended
 
     def begin_copy(self, absent: Runs) -> None:
         """Everything but `absent` is valid, nothing has been written here: a return trip begins."""
@@ -204,11 +215,15 @@ class Store:
         """
         with self._update_lock:
             self.commit()
-            fresh = replace(self.meta, **changes)
-            if self.directory is not None:
-                metadata.write(self.directory, fresh)
-            with self.lock:
-                self.meta = fresh
+            self._replace_meta(**changes)
+
+    def _replace_meta(self, **changes: Any) -> None:
+        """Change fields of `meta`, durably; with `_update_lock`."""
+        fresh = replace(self.meta, **changes)
+        if self.directory is not None:
+            metadata.write(self.directory, fresh)
+        with self.lock:
+            self.meta = fresh
 
     def commit(self) -> None:
         """Make every acknowledged write, and the bits that speak of them, durable.

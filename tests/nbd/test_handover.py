@@ -8,7 +8,10 @@ from typing import Any
 import nbd
 import pytest
 
-from relocator.errors import RelocatorError
+from relocator.copying import heat
+from relocator.errors import RelocatorError, StateError
+from relocator.source.endpoint import Endpoint
+from relocator.source.remote import Source
 from tests.support.model import source_bytes
 from tests.support.servers import Server, nbdkit, plugin, refused, wait_for
 
@@ -308,7 +311,7 @@ def test_further_exports_are_listed_and_read_only(sites: Any) -> None:
         lister.connect_unix(str(target.socket))
         lister.opt_list(lambda name, _description: names.append(name) or 0)
         lister.opt_abort()
-        assert names == ["", "heat", "dirty", "diverged", "digest", "control"]
+        assert names == ["", "heat", "write-heat", "dirty", "diverged", "digest", "control"]
         control = nbd.NBD()
         control.set_export_name("control")
         control.connect_unix(str(target.socket))
@@ -318,3 +321,35 @@ def test_further_exports_are_listed_and_read_only(sites: Any) -> None:
             stranger = nbd.NBD()
             stranger.set_export_name("no-such-export")
             stranger.connect_unix(str(target.socket))
+
+
+def test_an_epoch_whose_answer_was_lost_is_answered_again(sites: Any) -> None:
+    a, _, _ = sites
+    with a.target() as target:
+        guest, proxy = target.connect(), Source(Endpoint(target.uri))
+        guest.pwrite(b"first", 7 * BLOCK)
+        began = proxy.call("epoch")["epoch"]
+        guest.pwrite(b"second", 9 * BLOCK)
+        lost = proxy.call(f"epoch/{began}")
+        assert (lost["epoch"], lost.map("ended", SIZE_BYTES // BLOCK)) == (began + 1, [(9, 10)])
+        guest.pwrite(b"third", 11 * BLOCK)
+        assert proxy.call(f"epoch/{began}").attachments == lost.attachments
+        later = proxy.call(f"epoch/{began + 1}")
+        assert later.map("ended", SIZE_BYTES // BLOCK) == [(11, 12)]
+        assert proxy.call(f"epoch/{began + 2}")["epoch"] == began + 2  # nothing was written
+        assert proxy.call(f"epoch/{began + 1}").attachments == later.attachments
+        guest.pwrite(b"fourth", 13 * BLOCK)
+        proxy.call("seal")
+        with pytest.raises(StateError, match="'epoch' is refused: the disk is sealed"):
+            proxy.call(f"epoch/{began + 2}")
+
+
+def test_writes_are_counted_for_themselves(sites: Any) -> None:
+    a, _, _ = sites
+    with a.target() as target:
+        guest = target.connect()
+        guest.pread(BLOCK, 0)
+        for _ in range(5):
+            guest.pwrite(b"again", 3 << 20)
+        values = heat.unpack(Source(Endpoint(target.uri)).export("write-heat"))
+        assert {at: round(value) for at, value in enumerate(values) if value} == {12: 5}

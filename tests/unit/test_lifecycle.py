@@ -1,8 +1,10 @@
 """The life of a disk: transitions are one step, durable first, and everything follows the state."""
 
 import json
+import random
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -46,10 +48,10 @@ def life_of(store: Store) -> Lifecycle:
 
 def writable(lifecycle: Lifecycle) -> bool:
     try:
-        lifecycle.gate.enter()
+        turn = lifecycle.gate.enter()
     except StateError:
         return False
-    lifecycle.gate.leave()
+    lifecycle.gate.leave(turn)
     return True
 
 
@@ -220,3 +222,62 @@ def test_a_meta_file_is_whole_at_every_instant(store: Store) -> None:
                 job.result(10)
     finally:
         sys.setswitchinterval(interval)
+
+
+def test_an_epoch_begins_while_a_write_is_in_progress_and_outlasts_it(store: Store) -> None:
+    lifecycle = life_of(store)
+    turn = lifecycle.gate.enter()
+    store.mark_dirty(3, 5)
+    with ThreadPoolExecutor(1) as pool:
+        begun = pool.submit(lifecycle.begin_epoch)
+        while store.dirty_blocks:
+            pass
+        assert writable(lifecycle)  # another one does not wait
+        assert not begun.done()  # the answer does
+        lifecycle.gate.leave(turn)
+        epoch, ended = begun.result(10)
+    assert (epoch, list(ended.set_runs(0, 64))) == (store.meta.epoch, [(3, 5)])
+
+
+def test_an_epoch_in_which_nothing_was_written_goes_on(store: Store) -> None:
+    lifecycle, epoch = life_of(store), store.meta.epoch
+    assert lifecycle.begin_epoch(epoch)[0] == store.meta.epoch == epoch
+    store.mark_dirty(0, 1)
+    assert lifecycle.begin_epoch(epoch)[0] == store.meta.epoch == epoch + 1
+    lifecycle.seal()
+    with pytest.raises(StateError, match="'epoch' is refused: the disk is sealed"):
+        lifecycle.begin_epoch(epoch + 1)
+
+
+def test_a_copy_that_follows_the_epochs_misses_no_write(store: Store) -> None:
+    """What each ended epoch names is copied while writes go on; after the last nothing differs."""
+    lifecycle, copy, block = life_of(store), bytearray(SIZE_BYTES), 4096
+    stop = threading.Event()
+
+    def write(seed: int) -> None:
+        choose = random.Random(seed)
+        while not stop.is_set():
+            at, data = choose.randrange(seed, 64, 4), choose.randbytes(block)
+            turn = lifecycle.gate.enter()
+            store.mark_dirty(at, at + 1)
+            time.sleep(choose.random() / 1000)
+            store.image.write(data, at * block)
+            lifecycle.gate.leave(turn)
+
+    def follow() -> None:
+        for first, end in list(lifecycle.begin_epoch()[1].set_runs(0, 64)):
+            piece = memoryview(copy)[first * block : end * block]
+            store.image.read_into(piece, first * block)
+
+    with ThreadPoolExecutor(4) as pool:
+        writers = [pool.submit(write, seed) for seed in range(4)]
+        try:
+            for _ in range(100):
+                follow()
+        finally:
+            stop.set()
+        for writer in writers:
+            writer.result(10)
+    follow()
+    assert store.dirty_blocks == 0
+    assert store.image.path.read_bytes() == copy
