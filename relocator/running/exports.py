@@ -2,6 +2,7 @@
 
     heat, write-heat, dirty, diverged
                             a snapshot made when the export is opened (see docs/exports.md)
+    digest, digests/UNIT    computed as they are read (see source/verify.py, source/digests.py)
     control                 the status object, JSON, padded with spaces
     control/VERB[/TOKEN]    a verb that another site's relocator uses: identify, epoch, seal, moved,
                             withdrawn; the token names the seal that is made, or undone, or is the
@@ -24,7 +25,7 @@ from relocator.store.store import Store
 
 STATUS_BYTES = 64 << 10
 VERBS = ("identify", "epoch", "seal", "moved", "withdrawn")
-NAMES = ("", "heat", "write-heat", "dirty", "diverged", "digest", "control")
+NAMES = ("", "heat", "write-heat", "dirty", "diverged", "digest", "digests/4096", "control")
 
 
 class Snapshot:

@@ -58,6 +58,7 @@ class Handover:
             "base": None if meta.base is None else vars(meta.base),
             "group_bytes": self._parts.heat.group_bytes,
             "block_bytes": meta.block_bytes,
+            "digests": "blake2b-256",
             "time_s": time.time(),
         }
 

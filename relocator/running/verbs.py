@@ -16,6 +16,8 @@ from relocator.running.disk import Disk
 from relocator.running.handover import Handover
 from relocator.running.parts import Parts, Transfer
 from relocator.running.status import MAP_CELLS, Status
+from relocator.source import digests
+from relocator.source.digests import DigestsExport
 from relocator.source.replies import Reply
 from relocator.source.verify import DigestExport
 from relocator.store import runs
@@ -116,7 +118,7 @@ class Verbs:
         store = self._parts.store
         return fields, {"dirty": runs.pack(store.dirty), "diverged": runs.pack(store.diverged)}
 
-    def open_export(self, name: str) -> Disk | exports.Snapshot | DigestExport:
+    def open_export(self, name: str) -> Disk | exports.Snapshot | DigestExport | DigestsExport:
         """What a client that asks for export `name` gets.
 
         Raises:
@@ -134,10 +136,17 @@ class Verbs:
             return DigestExport(store)
         if name == "control":
             return exports.status_export(self._status.now)
+        if (unit_bytes := digests.unit_of(name)) is not None:
+            return DigestsExport(store.image, store.geometry, unit_bytes, self._holds)
         verb, _, argument = name.removeprefix("control/").partition("/")
         if name.startswith("control/") and argument_fits(verb, argument):
             return exports.verb_export(store, lambda: self.remote(verb, argument))
         raise ConfigError(f"export '{name}': unknown; there are: {', '.join(exports.NAMES)}")
+
+    def _holds(self, first: int, end: int) -> bool:
+        """Whether the disk's blocks `first..end` are in the image."""
+        lifecycle, present = self._parts.lifecycle, self._parts.store.present
+        return lifecycle.all_here or (not lifecycle.pass_through and present.all(first, end))
 
     def _wait(self, arguments: dict[str, Any]) -> None:
         timeout_s = config.parse_seconds("timeout_s", str(arguments.get("timeout_s", _MOST_WAIT_S)))

@@ -12,6 +12,7 @@ byte is taken from a server that is not the disk the copy was begun from.
     replies     a verb's reply on the wire
     identity    whether a source that comes back is still the same disk    -> Guard
     verify      proof of a copy by digests
+    digests     content known by its digests, without being sent -> DigestsExport, Digests
 
 May race: any thread submits requests; each connection's thread sends, receives and calls back, and
 alone touches its libnbd handle. `Connection._lock` guards its queue.
