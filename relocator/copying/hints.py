@@ -28,12 +28,13 @@ def ask(source: Source, plan: Plan, hydration: Hydration, *, skip_free: bool, ou
     if ours and "hot" in plan.keys:
         _ask_heat(source, plan)
     if "in-use" in plan.keys or skip_free:
+        asked = hydration.disowned
         found = source.serve(inuse.survey(plan.geometry, journal=skip_free))
         plan.notes = found.notes
         if found.free_blocks:  # else there is nothing to tell apart, and the map would be a burden
             plan.add(in_use=found.blocks)
         if skip_free:
-            _skip_free(source, plan, hydration, found, ours=ours)
+            _skip_free(source, plan, hydration, found, asked, ours=ours)
 
 
 def _ask_heat(source: Source, plan: Plan) -> None:
@@ -46,7 +47,7 @@ def _ask_heat(source: Source, plan: Plan) -> None:
 
 
 def _skip_free(
-    source: Source, plan: Plan, hydration: Hydration, found: InUse, *, ours: bool
+    source: Source, plan: Plan, hydration: Hydration, found: InUse, asked: int, *, ours: bool
 ) -> None:
     """Make the free blocks present as zeros, where that is safe."""
     if (blocks := found.blocks) is None:
@@ -64,4 +65,4 @@ def _skip_free(
             for first, end in answer.blocks(name, plan.geometry):
                 blocks.set(first, end)
     for first, end in list(blocks.clear_runs(0, blocks.bits)):
-        hydration.fill_hole(first, end, skipped=True)
+        hydration.fill_hole(first, end, asked, skipped=True)

@@ -2,6 +2,7 @@
 
 The disk is asked about in steps of `STEP_BYTES`, `AHEAD` steps before the copy needs them, so that
 no round trip is waited for in the middle of the copy. A source that can't tell has no holes.
+What it said before its answers were disowned (it may have been written since) is asked again.
 """
 
 import threading
@@ -18,10 +19,14 @@ _HOLE_AND_ZERO = 3  # NBD_STATE_HOLE | NBD_STATE_ZERO
 
 @dataclass(eq=False)
 class Step:
-    """One step's answer: extents `(offset, length)` in bytes that read as zero."""
+    """One step's answer: extents `(offset, length)` in bytes that read as zero.
+
+    `asked` is the hydration's `disowned` when the source was asked.
+    """
 
     offset: int
     end: int
+    asked: int
     answered: threading.Event = field(default_factory=threading.Event)
     zeros: list[tuple[int, int]] = field(default_factory=list)
 
@@ -43,19 +48,18 @@ class Holes:
         for index in range(offset // STEP_BYTES, last + 1 + AHEAD):
             self._ask(index)
         for index in range(offset // STEP_BYTES, last + 1):
-            if not self._filled[index]:
-                step = self._steps[index]
+            while not self._filled[index]:
+                self._ask(index)
+                step = self._steps.pop(index)
                 step.answered.wait()
-                self._fill(step)
-                self._filled[index] = 1
-                del self._steps[index]
+                self._filled[index] = self._fill(step)
 
     def _ask(self, index: int) -> None:
         offset = index * STEP_BYTES
         end = min(offset + STEP_BYTES, self._store.geometry.size_bytes)
         if offset >= end or self._filled[index] or index in self._steps:
             return
-        step = self._steps[index] = Step(offset, end)
+        step = self._steps[index] = Step(offset, end, self._hydration.disowned)
         self._upstream.block_status(offset, end - offset, lambda reply: self._answer(step, reply))
 
     def _answer(self, step: Step, reply: Request) -> None:
@@ -70,9 +74,11 @@ class Holes:
         else:
             self._upstream.block_status(at, step.end - at, lambda reply: self._answer(step, reply))
 
-    def _fill(self, step: Step) -> None:
+    def _fill(self, step: Step) -> bool:
+        """Fill the holes; whether the answer was still true."""
         geometry = self._store.geometry
         for offset, length in step.zeros:
             _, first, end = geometry.split(offset, min(length, step.end - offset))
-            if first < end:
-                self._hydration.fill_hole(first, end)
+            if first < end and not self._hydration.fill_hole(first, end, step.asked):
+                return False
+        return True

@@ -1,14 +1,16 @@
 """The one path by which a block becomes present, for the guest and for the copier.
 
 A block is ABSENT, claimed, or PRESENT. A claim is a range of absent blocks that its owner is about
-to make present: a *fetch* from upstream, or a *write* of whole blocks by the guest (a hole found at
-the source counts as a write of zeros). Rules:
+to make present: with *content of the source* (a fetch, a hole), or by a *write* of whole blocks by
+the guest. Rules:
 
 1. A block has at most one owner, so it is fetched at most once and never while it is written.
 2. The guest's write wins: it takes blocks away from a fetch whose data is still on its way, and the
    late arrival is dropped for them. A write waits only for a fetch that is *storing*: locally.
 3. Data first, then the present bit, then the claim goes and the waiters wake. A waiter looks again
    from the start: what it waited for may have changed hands.
+4. Content of the source is of the instant at which the source was asked. Once fetches are disowned,
+   nothing that it was asked before becomes present any more.
 
 `store.lock` guards the claims and the counts together with the bitmaps. It is never held across
 I/O, nor while waiting.
@@ -31,16 +33,27 @@ LOOK_EVERY_S = 0.25
 
 
 class Claim:
-    """Absent blocks `first..end` with an owner. `done` is set once they are released."""
+    """Absent blocks `first..end` with an owner. `done` is set once they are released.
 
-    __slots__ = ("background", "done", "end", "error", "first", "is_fetch", "lost", "storing")
+    `of_source`: what is to become present is the source's. `storing`: it is being written.
+    """
 
-    def __init__(self, first: int, end: int, *, is_fetch: bool, background: bool = False) -> None:
+    __slots__ = ("background", "done", "end", "error", "first", "lost", "of_source", "storing")
+
+    def __init__(
+        self,
+        first: int,
+        end: int,
+        *,
+        of_source: bool = False,
+        storing: bool = False,
+        background: bool = False,
+    ) -> None:
         self.first = first
         self.end = end
-        self.is_fetch = is_fetch
+        self.of_source = of_source
         self.background = background
-        self.storing = not is_fetch
+        self.storing = storing
         self.lost: list[Range] = []
         self.error: RelocatorError | None = None
         self.done = threading.Event()
@@ -93,6 +106,8 @@ class Hydration:
         self._claims: list[Claim] = []
         self.on_demand_bytes = 0
         self.background_bytes = 0
+        #: how often what the source had been asked was disowned
+        self.disowned = 0
         self.hole_bytes = 0
         self.skipped_bytes = 0
 
@@ -110,7 +125,7 @@ class Hydration:
                 if self._store.present.all(first, end):
                     return
                 foreign = [claim for claim in self._claims if claim.overlaps(first, end)]
-                mine = [Claim(*run, is_fetch=True) for run in self._unowned_locked(first, end)]
+                mine = [Claim(*run, of_source=True) for run in self._unowned_locked(first, end)]
                 self._claims += mine
             for claim in mine:
                 self.send(claim, self._on_demand(self._length(claim)))
@@ -139,7 +154,7 @@ class Hydration:
         lost_since_s: float | None = None
         while not claim.done.wait(LOOK_EVERY_S):
             now_s = time.monotonic()
-            if not claim.is_fetch or self._upstream.connected:
+            if claim.storing or self._upstream.connected:
                 lost_since_s = None
             elif lost_since_s is None:
                 lost_since_s = now_s
@@ -156,17 +171,18 @@ class Hydration:
             if run is None:
                 return None
             stop = min(run[1], run[0] + most_blocks)
-            claim = Claim(run[0], stop, is_fetch=True, background=True)
+            claim = Claim(run[0], stop, of_source=True, background=True)
             self._claims.append(claim)
             return claim
 
     def disown_fetches(self) -> None:
-        """Whatever fetches bring from here on is dropped.
+        """Whatever the source was asked before is dropped when its answer comes.
 
         Returns once none is storing: from then on no block becomes present that isn't claimed anew.
         """
         with self._store.lock:
-            fetches = [claim for claim in self._claims if claim.is_fetch]
+            self.disowned += 1
+            fetches = [claim for claim in self._claims if claim.of_source]
             storing = [claim for claim in fetches if claim.storing]
             for claim in fetches:
                 if not claim.storing:
@@ -174,17 +190,21 @@ class Hydration:
         for claim in storing:
             claim.done.wait()
 
-    def fill_hole(self, first: int, end: int, *, skipped: bool = False) -> None:
+    def fill_hole(self, first: int, end: int, asked: int, *, skipped: bool = False) -> bool:
         """Make the absent, unowned blocks of `first..end` present as zeros.
 
-        `skipped`: they are free at the source, not holes of it; only the count differs.
+        `asked` is what `disowned` was before the source was asked; if it has changed, nothing is
+        done. Returns whether it has not. `skipped`: they are free at the source, not holes of it;
+        only the count differs.
 
         Raises:
             StoreError: the store refused; nothing is marked.
         """
         with self._store.lock:
+            if asked != self.disowned:
+                return False
             ranges = self._unowned_locked(first, end)
-            claims = [Claim(*blocks, is_fetch=False) for blocks in ranges]
+            claims = [Claim(*blocks, of_source=True, storing=True) for blocks in ranges]
             self._claims += claims
         try:
             for claim in claims:
@@ -200,6 +220,7 @@ class Hydration:
             else:
                 self.hole_bytes += length
         self._release(claims, present=True)
+        return True
 
     @contextmanager
     def writing(self, first: int, end: int) -> Iterator[None]:
@@ -224,7 +245,7 @@ class Hydration:
                     absent = list(self._store.present.clear_runs(first, end))
                     for claim in rivals:
                         claim.lost += absent
-                    claims = [Claim(*blocks, is_fetch=False) for blocks in absent]
+                    claims = [Claim(*blocks, storing=True) for blocks in absent]
                     self._claims += claims
                     return claims
             busy.done.wait()

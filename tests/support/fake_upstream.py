@@ -24,6 +24,15 @@ class FakeUpstream:
         self.background.append(background)
         self.waiting.append(Request("read", offset, length, done))
 
+    def block_status(self, offset: int, length: int, done: Done) -> None:
+        self.waiting.append(Request("block status", offset, length, done))
+
+    def reply_runs(self, *runs: tuple[int, int], index: int = 0) -> None:
+        """Answer the block status query at `index` with `(length, flags)` in bytes."""
+        request = self.waiting.pop(index)
+        request.runs = list(runs)
+        request.done(request)
+
     def read_into(self, buffer: memoryview, offset: int) -> None:
         buffer[:] = self._data[offset : offset + len(buffer)]
 

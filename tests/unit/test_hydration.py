@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relocator.copying import holes
 from relocator.copying.heat import Heat
 from relocator.copying.hydration import Hydration, subtract
 from relocator.errors import RelocatorError, StoreError, UpstreamError
@@ -192,7 +193,7 @@ def test_a_write_that_fails_leaves_its_blocks_to_the_source(
 
 def test_the_last_block_completes_by_whatever_way_it_comes(bench: Bench) -> None:
     bench.disk.zero(0, (BLOCKS - 2) * BLOCK, punch=False, fua=False)
-    bench.hydration.fill_hole(BLOCKS - 2, BLOCKS - 1)
+    assert bench.hydration.fill_hole(BLOCKS - 2, BLOCKS - 1, bench.hydration.disowned)
     assert not bench.completed.is_set()
     bench.disk.write(memoryview(b"z" * BLOCK), (BLOCKS - 1) * BLOCK, fua=True)
     assert bench.completed.is_set()
@@ -222,3 +223,39 @@ def test_subtract_is_the_difference_of_sets(ranges: list, holes: list) -> None:
     left = [at for first, end in subtract(ranges, holes) for at in range(first, end)]
     gone = {at for first, end in holes for at in range(first, end)}
     assert left == [at for first, end in ranges for at in range(first, end) if at not in gone]
+
+
+HOLE = (4 * BLOCK, 3)
+DATA_RUN = (4 * BLOCK, 0)
+
+
+def test_what_was_a_hole_before_answers_were_disowned_is_asked_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Holes are asked for ahead of the copy; the source may be written before it gets there."""
+    monkeypatch.setattr(holes, "STEP_BYTES", 4 * BLOCK)
+    found = holes.Holes(bench.store, cast(Upstream, bench.upstream), bench.hydration)
+    filling = bench.in_thread(found.fill, 0, 4)
+    waiting(bench, 3)
+    for _ in range(3):
+        bench.upstream.reply_runs(HOLE)
+    filling.result()
+    assert bench.store.present.all(0, 4)
+    bench.hydration.disown_fetches()
+    filling = bench.in_thread(found.fill, 4, 8)
+    waiting(bench, 2)  # the next step ahead, and this one again
+    asked = [request.offset for request in bench.upstream.waiting]
+    bench.upstream.reply_runs(DATA_RUN, index=asked.index(4 * BLOCK))
+    filling.result()
+    assert not bench.store.present.any(4, 16)
+    reader = bench.in_thread(bench.read, 4, 8)
+    waiting(bench, 2)
+    bench.upstream.reply(-1)
+    assert reader.result() == DATA[4 * BLOCK : 8 * BLOCK]
+
+
+def test_a_hole_is_not_filled_once_answers_are_disowned(bench: Bench) -> None:
+    asked = bench.hydration.disowned
+    bench.hydration.disown_fetches()
+    assert not bench.hydration.fill_hole(0, 4, asked)
+    assert not bench.store.present.any(0, 4)
