@@ -337,20 +337,3 @@ def test_many_clients_of_the_control_socket_at_once_are_all_answered(tmp_path: P
         for client in clients:
             client.close()
         server.stop()
-
-
-def test_a_server_starts_again_on_the_socket_of_one_that_was_killed(tmp_path: Path) -> None:
-    (tmp_path / "disk.img").write_bytes(source_bytes(SIZE_BYTES))
-    address = tmp_path / "t.sock"
-    command = [sys.executable, "-m", "relocator.cli.main", "target", str(tmp_path / "disk.img")]
-    for _ in range(2):
-        with subprocess.Popen([*command, "--socket", str(address)]) as server:
-            wait_for(lambda: nbd_answers(address), "the server")
-            done = relocator("target", str(tmp_path / "disk.img"), "--socket", str(address))
-            assert (done.returncode, "another process listens there" in done.stderr) == (2, True)
-            server.kill()
-
-
-def nbd_answers(address: Path) -> bool:
-    uri = f"nbd+unix:///?socket={address}"
-    return subprocess.run(["nbdinfo", uri], capture_output=True, check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""The servers start whatever environment they are started from."""
+"""The servers start whatever environment they are started from, and whatever was left there."""
 
 import os
 import shlex
@@ -155,3 +155,21 @@ def test_verbs_import_nothing_that_they_do_not_need() -> None:
     done = subprocess.run(argv, env=env, capture_output=True, text=True, check=True)
     loaded = {name.split(".")[0] for name in done.stdout.split()}
     assert not loaded & {"rich", "nbd", "socketserver", "threading", "pathlib", "inspect"}
+
+
+def test_a_server_starts_again_on_the_socket_of_one_that_was_killed(
+    disk: Path, tmp_path: Path
+) -> None:
+    socket = tmp_path / "t.sock"
+    argv = [*COMMAND, "target", str(disk), "--socket", str(socket)]
+    for _ in range(2):
+        with subprocess.Popen(argv) as server:
+            wait_for(lambda: answers(socket), "the server")
+            done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+            assert (done.returncode, "another process listens there" in done.stderr) == (2, True)
+            server.kill()
+
+
+def answers(socket: Path) -> bool:
+    argv = ["nbdinfo", f"nbd+unix:///?socket={socket}"]
+    return subprocess.run(argv, capture_output=True, check=False).returncode == 0
