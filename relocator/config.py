@@ -44,6 +44,8 @@ class Config:
     window_bytes: int | None = None
     block_bytes: int | None = None
     readahead_bytes: int | None = None
+    seeds: tuple[Path, ...] = ()
+    seed_rate_bits_per_s: float | None = 2e9
     retry_timeout_s: float = 60.0
     connections: int = 2
     shared: bool = False
@@ -205,6 +207,15 @@ def _parse_file(key: str, text: str) -> Path:
     return path
 
 
+def _parse_seeds(key: str, text: str) -> tuple[Path, ...]:
+    """Comma-separated paths of images that exist; one that is no raw image is refused later."""
+    paths = tuple(_parse_path(key, part) for part in text.split(","))
+    for path in paths:
+        if not (path.is_file() or path.is_block_device()):
+            raise ConfigError(f"{key}={path}: there is no such file or block device")
+    return paths
+
+
 #: key -> (whether it makes sense only with a store, field of Config, how its text is read)
 KEYS: dict[str, tuple[bool, str, Callable[[str, str], object]]] = {
     "disk": (False, "disk", _parse_path),
@@ -221,6 +232,8 @@ KEYS: dict[str, tuple[bool, str, Callable[[str, str], object]]] = {
     "rate": (True, "rate_bits_per_s", parse_rate),
     "window": (True, "window_bytes", parse_window),
     "readahead": (True, "readahead_bytes", parse_readahead),
+    "seed": (True, "seeds", _parse_seeds),
+    "seed-rate": (True, "seed_rate_bits_per_s", parse_rate),
     "retry-timeout": (True, "retry_timeout_s", parse_seconds),
     "connections": (True, "connections", parse_connections),
     "demand": (True, "shared", _whether("shared", "own", "shared")),

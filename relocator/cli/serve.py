@@ -41,6 +41,8 @@ _PROXY_KEYS = (
     ("rate", "BITS/S", "cap of the background copy, such as 50M (none)"),
     ("window", "BYTES", "bytes in flight, such as 1M, or auto: what fills the link (auto)"),
     ("block", "SIZE|auto", "unit of the maps; auto: the source's, or what suits the size (auto)"),
+    ("seed", "PATH,...", "raw images here that may hold the same content, such as a template"),
+    ("seed-rate", "BITS/S", "most that the source reads and hashes for them (2G)"),
     ("retry-timeout", "S", "how long an absent read waits for a lost source (60)"),
     ("connections", "N", "connections to the source, one of them for demand (2)"),
     ("demand", "own|shared", "a connection of its own for what the guest waits for, or none (own)"),

@@ -1,6 +1,7 @@
 """The background copy: one thread that walks the plan and fetches what is absent, turn by turn.
 
 Holes of the source are asked for ahead of the copy and become present without being transferred.
+Where there are seeds, it fetches what they have been found not to hold (see seeding.py).
 What guests miss sets off more: its surroundings come next, and of a stream what follows is fetched
 at once. When the last block has arrived, by whatever way, this thread completes the relocation.
 
@@ -16,8 +17,8 @@ from relocator.copying.hydration import Claim, Hydration
 from relocator.copying.pacer import HOLD_S, Pacer
 from relocator.copying.plan import Plan
 from relocator.copying.readahead import Readahead
+from relocator.copying.seeding import Seeding
 from relocator.errors import StoreError
-from relocator.source.upstream import Upstream
 from relocator.store.store import Store
 
 Range = tuple[int, int]
@@ -36,10 +37,11 @@ class Copier:
         self,
         store: Store,
         *,
-        upstream: Upstream,
         hydration: Hydration,
         pacer: Pacer,
         plan: Plan,
+        holes: Holes,
+        seeding: Seeding | None,
         readahead: Readahead,
         pull_forward: bool,
         finish: Callable[[], bool],
@@ -51,7 +53,8 @@ class Copier:
         self._hydration = hydration
         self._pacer = pacer
         self._finish = finish
-        self._holes = Holes(store, upstream, hydration)
+        self._holes = holes
+        self._seeding = seeding
         self._pulled: deque[Range] = deque()
         self._pulled_lock = threading.Lock()
         self._stopped = threading.Event()
@@ -75,13 +78,18 @@ class Copier:
         """A guest's read of the blocks `first..end` waits for the source; this never waits."""
         unit = self._plan.unit_around(first)
         if self._pull_forward and self._pacer.running:
-            with self._pulled_lock:
-                if unit not in self._pulled:
-                    self._pulled.append(unit)
+            self._pull(unit)
         ahead = self._readahead.missed(first, end, link_idle=self._pacer.in_flight_bytes == 0)
         most = max(1, PREFETCH_BYTES // self._store.geometry.block_bytes)
         while ahead and (claim := self._hydration.claim_background(*ahead, most)):
             self._fetch(claim)
+
+    def _pull(self, unit: Range) -> None:
+        if self._seeding is not None and self._seeding.prefer(*unit):
+            return
+        with self._pulled_lock:
+            if unit not in self._pulled:
+                self._pulled.append(unit)
 
     def _fetch(self, claim: Claim) -> None:
         length = self._store.geometry.extent(claim.first, claim.end).length
@@ -109,9 +117,11 @@ class Copier:
         """
         sent = 0
         generation = self._plan.generation
-        for first, end in self._ranges():
+        seeded = self._seeding is not None and not self._seeding.ended
+        for first, end in self._seeding.settled() if self._seeding and seeded else self._ranges():
             self._pacer.wait_turn()
-            self._holes.fill(first, end)
+            if not seeded:
+                self._holes.fill(first, end)
             at = first
             while (claim := self._claim(at, end)) is not None:
                 self._fetch(claim)

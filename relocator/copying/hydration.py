@@ -1,8 +1,8 @@
 """The one path by which a block becomes present, for the guest and for the copier.
 
 A block is ABSENT, claimed, or PRESENT. A claim is a range of absent blocks that its owner is about
-to make present: with *content of the source* (a fetch, a hole), or by a *write* of whole blocks by
-the guest. Rules:
+to make present: with *content of the source* (a fetch, a hole, bytes known to be equal), or by a
+*write* of whole blocks by the guest. Rules:
 
 1. A block has at most one owner, so it is fetched at most once and never while it is written.
 2. The guest's write wins: it takes blocks away from a fetch whose data is still on its way, and the
@@ -110,6 +110,7 @@ class Hydration:
         self.disowned = 0
         self.hole_bytes = 0
         self.skipped_bytes = 0
+        self.seeded_bytes = 0
 
     def hydrate(self, first: int, end: int, meanwhile: Callable[[], None] | None = None) -> None:
         """Return once every block of `first..end` is present.
@@ -200,27 +201,53 @@ class Hydration:
         Raises:
             StoreError: the store refused; nothing is marked.
         """
-        with self._store.lock:
-            if asked != self.disowned:
-                return False
-            ranges = self._unowned_locked(first, end)
-            claims = [Claim(*blocks, of_source=True, storing=True) for blocks in ranges]
-            self._claims += claims
-        try:
+        if (claims := self._claim_known(first, end, asked)) is None:
+            return False
+        with self._storing(claims):
             for claim in claims:
                 extent = self._store.geometry.extent(claim.first, claim.end)
                 self._store.image.zero(extent.offset, extent.length, punch=True)
+            length = sum(self._length(claim) for claim in claims)
+            with self._store.lock:
+                if skipped:
+                    self.skipped_bytes += length
+                else:
+                    self.hole_bytes += length
+        return True
+
+    def fill(self, first: int, end: int, asked: int, data: memoryview) -> bool:
+        """Make the absent, unowned blocks of `first..end` present with `data`, all their bytes.
+
+        The source is known to hold the same; `asked`, the result and errors as for `fill_hole`.
+        """
+        if (claims := self._claim_known(first, end, asked)) is None:
+            return False
+        with self._storing(claims):
+            for claim in claims:
+                self._keep(first, claim.first, claim.end, data)
+            with self._store.lock:
+                self.seeded_bytes += sum(self._length(claim) for claim in claims)
+        return True
+
+    def _claim_known(self, first: int, end: int, asked: int) -> list[Claim] | None:
+        """Claim blocks whose content is known; None if what is known is disowned by now."""
+        with self._store.lock:
+            if asked != self.disowned:
+                return None
+            ranges = self._unowned_locked(first, end)
+            claims = [Claim(*blocks, of_source=True, storing=True) for blocks in ranges]
+            self._claims += claims
+            return claims
+
+    @contextmanager
+    def _storing(self, claims: list[Claim]) -> Iterator[None]:
+        """The body stores what the claims are for; they are present afterwards."""
+        try:
+            yield
         except OSError as error:
             self._release(claims, present=False)
-            raise StoreError(f"the store can't hold zeros: {error}", error.errno or 5) from error
-        length = sum(self._length(claim) for claim in claims)
-        with self._store.lock:
-            if skipped:
-                self.skipped_bytes += length
-            else:
-                self.hole_bytes += length
+            raise StoreError(f"the store can't keep data: {error}", error.errno or 5) from error
         self._release(claims, present=True)
-        return True
 
     @contextmanager
     def writing(self, first: int, end: int) -> Iterator[None]:
@@ -290,15 +317,16 @@ class Hydration:
                     self.on_demand_bytes += request.length
             try:
                 for first, end in owned:
-                    self._keep(claim, first, end, request.data)
+                    self._keep(claim.first, first, end, memoryview(request.data))
             except OSError as error:
                 claim.error = NotKeptError(f"the store can't keep data: {error}", error.errno or 5)
         self._release([claim], present=claim.error is None)
 
-    def _keep(self, claim: Claim, first: int, end: int, data: bytearray) -> None:
+    def _keep(self, start: int, first: int, end: int, data: memoryview) -> None:
+        """Store the blocks `first..end` of `data`, which begins with the block `start`."""
         extent = self._store.geometry.extent(first, end)
-        start = (first - claim.first) * self._store.geometry.block_bytes
-        piece = memoryview(data)[start : start + extent.length]
+        at = (first - start) * self._store.geometry.block_bytes
+        piece = data[at : at + extent.length]
         if piece == memoryview(_ZEROS)[: len(piece)]:
             self._store.image.zero(extent.offset, extent.length, punch=True)
         else:

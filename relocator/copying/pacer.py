@@ -155,6 +155,24 @@ class Pacer:
                 self._turn.wait(wait_s)
         return 0
 
+    def allow(self, length: int) -> bool:
+        """Wait until the copy may send `length` bytes beside the window; False once all is over."""
+        with self._turn:
+            while not self.over:
+                now_s = time.monotonic()
+                wait_s = max(self._hold_until_s - now_s, self._bucket.delay_s(now_s))
+                if self.running and wait_s <= 0:
+                    self._bucket.take(length, now_s)
+                    return True
+                self._turn.wait(wait_s if self.running else None)
+        return False
+
+    def wait_until(self, condition: Callable[[], bool]) -> bool:
+        """Wait for what someone changes who then calls `wake`; False once all is over."""
+        with self._turn:
+            self._turn.wait_for(lambda: self.over or condition())
+        return not self.over
+
     def sleep(self, delay_s: float) -> None:
         """Wait, but not past the end."""
         with self._turn:

@@ -12,11 +12,14 @@ from relocator import config
 from relocator.config import Config
 from relocator.copying.copier import Copier
 from relocator.copying.heat import Heat
+from relocator.copying.holes import Holes
 from relocator.copying.hydration import Hydration
 from relocator.copying.pacer import Pacer
 from relocator.copying.pacing import TokenBucket, Window
 from relocator.copying.plan import Plan
 from relocator.copying.readahead import Readahead
+from relocator.copying.seeding import Seeding
+from relocator.copying.seeds import Seed
 from relocator.errors import ConfigError, RelocatorError
 from relocator.running.disk import Disk
 from relocator.running.handover import Handover
@@ -83,18 +86,33 @@ class Engine:
             report=partial(faults.report, COPY),
         )
         hydration = Hydration(store, upstream, on_demand=pacer.demand, on_complete=pacer.wake)
+        holes = Holes(store, upstream, hydration)
+        seeding = None
+        if settings.seeds:
+            seeding = Seeding(
+                store,
+                endpoint,
+                upstream=upstream,
+                hydration=hydration,
+                pacer=pacer,
+                plan=self._plan,
+                holes=holes,
+                seeds=[Seed(path) for path in settings.seeds],
+                rate_bits_per_s=settings.seed_rate_bits_per_s,
+            )
         total, block_bytes = store.geometry.total_blocks, store.geometry.block_bytes
         copier = Copier(
             store,
-            upstream=upstream,
             hydration=hydration,
             pacer=pacer,
             plan=self._plan,
+            holes=holes,
+            seeding=seeding,
             readahead=Readahead(total, block_bytes, settings.readahead_bytes),
             pull_forward=settings.pull_forward,
             finish=self._finish,
         )
-        return Transfer(upstream, hydration, pacer, copier)
+        return Transfer(upstream, hydration, pacer, copier, seeding)
 
     def _make_disk(self, settings: Config) -> Disk:
         activation = self._handover.activation
@@ -117,6 +135,8 @@ class Engine:
         self._transfer.upstream.start()
         preseeds = not self._lifecycle.pass_through or self._handover.source_is_ours
         self._transfer.pacer.set_enabled(self._parts.settings.background and preseeds)
+        if self._transfer.seeding is not None:
+            self._transfer.seeding.start()
         self._transfer.copier.start()
         self._handover.activation.begin()
 
@@ -127,6 +147,8 @@ class Engine:
             self._transfer.copier.stop()
             self._transfer.upstream.close()
             self._transfer.copier.join()
+            if self._transfer.seeding is not None:
+                self._transfer.seeding.join()
         if self._keeper.is_alive():
             self._keeper.join()
         self._store.close()

@@ -64,6 +64,7 @@ class Graduated:
         """The status object; nothing is counted any more."""
         kinds = ("read_present", "read_absent", "write")
         counters = ("on_demand_bytes", "background_bytes", "hole_bytes", "skipped_bytes")
+        seeds = ("seeded_bytes", "digest_bytes", "digested_bytes")
         return {
             "version": __version__,
             "role": Role.TARGET.value,
@@ -80,7 +81,9 @@ class Graduated:
             "total_blocks": self._total_blocks,
             "present_blocks": self._total_blocks,
             "dirty_blocks": self._total_blocks,
-            **dict.fromkeys(counters, 0),
+            **dict.fromkeys((*counters, *seeds), 0),
+            "seeding": "off",
+            "seeding_s": 0.0,
             "notes": ["graduated: requests are no longer counted, nor is what they write recorded"],
             "known": [],
             "background": "off",

@@ -12,6 +12,7 @@ from relocator.copying.heat import Heat
 from relocator.copying.hydration import Hydration
 from relocator.copying.pacer import Pacer
 from relocator.copying.plan import Plan
+from relocator.copying.seeding import Seeding
 from relocator.running.lifecycle import Lifecycle
 from relocator.source.upstream import Upstream
 from relocator.store.store import Store
@@ -44,6 +45,7 @@ class Transfer:
     hydration: Hydration
     pacer: Pacer
     copier: Copier
+    seeding: Seeding | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 from relocator import __version__
 from relocator.copying.pacer import Pacer
+from relocator.copying.seeding import Seeding
 from relocator.errors import ConfigError
 from relocator.running.disk import Disk
 from relocator.running.parts import Parts, Transfer
@@ -92,6 +93,7 @@ class Status:
     def _of_copy(self) -> dict[str, Any]:
         store, plan = self._parts.store, self._parts.plan
         hydration = None if self._parts.transfer is None else self._parts.transfer.hydration
+        seeding = None if self._parts.transfer is None else self._parts.transfer.seeding
         pacer = None if self._copying is None else self._copying.pacer
         on_demand = 0 if hydration is None else hydration.on_demand_bytes
         background = 0 if hydration is None else hydration.background_bytes
@@ -102,7 +104,9 @@ class Status:
             "background_bytes": background,
             "hole_bytes": 0 if hydration is None else hydration.hole_bytes,
             "skipped_bytes": 0 if hydration is None else hydration.skipped_bytes,
-            "notes": list(plan.notes),
+            "seeded_bytes": 0 if hydration is None else hydration.seeded_bytes,
+            **_of_seeds(seeding),
+            "notes": [*plan.notes, *(seeding.notes if seeding else ())],
             "known": plan.known,
             "background": _background(pacer),
             "order": ",".join(plan.keys),
@@ -153,6 +157,18 @@ def _offers(meta: Meta) -> str | None:
     if meta.source is None:
         return None
     return "everything" if meta.base is not None else "blocks"
+
+
+def _of_seeds(seeding: Seeding | None) -> dict[str, Any]:
+    """What comparing with seeds has cost so far."""
+    if seeding is None:
+        return {"seeding": "off", "digest_bytes": 0, "digested_bytes": 0, "seeding_s": 0.0}
+    return {
+        "seeding": "over" if seeding.ended else "on",
+        "digest_bytes": seeding.digest_bytes,
+        "digested_bytes": seeding.digested_bytes,
+        "seeding_s": seeding.seconds,
+    }
 
 
 def _background(pacer: Pacer | None) -> str:

@@ -14,6 +14,7 @@ what was copied from a source with another id.
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from relocator.errors import OtherDiskError, StateError, UpstreamError
@@ -101,11 +102,15 @@ def mismatch(meta: Meta, answer: Answer | None, sample: Callable[[], str | None]
 
 
 class Guard:
-    """Asked on each new connection to the source, before anything is believed of it."""
+    """Asked on each new connection to the source, before anything is believed of it.
 
-    def __init__(self, store: Store, endpoint: Endpoint) -> None:
+    `aside`: the connections are to other exports than the disk itself, which is looked at apart.
+    """
+
+    def __init__(self, store: Store, endpoint: Endpoint, *, aside: bool = False) -> None:
         self._store = store
         self._endpoint = endpoint
+        self._aside = aside
 
     def check(self, handle: Any, *, first: bool) -> None:
         """Refuse another disk; `first`: no connection was up before.
@@ -127,7 +132,8 @@ class Guard:
     def _check(self, handle: Any, meta: Meta) -> None:
         source = Source(self._endpoint)
         answer = None if meta.origin_id is None else source.identify()
-        why = mismatch(meta, answer, lambda: samples(handle))
+        sample = partial(samples_at, self._endpoint) if self._aside else partial(samples, handle)
+        why = mismatch(meta, answer, sample)
         if why is not None:
             raise OtherDiskError(f"the source has become another disk: {why}")
         if answer is not None and answer["seal"] is None:

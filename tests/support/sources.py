@@ -90,15 +90,20 @@ def daemon(directory: Path, name: str, argv: Callable[[int], list[str]]) -> Iter
 
 
 class Relay:
-    """A TCP relay to `port` that can cut what passes, in the middle of a reply."""
+    """A TCP relay to a port, or a Unix socket, that counts what passes, both ways together.
 
-    def __init__(self, port: int) -> None:
-        self._to = port
+    It can cut a connection in the middle of a reply.
+    """
+
+    def __init__(self, to: int | Path) -> None:
+        self._to = to
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self.cut_after_bytes: int | None = None
         self.cuts = 0
+        self.passed_bytes = 0
+        self._count = threading.Lock()
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
@@ -115,18 +120,27 @@ class Relay:
 
     def _serve(self, client: socket.socket) -> None:
         """Both directions of a connection, until both have ended."""
-        with client, suppress(OSError), socket.create_connection(("127.0.0.1", self._to)) as server:
+        with client, suppress(OSError), self._connect() as server:
             self._pairs.append((client, server))
             back = threading.Thread(target=self._pass, args=(server, client), daemon=True)
             back.start()
             self._pass(client, server)
             back.join()
 
+    def _connect(self) -> socket.socket:
+        if isinstance(self._to, int):
+            return socket.create_connection(("127.0.0.1", self._to))
+        server = socket.socket(socket.AF_UNIX)
+        server.connect(str(self._to))
+        return server
+
     def _pass(self, source: socket.socket, sink: socket.socket) -> None:
         passed = 0
         with suppress(OSError):  # cut by the other direction
             while data := source.recv(10_007):
                 passed += len(data)
+                with self._count:
+                    self.passed_bytes += len(data)
                 if self.cut_after_bytes is not None and passed > self.cut_after_bytes:
                     sink.sendall(data[: len(data) // 2])
                     self.cuts += 1
