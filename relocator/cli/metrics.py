@@ -33,6 +33,9 @@ _COUNTERS = (
     ("background_bytes", "Payload fetched by the background copy"),
     ("hole_bytes", "Holes of the source, made present without being transferred"),
     ("skipped_bytes", "Free blocks, made present as zeros"),
+    ("seeded_bytes", "Taken from seeds, made present without being transferred"),
+    ("digest_bytes", "Digests transferred to find that out"),
+    ("digested_bytes", "What the source has read and hashed for them"),
 )
 
 

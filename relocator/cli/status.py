@@ -83,6 +83,9 @@ def _of_copy(status: dict[str, Any]) -> list[tuple[str, str]]:
         ("background copy", f"{background} ({_copying(status)})"),
         ("holes", human_bytes(status["hole_bytes"])),
     ]
+    if status["seeding"] != "off":
+        taken, digests = human_bytes(status["seeded_bytes"]), human_bytes(status["digest_bytes"])
+        rows.append(("from seeds", f"{taken} ({status['seeding']}, for {digests} of digests)"))
     if status["role"] == "proxy":
         rows.append(("time left", human_time(status["eta_s"])))
     return rows

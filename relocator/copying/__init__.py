@@ -11,9 +11,11 @@ is still on its way; background fetches leave the link to what guests wait for.
     ordering    in which order the disk is visited; pure
     heat        which groups were used, how recently and often             -> Heat
     hints       what the source can tell of its disk: heat, blocks in use
-    holes       what need not be transferred
+    holes       what need not be transferred, for it is zeros
+    seeding     what need not be transferred, for an image here has it; one thread -> Seeding
+    seeds       such images                                                -> Seed
     readahead   which blocks to fetch besides those that were missed
 
-May race: guests' threads that miss or write, the copier, connections' threads with replies. All of
-it meets in hydration.py under the store's lock, never held across I/O.
+May race: guests' threads that miss or write, the copier, seeding, connections' threads with
+replies. All of it meets in hydration.py under the store's lock, never held across I/O.
 """

@@ -6,6 +6,7 @@ nbdkit still has a terminal; `start` begins to connect and to copy, after nbdkit
 
 import threading
 import time
+from collections.abc import Sequence
 from functools import partial
 
 from relocator import config
@@ -38,8 +39,9 @@ COMMIT_EVERY_S = 5
 class Engine:
     """Serves one disk and, while it has an upstream, brings the rest of it here."""
 
-    def __init__(self, settings: Config, store: Store) -> None:
+    def __init__(self, settings: Config, store: Store, seeds: Sequence[Seed]) -> None:
         self._store = store
+        self._seeds = seeds
         self._lifecycle = Lifecycle(store)
         self._faults = Faults()
         self._heat = Heat(store.geometry.size_bytes, time.monotonic)
@@ -88,7 +90,7 @@ class Engine:
         hydration = Hydration(store, upstream, on_demand=pacer.demand, on_complete=pacer.wake)
         holes = Holes(store, upstream, hydration)
         seeding = None
-        if settings.seeds:
+        if self._seeds:
             seeding = Seeding(
                 store,
                 endpoint,
@@ -97,7 +99,7 @@ class Engine:
                 pacer=pacer,
                 plan=self._plan,
                 holes=holes,
-                seeds=[Seed(path) for path in settings.seeds],
+                seeds=self._seeds,
                 rate_bits_per_s=settings.seed_rate_bits_per_s,
             )
         total, block_bytes = store.geometry.total_blocks, store.geometry.block_bytes
@@ -187,6 +189,7 @@ def open_engine(settings: Config) -> Engine:
     """Open the disk and everything it needs, without starting anything.
 
     Raises:
-        ConfigError: the disk, store or source doesn't fit.
+        ConfigError: the disk, store, source or a seed doesn't fit.
     """
-    return Engine(settings, open_disk(settings))
+    seeds = [Seed(path) for path in settings.seeds]
+    return Engine(settings, open_disk(settings), seeds)

@@ -21,10 +21,20 @@ def source_bytes(size_bytes: int, seed: int = 1) -> bytearray:
 class Actor:
     """Sends random requests to the bytes `start..end` of a disk and keeps the model in step."""
 
-    def __init__(self, handle: Any, model: bytearray, start: int, end: int, seed: int) -> None:
+    def __init__(
+        self,
+        handle: Any,
+        model: bytearray,
+        start: int,
+        end: int,
+        seed: int,
+        *,
+        block_bytes: int = BLOCK_BYTES,
+    ) -> None:
         self._handle = handle
         self._model = model
         self._start, self._end = start, end
+        self._block_bytes = block_bytes
         self._random = random.Random(seed)
 
     def step(self) -> None:
@@ -69,9 +79,13 @@ class Actor:
     def _trim(self, offset: int, length: int, flags: int) -> None:
         """Whole blocks read as zero afterwards; blocks covered in part keep their data."""
         self._handle.trim(length, offset, flags)
-        first = -(-offset // BLOCK_BYTES) * BLOCK_BYTES
+        first = -(-offset // self._block_bytes) * self._block_bytes
         at_end = offset + length == len(self._model)
-        last = offset + length if at_end else (offset + length) // BLOCK_BYTES * BLOCK_BYTES
+        last = (
+            offset + length
+            if at_end
+            else (offset + length) // self._block_bytes * self._block_bytes
+        )
         if first < last:
             self._model[first:last] = bytes(last - first)
 

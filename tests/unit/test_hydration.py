@@ -259,3 +259,30 @@ def test_a_hole_is_not_filled_once_answers_are_disowned(bench: Bench) -> None:
     bench.hydration.disown_fetches()
     assert not bench.hydration.fill_hole(0, 4, asked)
     assert not bench.store.present.any(0, 4)
+
+
+KNOWN = memoryview(random.Random(5).randbytes(4 * BLOCK))
+
+
+def test_known_content_fills_what_nobody_owns(bench: Bench) -> None:
+    reader = bench.in_thread(bench.read, 1, 2)
+    waiting(bench, 1)
+    assert bench.hydration.fill(0, 4, bench.hydration.disowned, KNOWN)
+    assert [bench.store.present[at] for at in range(4)] == [True, False, True, True]
+    assert bench.hydration.seeded_bytes == 3 * BLOCK
+    bench.upstream.reply(-1)
+    assert reader.result() == DATA[BLOCK : 2 * BLOCK]
+    assert bench.read(2, 4) == KNOWN[2 * BLOCK :]
+
+
+def test_known_content_never_replaces_what_was_written(bench: Bench) -> None:
+    bench.disk.write(memoryview(b"w" * 2 * BLOCK), BLOCK, fua=False)
+    assert bench.hydration.fill(0, 4, bench.hydration.disowned, KNOWN)
+    assert bench.read(0, 4) == bytes(KNOWN[:BLOCK]) + b"w" * 2 * BLOCK + bytes(KNOWN[3 * BLOCK :])
+
+
+def test_what_was_known_before_answers_were_disowned_fills_nothing(bench: Bench) -> None:
+    asked = bench.hydration.disowned
+    bench.hydration.disown_fetches()
+    assert not bench.hydration.fill(0, 4, asked, KNOWN)
+    assert not bench.store.present.any(0, 4)
