@@ -9,9 +9,9 @@ help:            ## this list
 install:         ## packages and .venv (needs root or sudo)
 	@scripts/install
 
-test: install check   ## every test, with progress
+test: install check   ## every test, two at a time, with progress
 	@scripts/install --reproduce
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 check: install   ## linters, types and the direction of imports, as CI runs them
 	.venv/bin/ruff check .

@@ -22,8 +22,9 @@ class Portal:
         self.log = directory / f"iscsi-{self.port}.log"
         command = [sys.executable, "-m", "relocator.cli.main", "iscsi", uri, "--name", NAME]
         command += ["--listen", f"127.0.0.1:{self.port}", *options]
-        # Its files in a directory of the test's: what is left of them can be seen.
-        self.files = directory / f"iscsi-{self.port}"
+        # Its files in a directory of their own: what is left of them can be seen. Beside the test's
+        # directory, since the path of a socket is at most 107 bytes long.
+        self.files = directory.parent / f"iscsi-{self.port}"
         self.files.mkdir()
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(

@@ -187,10 +187,7 @@ def main() -> int:
             continue
         for pid in workers:
             os.kill(pid, SIGTERM)
-        for pid in workers:
-            if status := os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
-                failed += 1
-                port.say("error", f"worker {pid} ended with {status}")
+        failed += sum(os.waitpid(pid, 0)[1] != 0 for pid in workers)
         workers.clear()
         port.say("resting")
         if words[0] == "stop":
