@@ -16,7 +16,7 @@ class Client:
     """
 
     def __init__(self, path: os.PathLike[str] | str) -> None:
-        self._path = os.fspath(path)
+        self.path = os.fspath(path)
 
     def call(self, verb: str, patience_s: float | None = 60.0, **arguments: Any) -> dict[str, Any]:
         """Send one verb and return its answer; None waits for it without limit."""
@@ -24,16 +24,16 @@ class Client:
         try:
             with socket.socket(socket.AF_UNIX) as link:
                 link.settimeout(patience_s)
-                link.connect(self._path)
+                link.connect(self.path)
                 link.sendall(request.encode())
                 with link.makefile("rb") as lines:
                     line = lines.readline()
         except OSError as error:
             raise RelocatorError(
-                f"control socket {self._path}: {error.strerror or error}; is the plugin running?"
+                f"control socket {self.path}: {error.strerror or error}; is the plugin running?"
             ) from error
         if not line:
-            raise RelocatorError(f"control socket {self._path}: closed without an answer")
+            raise RelocatorError(f"control socket {self.path}: closed without an answer")
         reply: dict[str, Any] = json.loads(line)
         if not reply.pop("ok", False):
             raise RelocatorError(str(reply.get("error", "refused without a reason")))

@@ -22,17 +22,26 @@ class Disk(Protocol):
         """Carries out a verb, and returns the status after it."""
 
 
-def activate(disks: Sequence[Disk], *, seal: bool = True) -> None:
+def activate(disks: Sequence[Disk], *, seal: bool = True) -> list[Disk]:
     """Begin to take all over; their writes wait until they are released. Returns at once.
 
-    Without `seal` all is made ready for that, and the guest runs on at the source.
+    Without `seal` all is made ready for that, and the guest runs on at the source. Returns the
+    disks that were active already; those stay so.
 
     Raises:
         RelocatorError: one refuses; the others are withdrawn.
     """
-    failures = _of_all(disks, lambda disk: disk.call("activate", hold=True, seal=seal))
+    already: list[Disk] = []
+
+    def begin(disk: Disk) -> None:
+        if disk.call("activate", hold=True, seal=seal).get("already_active"):
+            already.append(disk)
+
+    failures = _of_all(disks, begin)
     if failures:
-        raise _with_notes(failures[0], withdraw(disks))
+        begun = [disk for disk in disks if disk not in already]
+        raise _with_notes(failures[0], withdraw(begun))
+    return already
 
 
 def release(disks: Sequence[Disk]) -> None:

@@ -13,7 +13,7 @@ from relocator.errors import ConfigError, RelocatorError
 _ACTIVATE = (
     "Take the disks of a VM over. The VM may go on at this site once the command returns: at once "
     "with one disk, with several when all sources are sealed. Its reads work, its writes wait "
-    "until then."
+    "until then. Disks that were taken over before stay as they are."
 )
 _RELEASE = "End a hold: the VM runs here, so its writes pass as soon as all sources are sealed."
 _WITHDRAW = "Give the disks back to their sources. Refused once the VM has written here."
@@ -47,13 +47,16 @@ def _activate(options: argparse.Namespace) -> int:
     if options.wait and options.hold and len(disks) > 1:
         raise ConfigError("--wait: with --hold and several disks it is `release` that waits")
     if len(disks) == 1:
-        disks[0].call("activate", patience_s=None, hold=options.hold, wait=options.wait)
-        return 0
-    from relocator import group
+        told = disks[0].call("activate", patience_s=None, hold=options.hold, wait=options.wait)
+        already = disks if told.get("already_active") else []
+    else:
+        from relocator import group
 
-    group.activate(disks)
-    if not options.hold:
-        group.release(disks)
+        already = group.activate(disks)
+        if not options.hold:
+            group.release(disks)
+    for disk in already:
+        print(f"{disk.path}: is active already")
     return 0
 
 

@@ -89,24 +89,30 @@ class Activation:
             raise refusal
         self.activate()
 
-    def activate(self, *, hold: bool = False, wait: bool = False, seal: bool = True) -> None:
+    def activate(
+        self, *, hold: bool = False, wait: bool = False, seal: bool = True
+    ) -> dict[str, bool]:
         """Begin to take the disk over; the guest may go on here once this returns.
 
         Its writes wait until the source has been sealed, with `hold` also until the disk is
         released. `wait`: return when that has come to its end (with `hold`, but for the release).
         Without `seal` the guest may run on at the source, until this is called again with it: then
-        nothing has to be made durable any more.
+        nothing has to be made durable any more. A disk that is active stays as it is; returns
+        `already_active`, whether it was.
 
         Raises:
-            ConfigError, StateError, StoreError: refused; nothing has changed.
+            ConfigError, StateError, StoreError: refused, as for a target; nothing has changed.
             UpstreamError: the source can't be told of an earlier withdrawal; or with `wait`: it
                 could not be sealed. This side is in standby.
         """
         if not seal and (wait or not hold):
             raise ConfigError("seal=False: needs hold=True, and not wait=True")
+        if self._store.meta.source is None:
+            raise StateError("'activate' is for a proxy: this disk was never at another site")
         if self._source is not None and self._is_ours:
             self._give_back(self._source)  # what was withdrawn before comes first
         with self._lock:
+            already = self._lifecycle.state not in states.PASSING
             if self._lifecycle.state is State.STANDBY:
                 self._lifecycle.begin_activation(Takeover(self._token, hold))
                 if self._parts.transfer is not None:
@@ -117,6 +123,7 @@ class Activation:
                 self._go_on_locked()
         if wait:
             self._await_activation()
+        return {"already_active": already}
 
     def refresh(self) -> dict[str, int]:
         """Drop what was written at the source since it was copied ahead, to be copied again.

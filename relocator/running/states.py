@@ -69,7 +69,7 @@ LEGAL: dict[str, frozenset[State]] = {
     "measure": _COPYING,
     "reserve": frozenset(State),
     "refresh": frozenset({State.STANDBY}),
-    "activate": frozenset({State.STANDBY, State.ACTIVATING}),
+    "activate": frozenset({State.STANDBY, State.ACTIVATING, State.ACTIVE, State.COMPLETE}),
     "release": frozenset({State.ACTIVATING, State.ACTIVE, State.COMPLETE}),
     "withdraw": frozenset({State.STANDBY, State.ACTIVATING, State.ACTIVE}),
     "epoch": _SETTLED,

@@ -87,7 +87,7 @@ class Verbs:
         elif verb == "set":
             self._set(arguments)
         elif verb == "activate":
-            self._handover.activation.activate(**_switches(verb, arguments))
+            extra = self._handover.activation.activate(**_switches(verb, arguments))
         elif verb in self._actions:
             extra = self._actions[verb]()
         elif verb != "status":

@@ -14,10 +14,12 @@ from testbed.guest import disks
 from testbed.hosts import proof
 from testbed.workloads import ledger
 
-# What the kernel says of a disk that failed, of a file system in doubt, of a task that hangs.
+# What the kernel says of a disk that failed, of a file system in doubt, of a task that hangs or was
+# killed; and a Python that could not even report why it ended.
 _BAD = re.compile(
     r"guest: error.*|.*(I/O error|EXT[34]-fs (error|warning)|Aborting journal|Remounting filesystem"
-    r"|blocked for more than|Kernel panic|Call Trace|BUG:).*"
+    r"|blocked for more than|Kernel panic|Call Trace|BUG:|segfault|traps:|Out of memory).*"
+    r"|[A-Za-z.]*Error: .*"
 )
 
 

@@ -237,6 +237,7 @@ def test_a_complete_disk_is_served_plainly_at_once_and_says_so(tmp_path: Path) -
         with pytest.raises(RelocatorError, match="'seal' is refused: the disk has graduated"):
             server.control.call("seal")
         assert server.control.call("map", cells=9)["map"]["present"] == [1.0] * 9
+        assert server.control.call("activate")["already_active"]
 
 
 def test_sigterm_ends_server_and_supervisor_and_frees_the_address(tmp_path: Path) -> None:

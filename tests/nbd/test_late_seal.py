@@ -1,4 +1,4 @@
-"""A request to seal that comes too late: its activation has been withdrawn meanwhile.
+"""Words that come too late, or twice: a seal of an activation that was withdrawn, an activation.
 
 A connection that is cut may deliver what was sent into it long after both sides have gone on.
 """
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from relocator.cli.main import main
 from relocator.errors import RelocatorError, StateError
 from relocator.source import remote
 from relocator.source.endpoint import Endpoint
@@ -46,6 +47,33 @@ def test_an_activation_waits_for_word_of_the_withdrawal_before_it(tmp_path: Path
         with source.serve():
             proxy.control.call("activate", wait=True)
             assert state(proxy) in ("active", "complete")
+
+
+def test_a_disk_that_is_active_already_may_be_activated_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = Source(tmp_path)
+    with source.serve() as target, standby(tmp_path, target) as proxy:
+        control = str(proxy.control_path)
+        assert main(["activate", "--wait", control]) == 0
+        assert capsys.readouterr().out == ""
+        proxy.connect().pwrite(b"mine", 0)
+        for again in (["--wait", control], ["--hold", control], [control, control]):
+            assert main(["activate", *again]) == 0
+            assert f"{control}: is active already\n" in capsys.readouterr().out
+        assert (state(proxy), proxy.control.call("status")["held"]) == ("active", False)
+        proxy.control.call("set", background="on")
+        proxy.wait()
+        assert proxy.control.call("activate")["already_active"]
+        proxy.connect().pwrite(b"still mine", 0)
+        assert main(["activate", str(target.control_path)]) == 1
+        assert "'activate' is refused in state 'sealed'" in capsys.readouterr().err
+
+
+def test_a_target_is_not_activated(tmp_path: Path) -> None:
+    with Source(tmp_path).serve() as target:
+        with pytest.raises(RelocatorError, match="'activate' is for a proxy"):
+            target.control.call("activate")
 
 
 def far_end(target: Server) -> remote.Source:

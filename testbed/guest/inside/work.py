@@ -187,7 +187,10 @@ def main() -> int:
             continue
         for pid in workers:
             os.kill(pid, SIGTERM)
-        failed += sum(os.waitpid(pid, 0)[1] != 0 for pid in workers)
+        for pid in workers:
+            if status := os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
+                failed += 1
+                port.say("error", f"worker {pid} ended with {status}")
         workers.clear()
         port.say("resting")
         if words[0] == "stop":
