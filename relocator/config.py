@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from relocator.copying import ordering
+from relocator.copying.recent import MOST_PLACES
 from relocator.errors import ConfigError
 from relocator.source import endpoint
 from relocator.source.endpoint import Endpoint
 from relocator.store import geometry
 
-ORDERS = ("in-use", "hot", "sequential", "random")
+ORDERS = ("recent", "in-use", "hot", "sequential", "random")
 MOST_CONNECTIONS = 16
+LARGEST_COUNT = 1 << 24
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _DECIMAL = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 
@@ -37,7 +39,8 @@ class Config:
     standby: bool = False
     activate_on_write: bool = False
     background: bool = True
-    order: tuple[str, ...] = ("in-use", "hot", "sequential")
+    order: tuple[str, ...] = ("recent", "in-use", "hot", "sequential")
+    recent_places: int = MOST_PLACES
     pull_forward: bool = True
     skip_free: bool = False
     rate_bits_per_s: float | None = None
@@ -174,6 +177,13 @@ def parse_connections(key: str, text: str) -> int:
     return int(text)
 
 
+def parse_count(key: str, text: str) -> int:
+    """A number of places."""
+    if not text.isdecimal() or int(text) > LARGEST_COUNT:
+        raise ConfigError(f"{key}={text}: must be a number from 0 (none) to {LARGEST_COUNT}")
+    return int(text)
+
+
 def _parse_certificates(key: str, text: str) -> Path:
     """A directory with ca-cert.pem and, where the server asks for them, client-{cert,key}.pem."""
     path = _parse_path(key, text)
@@ -222,6 +232,7 @@ KEYS: dict[str, tuple[bool, str, Callable[[str, str], object]]] = {
     "store": (False, "store", _parse_path),
     "control": (False, "control", _parse_path),
     "block": (False, "block_bytes", parse_block),
+    "recent": (False, "recent_places", parse_count),
     "source": (True, "source", _parse_source),
     "mode": (True, "standby", _whether("standby", "active", "standby")),
     "activate-on-write": (True, "activate_on_write", _parse_yes),

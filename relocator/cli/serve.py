@@ -27,6 +27,7 @@ _TARGET_KEYS = (
     ("control", "PATH", "Unix socket for status and verbs"),
     ("store", "DIR", "keep the maps here, so that a seal and an epoch survive a restart"),
     ("block", "SIZE|auto", "unit of the maps; auto: 4K up to 2 TiB, then more (auto)"),
+    ("recent", "N", "how many places read last are remembered, 0 for none (1048576)"),
 )
 _PROXY_KEYS = (
     ("control", "PATH", "Unix socket for status and verbs"),
@@ -41,6 +42,7 @@ _PROXY_KEYS = (
     ("rate", "BITS/S", "cap of the background copy, such as 50M (none)"),
     ("window", "BYTES", "bytes in flight, such as 1M, or auto: what fills the link (auto)"),
     ("block", "SIZE|auto", "unit of the maps; auto: the source's, or what suits the size (auto)"),
+    ("recent", "N", "how many places read last are remembered, 0 for none (1048576)"),
     ("seed", "PATH,...", "raw images here that may hold the same content, such as a template"),
     ("seed-rate", "BITS/S", "most that the source reads and hashes for them (2G)"),
     ("retry-timeout", "S", "how long an absent read waits for a lost source (60)"),

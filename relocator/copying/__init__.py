@@ -9,8 +9,9 @@ is still on its way; background fetches leave the link to what guests wait for.
     pacing      the window that fills the link and keeps its queue short; the rate cap; pure
     plan        order and knowledge, changed while it is walked            -> Plan
     ordering    in which order the disk is visited; pure
+    recent      which places were read last                                 -> Recent
     heat        which groups were used, how recently and often             -> Heat
-    hints       what the source can tell of its disk: heat, blocks in use
+    hints       what the source can tell of its disk: its working set, heat, blocks in use
     holes       what need not be transferred, for it is zeros
     seeding     what need not be transferred, for an image here has it; one thread -> Seeding
     seeds       such images                                                -> Seed

@@ -57,6 +57,7 @@ class Copier:
         self._seeding = seeding
         self._pulled: deque[Range] = deque()
         self._pulled_lock = threading.Lock()
+        self._generation = 0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="copier", daemon=True)
 
@@ -105,8 +106,8 @@ class Copier:
                 self._pacer.complain(str(error))
                 self._pacer.sleep(HOLD_S)
                 continue
-            if not sent:  # all is present or in flight, or the source refused: look again later
-                self._pacer.sleep(IDLE_S)
+            if not sent and not self._outdated:
+                self._pacer.sleep(IDLE_S)  # all is present, or in flight, or the source refused
         while not self._pacer.stopping and not self._finish():
             self._stopped.wait(HOLD_S)
 
@@ -116,10 +117,12 @@ class Copier:
         What fails, or is given up by a write, is met again by the next pass.
         """
         sent = 0
-        generation = self._plan.generation
+        self._generation = self._plan.generation
         seeded = self._seeding is not None and not self._seeding.ended
         for first, end in self._seeding.settled() if self._seeding and seeded else self._ranges():
             self._pacer.wait_turn()
+            if self._outdated:
+                break
             if not seeded:
                 self._holes.fill(first, end)
             at = first
@@ -127,12 +130,21 @@ class Copier:
                 self._fetch(claim)
                 sent += 1
                 at = claim.end
-            if self._pacer.over or self._plan.generation != generation:
+            if self._pacer.over:
                 break
         return sent
 
+    @property
+    def _outdated(self) -> bool:
+        """Whether the plan has changed since this pass began."""
+        return self._plan.generation != self._generation
+
     def _ranges(self) -> Iterator[Range]:
-        """The plan, and before each of its ranges what the guest's accesses have pulled forward."""
+        """The plan: first what is known block by block, then, before each range, what was pulled.
+
+        What the guest has read of late says more than what lies around one miss.
+        """
+        yield from self._plan.named()
         done: set[Range] = set()
         for planned in self._plan.ranges():
             while (pulled := self._next_pulled()) is not None:
@@ -152,7 +164,7 @@ class Copier:
         if self._store.present.all(first, end):
             return None
         length = self._pacer.wait_turn()
-        if length == 0:
+        if length == 0 or self._outdated:
             return None
         most = max(1, length // self._store.geometry.block_bytes)
         return self._hydration.claim_background(first, end, most)

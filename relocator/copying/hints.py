@@ -1,4 +1,5 @@
-"""What the source can tell of its disk once it stands still: which groups are hot, what is in use.
+"""What the source can tell of its disk once it stands still: what was read of late, which groups
+are hot, what is in use.
 
 The background copy has begun meanwhile; each hint makes it plan anew. A hint that can't be had
 costs nothing but order.
@@ -8,23 +9,25 @@ a wrong verdict can't lose data: every file system's journal was read, and if on
 blocks written at the source since its maps began are known, and count as in use.
 """
 
-from relocator.copying import heat
+from relocator.copying import heat, recent
 from relocator.copying.hydration import Hydration
 from relocator.copying.plan import Plan
 from relocator.errors import UpstreamError
 from relocator.filesystem import inuse
 from relocator.filesystem.inuse import InUse
-from relocator.source.remote import Source
+from relocator.source.remote import Answer, Source
 
 
 def ask(source: Source, plan: Plan, hydration: Hydration, *, skip_free: bool, ours: bool) -> None:
-    """Ask the source for heat and blocks in use, as far as the plan's order wants them.
+    """Ask the source for its working set, heat and blocks in use, as far as the order wants them.
 
-    `ours`: the source is a relocator, which knows heat and what was written.
+    `ours`: the source is a relocator, which knows what was read and written.
 
     Raises:
         UpstreamError: the source can't be asked.
     """
+    if ours and "recent" in plan.keys:
+        _ask_recent(source, plan)
     if ours and "hot" in plan.keys:
         _ask_heat(source, plan)
     if "in-use" in plan.keys or skip_free:
@@ -35,6 +38,22 @@ def ask(source: Source, plan: Plan, hydration: Hydration, *, skip_free: bool, ou
             plan.add(in_use=found.blocks)
         if skip_free:
             _skip_free(source, plan, hydration, found, asked, ours=ours)
+
+
+def tell_recent(answer: Answer, plan: Plan) -> None:
+    """Let the copy begin with what came with the seal; a source of an older version sends none."""
+    if (packed := answer.attachments.get("recent")) is not None:
+        plan.add(recent=recent.unpack(packed))
+
+
+def _ask_recent(source: Source, plan: Plan) -> None:
+    """The whole working set; a source of an older version has no such export."""
+    try:
+        packed = source.export("recent")
+    except UpstreamError:
+        source.call("identify")  # else it is gone, and all is asked again
+        return
+    plan.add(recent=recent.unpack(packed))
 
 
 def _ask_heat(source: Source, plan: Plan) -> None:

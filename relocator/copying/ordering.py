@@ -1,16 +1,18 @@
 """In which order the background copy visits the disk: iterators over ranges of blocks.
 
-The disk is parted into *units* of at most a heat group. Each unit is one or two items: its blocks
-in use and its free ones, if the file system's bitmaps are known and `in-use` is among the keys.
-Items are sorted once, by the keys, of which the first weighs most. An order yields ranges
-`(first, end)` that together cover the disk once. It knows nothing of what is present: the copier
-skips that.
+First comes what is known by name: the blocks of a trace, and the places that were read of late
+(recent.py). For the rest the disk is parted into *units* of at most a heat group. Each unit is one
+or two items: its blocks in use and its free ones, if the file system's bitmaps are known and
+`in-use` is among the keys. Items are sorted once, by the keys, of which the first weighs most; they
+are yielded as ranges `(first, end)` that together cover the disk once. What is present is not known
+here: the copier skips that.
 """
 
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from relocator.copying import recent
 from relocator.store.bitmap import Bitmap
 
 Range = tuple[int, int]
@@ -27,6 +29,7 @@ class Knowledge:
     heat_shift: int = 20
     in_use: Bitmap | None = None
     trace: Sequence[int] = ()
+    recent: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +51,7 @@ class Item:
 
 
 def build(keys: Sequence[str], knowledge: Knowledge) -> Iterator[Range]:
-    """The order that `keys` describe: `in-use`, `hot`, `sequential`, `random`, `trace:FILE`."""
-    yield from _trace(keys, knowledge)
+    """The order by `in-use`, `hot`, `sequential` and `random`; other keys don't count."""
     rank = [_rank(key, knowledge) for key in keys]
     items = list(_items(knowledge, parted=knowledge.in_use is not None and "in-use" in keys))
     items.sort(key=lambda item: (*(value(item) for value in rank), item.first))
@@ -89,15 +91,20 @@ def _rank(key: str, knowledge: Knowledge) -> Callable[[Item], float]:
         return lambda item: places.setdefault(item.first, shuffle.random())
     if key == "sequential":
         return lambda item: float(item.first)
-    return lambda _item: 0.0  # a trace has been walked before all else
+    return lambda _item: 0.0  # its blocks come before all else
 
 
-def _trace(keys: Sequence[str], knowledge: Knowledge) -> Iterator[Range]:
-    """The blocks of a recorded trace, in its order."""
-    if any(key.startswith("trace:") for key in keys):
-        for block in knowledge.trace:
-            if block < knowledge.total_blocks:
-                yield block, block + 1
+def named(keys: Sequence[str], knowledge: Knowledge) -> Iterator[Range]:
+    """What comes before `build`: by `trace:FILE` and `recent`, blocks one by one."""
+    for key in keys:
+        if key.startswith("trace:"):
+            for block in knowledge.trace:
+                if block < knowledge.total_blocks:
+                    yield block, block + 1
+        elif key == "recent":
+            yield from recent.ranges(
+                knowledge.recent, knowledge.block_bytes, knowledge.total_blocks
+            )
 
 
 def read_trace(text: str, block_bytes: int) -> list[int]:

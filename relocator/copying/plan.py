@@ -45,6 +45,10 @@ class Plan:
             self.knowledge = replace(self.knowledge, trace=trace)
             self.generation += 1
 
+    def named(self) -> Iterator[tuple[int, int]]:
+        """Ranges of blocks `(first, end)` that come first: known one by one, not by groups."""
+        return ordering.named(self.keys, self.knowledge)
+
     def ranges(self) -> Iterator[tuple[int, int]]:
         """Ranges of blocks `(first, end)` in the order of now; together all of the disk."""
         return ordering.build(self.keys, self.knowledge)
@@ -57,6 +61,10 @@ class Plan:
 
     @property
     def known(self) -> list[str]:
-        """What the order can rest on by now: `hot`, `in-use`."""
-        found = {"hot": bool(self.knowledge.heat), "in-use": self.knowledge.in_use is not None}
+        """What the order can rest on by now: `recent`, `hot`, `in-use`."""
+        found = {
+            "recent": bool(self.knowledge.recent),
+            "hot": bool(self.knowledge.heat),
+            "in-use": self.knowledge.in_use is not None,
+        }
         return [name for name, known in found.items() if known]

@@ -21,6 +21,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from relocator.copying.holes import Holes
 from relocator.copying.hydration import Hydration
@@ -213,7 +214,7 @@ class Seeding:
         """Take up what comes next, as far as there is room."""
         if self._plan.generation != self._generation:
             self._generation = self._plan.generation
-            self._planned = self._plan.ranges()
+            self._planned = chain(self._plan.named(), self._plan.ranges())
             self._walked = False
             with self._lock:
                 self._ahead.clear()

@@ -25,6 +25,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from relocator.copying import hints
 from relocator.errors import ConfigError, RelocatorError, StateError, UpstreamError
 from relocator.running import states
 from relocator.running.parts import HANDOVER, Parts, Transfer
@@ -288,6 +289,7 @@ class Activation:
         if answer is not None:
             transfer.hydration.disown_fetches()
             self._dropped_blocks = self._store.drop(stale(self._store, answer))
+            hints.tell_recent(answer, self._parts.plan)
             changes = {"base": base_of(answer), "origin_id": answer["id"], "origin_samples": None}
         self._lifecycle.activate(**changes)
         self._drop_s = time.monotonic() - began_s

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from relocator.copying.heat import Heat
 from relocator.copying.hydration import Hydration
+from relocator.copying.recent import Recent
 from relocator.errors import NotKeptError, StateError, StoreError
 from relocator.running.latency import Histogram
 from relocator.running.lifecycle import Lifecycle
@@ -52,6 +53,7 @@ class Disk:
         store: Store,
         lifecycle: Lifecycle,
         heat: Heat,
+        recent: Recent,
         *,
         hydration: Hydration | None = None,
         on_miss: Callable[[int, int], None] | None = None,
@@ -63,6 +65,7 @@ class Disk:
         self._lifecycle = lifecycle
         self._gate = lifecycle.gate
         self._heat = heat
+        self._recent = recent
         self._hydration = hydration
         self._on_miss = on_miss
         self._on_refusal = on_refusal
@@ -73,6 +76,7 @@ class Disk:
         """Fill `buffer` with the bytes at `offset`, fetching what is absent."""
         start_ns = time.perf_counter_ns()
         self._heat.note_read(offset)
+        self._recent.note_read(offset, len(buffer))
         first, end = self._geometry.touched(offset, len(buffer))
         if self._lifecycle.all_here or (
             not self._lifecycle.pass_through and self._store.present.all(first, end)

@@ -19,6 +19,7 @@ from relocator.copying.pacer import Pacer
 from relocator.copying.pacing import TokenBucket, Window
 from relocator.copying.plan import Plan
 from relocator.copying.readahead import Readahead
+from relocator.copying.recent import Recent
 from relocator.copying.seeding import Seeding
 from relocator.copying.seeds import Seed
 from relocator.errors import ConfigError, RelocatorError
@@ -45,6 +46,8 @@ class Engine:
         self._lifecycle = Lifecycle(store)
         self._faults = Faults()
         self._heat = Heat(store.geometry.size_bytes, time.monotonic)
+        kept = None if store.directory is None else store.directory / "recent"
+        self._recent = Recent(time.monotonic, settings.recent_places, kept)
         self._plan = Plan(
             store.geometry,
             settings.order,
@@ -57,6 +60,7 @@ class Engine:
             store,
             self._lifecycle,
             self._heat,
+            self._recent,
             self._plan,
             self._faults,
             self._transfer,
@@ -119,11 +123,12 @@ class Engine:
     def _make_disk(self, settings: Config) -> Disk:
         activation = self._handover.activation
         if (transfer := self._transfer) is None:
-            return Disk(self._store, self._lifecycle, self._heat)
+            return Disk(self._store, self._lifecycle, self._heat, self._recent)
         return Disk(
             self._store,
             self._lifecycle,
             self._heat,
+            self._recent,
             hydration=transfer.hydration,
             on_miss=transfer.copier.missed,
             on_refusal=activation.by_write if settings.activate_on_write else None,
@@ -153,6 +158,7 @@ class Engine:
                 self._transfer.seeding.join()
         if self._keeper.is_alive():
             self._keeper.join()
+            self._recent.turn()
         self._store.close()
 
     def _finish(self) -> bool:
@@ -172,10 +178,11 @@ class Engine:
         return True
 
     def _keep(self) -> None:
-        """Once a second: let the heat decay; every few seconds: commit."""
+        """Once a second: note that time passes for what is counted; every few seconds: commit."""
         seconds = 0
         while not self._lifecycle.stopping.wait(1.0):
             self._heat.tick()
+            self._recent.tick()
             seconds += 1
             if seconds % COMMIT_EVERY_S == 0 and self._store.owes_commit:
                 try:

@@ -12,6 +12,7 @@ from relocator.copying.heat import Heat
 from relocator.copying.hydration import Hydration
 from relocator.copying.pacer import Pacer
 from relocator.copying.plan import Plan
+from relocator.copying.recent import Recent
 from relocator.copying.seeding import Seeding
 from relocator.running.lifecycle import Lifecycle
 from relocator.source.upstream import Upstream
@@ -56,6 +57,7 @@ class Parts:
     store: Store
     lifecycle: Lifecycle
     heat: Heat
+    recent: Recent
     plan: Plan
     faults: Faults
     transfer: Transfer | None

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from relocator import config
+from relocator.copying.recent import FIRST_PLACES
 from relocator.errors import ConfigError, StateError
 from relocator.running import exports, states
 from relocator.running.disk import Disk
@@ -116,7 +117,10 @@ class Verbs:
         if verb in ("moved", "withdrawn"):
             return fields, {}
         store = self._parts.store
-        return fields, {"dirty": runs.pack(store.dirty), "diverged": runs.pack(store.diverged)}
+        maps = {"dirty": runs.pack(store.dirty), "diverged": runs.pack(store.diverged)}
+        if verb == "seal":
+            maps["recent"] = self._parts.recent.places(FIRST_PLACES)
+        return fields, maps
 
     def open_export(self, name: str) -> Disk | exports.Snapshot | DigestExport | DigestsExport:
         """What a client that asks for export `name` gets.
@@ -127,6 +131,8 @@ class Verbs:
         store = self._parts.store
         if name == "":
             return self._disk
+        if name == "recent":
+            return exports.content_export(self._parts.recent.places())
         if name in ("heat", "write-heat"):
             return exports.content_export(self._parts.heat.pack(writes=name != "heat"))
         if name in ("dirty", "diverged"):

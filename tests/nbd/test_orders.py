@@ -53,6 +53,25 @@ def test_the_groups_that_were_hot_at_the_source_come_first(tmp_path: Path, sourc
         assert cost(server, 15 << 20, GROUP) == GROUP
 
 
+def test_what_the_guest_read_at_the_source_comes_first_block_by_block(tmp_path: Path) -> None:
+    places = [3 << 20, 15 << 20, 9 << 20]
+    store = tmp_path / "maps"
+    with target(tmp_path, SIZE_BYTES, f"store={store}") as source:
+        for place in places * 2:
+            source.connect().pread(BLOCK, place)
+    with target(tmp_path, SIZE_BYTES, f"store={store}") as source:  # it has not forgotten
+        source.connect().pread(BLOCK, 12 << 20)
+        keys = ("mode=standby", "background=off", "order=recent,sequential", "readahead=0")
+        with proxy(tmp_path, source, *keys, "window=4K", "rate=1M") as server:
+            server.control.call("activate", wait=True)
+            assert "recent" in server.status()["known"]
+            server.control.call("set", background="on")
+            copied_first(server, 40 * BLOCK)  # also what the proxy knows its source by
+            for place in [*places, 12 << 20]:
+                assert cost(server, place, BLOCK) == 0
+                assert cost(server, place + BLOCK, BLOCK) == BLOCK
+
+
 def test_a_guests_access_pulls_its_group_forward(tmp_path: Path, source: Server) -> None:
     with proxy(tmp_path, source, "order=sequential", "rate=8M", "readahead=0") as server:
         server.connect().pread(BLOCK, 14 << 20)

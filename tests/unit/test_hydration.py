@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from relocator.copying import holes
 from relocator.copying.heat import Heat
 from relocator.copying.hydration import Hydration, subtract
+from relocator.copying.recent import Recent
 from relocator.errors import RelocatorError, StoreError, UpstreamError
 from relocator.running.disk import Disk
 from relocator.running.lifecycle import Lifecycle
@@ -46,7 +47,8 @@ class Bench:
             on_complete=self.completed.set,
         )
         heat = Heat(len(DATA), lambda: 0.0)
-        self.disk = Disk(self.store, Lifecycle(self.store), heat, hydration=self.hydration)
+        recent = Recent(lambda: 0.0)
+        self.disk = Disk(self.store, Lifecycle(self.store), heat, recent, hydration=self.hydration)
 
     def read(self, first: int, end: int) -> bytes:
         buffer = bytearray((end - first) * BLOCK)

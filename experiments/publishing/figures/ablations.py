@@ -14,7 +14,10 @@ ORDERING_TITLE = "Orders of the background copy"
 PACING_TITLE = "Pacing of the background copy"
 OUTAGE_TITLE = "The WAN fails in the middle of the copy"
 P99_BIN_S = 2.0
-ORDERS = ("oracle", "relocator", "hot", "in-use", "sequential+pull", "sequential", "random")
+ORDERS = (
+    *("oracle", "relocator", "recent", "hot", "in-use"),
+    *("sequential+pull", "sequential", "random"),
+)
 
 
 def ordering(evidence: Evidence) -> Drawn:
