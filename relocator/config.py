@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from relocator.copying import ordering
+from relocator.copying import deadline, ordering
 from relocator.copying.recent import MOST_PLACES
+from relocator.copying.timetable import MOST_ENTRIES, Timetable
 from relocator.errors import ConfigError
 from relocator.source import endpoint
 from relocator.source.endpoint import Endpoint
@@ -43,7 +44,9 @@ class Config:
     recent_places: int = MOST_PLACES
     pull_forward: bool = True
     skip_free: bool = False
-    rate_bits_per_s: float | None = None
+    rate: Timetable | None = None
+    rate_group: Path | None = None
+    finish_by_s: float | None = None
     window_bytes: int | None = None
     block_bytes: int | None = None
     readahead_bytes: int | None = None
@@ -83,6 +86,31 @@ def parse_rate(key: str, text: str) -> float | None:
     if not match or float(match[1]) == 0:
         raise ConfigError(f"{key}={text}: not a rate in bits a second; write 50M, 800K or none")
     return float(match[1]) * _DECIMAL[match[2]]
+
+
+def parse_timetable(key: str, text: str) -> Timetable:
+    """A rate, or entries `HH:MM,RATE` with spaces between them: from when on which rate holds."""
+    words = text.split()
+    if len(words) == 1 and "," not in text:
+        return Timetable((0, parse_rate(key, text)))
+    entries: dict[int, float | None] = {}
+    for word in words:
+        at, _, rate = word.partition(",")
+        match = re.fullmatch(r"([01]?\d|2[0-3]):([0-5]\d)", at)
+        if not match or not rate:
+            raise ConfigError(
+                f"{key}={text}: '{word}' is no entry of a timetable; "
+                "write HH:MM,RATE, as in '07:00,20M 23:30,none'"
+            )
+        minute = int(match[1]) * 60 + int(match[2])
+        if minute in entries:
+            raise ConfigError(f"{key}={text}: {at} is there twice; give each time once")
+        entries[minute] = parse_rate(key, rate)
+    if not entries:
+        raise ConfigError(f"{key}=: is empty; write 50M, none, or '07:00,20M 23:30,none'")
+    if len(entries) > MOST_ENTRIES:
+        raise ConfigError(f"{key}={text}: {len(entries)} entries; at most {MOST_ENTRIES}")
+    return Timetable(*entries.items())
 
 
 def _choice(*choices: str) -> Callable[[str, str], str]:
@@ -240,7 +268,9 @@ KEYS: dict[str, tuple[bool, str, Callable[[str, str], object]]] = {
     "order": (True, "order", parse_order),
     "pull-forward": (True, "pull_forward", _parse_yes),
     "skip-free": (True, "skip_free", _parse_yes),
-    "rate": (True, "rate_bits_per_s", parse_rate),
+    "rate": (True, "rate", parse_timetable),
+    "rate-group": (True, "rate_group", _parse_path),
+    "finish-by": (True, "finish_by_s", deadline.parse_moment),
     "window": (True, "window_bytes", parse_window),
     "readahead": (True, "readahead_bytes", parse_readahead),
     "seed": (True, "seeds", _parse_seeds),

@@ -1,6 +1,7 @@
 """What several commands share."""
 
 import argparse
+import time
 from typing import Any
 
 # argparse doesn't export the type of what add_subparsers returns.
@@ -37,6 +38,12 @@ def human_rate(bits_per_s: float) -> str:
             return f"{bits_per_s:.1f} {unit}"
         bits_per_s /= 1000
     return f"{bits_per_s:.2f} Gbit/s"
+
+
+def human_clock(at_s: float) -> str:
+    """A moment by the local clock: `07:00`, or, a day away, `2026-01-31 07:00`."""
+    near = abs(at_s - time.time()) < 86400
+    return time.strftime("%H:%M" if near else "%Y-%m-%d %H:%M", time.localtime(at_s))
 
 
 def human_time(seconds: float | None) -> str:

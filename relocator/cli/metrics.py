@@ -58,6 +58,7 @@ _GAUGES: tuple[tuple[str, str, Callable[[Status], Any] | None], ...] = (
     ("in_flight_bytes", "Background bytes that are asked for and not yet received", None),
     ("source_connected", "Whether a read of an absent block would be sent at once", None),
     ("rate_cap_bytes_per_second", "The operator's cap of the background copy, if any", _cap),
+    ("late_seconds", "By how much `finish-by` will be missed; 0: it holds", itemgetter("late_s")),
     ("time_left_seconds", "At the present rate; absent while nothing arrives", itemgetter("eta_s")),
     (
         "failing",

@@ -23,7 +23,7 @@ from rich.console import Group
 from rich.panel import Panel
 from rich.text import Text
 
-from relocator.cli.common import human_bytes, human_rate, human_time
+from relocator.cli.common import human_bytes, human_clock, human_rate, human_time
 
 KEEP_S = 60.0
 SMOOTH_S = 3.0
@@ -143,6 +143,17 @@ def time_left_text(status: dict[str, Any], history: History) -> str:
     return f"{clock(left.expected_s)} ({clock(left.least_s)} to {clock(left.most_s)})"
 
 
+def deadline_text(status: dict[str, Any]) -> str | None:
+    """The deadline, and whether it holds; None if there is none."""
+    if (at_s := status["finish_by_s"]) is None:
+        return None
+    late_s = status["late_s"]
+    by = f"to be complete by {human_clock(at_s)}"
+    if late_s == 0:
+        return f"{by}: holds"
+    return f"{by}: no end in sight" if late_s is None else f"{by}: {clock(late_s)} too late"
+
+
 def sparkline(values: Sequence[float], width: int, top: float, *, fancy: bool) -> str:
     """`values`, the newest at the right, as bars of `top`; several a bar if they don't fit."""
     each = max(1, -(-int(KEEP_S) // width))
@@ -193,6 +204,7 @@ def line(status: dict[str, Any], history: History) -> str:
         for name, counter in (("background", "background_bytes"), ("on demand", "on_demand_bytes")):
             parts.append(f"{name} {human_rate(history.recent(counter))}")
         parts.append(f"left {time_left_text(status, history)}")
+        parts.extend(filter(None, [deadline_text(status)]))
     if status["error"]:
         parts.append(f"error: {status['error']}")
     return "  ".join(parts)
@@ -269,7 +281,8 @@ class Page:
         done = int(room * share / 100)
         bar = Text.assemble(("here     ", "bold"), (f"{share:6.1f} %  ", "bold"))
         bar.append(signs[-1] * done, "green").append(signs[0] * (room - done), "dim").append(tail)
-        left = Text.assemble(("time left  ", "bold"), (time_left_text(status, self._history)))
+        told = filter(None, [time_left_text(status, self._history), deadline_text(status)])
+        left = Text.assemble(("time left  ", "bold"), ", ".join(told))
         return [bar, left]
 
     def _rates(self) -> list[Text]:

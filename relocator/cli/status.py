@@ -12,8 +12,16 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from relocator.cli.common import Commands, add_control, console, human_bytes, human_rate, human_time
-from relocator.cli.page import History, Page, line
+from relocator.cli.common import (
+    Commands,
+    add_control,
+    console,
+    human_bytes,
+    human_clock,
+    human_rate,
+    human_time,
+)
+from relocator.cli.page import History, Page, deadline_text, line
 from relocator.client import Client
 from relocator.errors import RelocatorError
 
@@ -87,7 +95,8 @@ def _of_copy(status: dict[str, Any]) -> list[tuple[str, str]]:
         taken, digests = human_bytes(status["seeded_bytes"]), human_bytes(status["digest_bytes"])
         rows.append(("from seeds", f"{taken} ({status['seeding']}, for {digests} of digests)"))
     if status["role"] == "proxy":
-        rows.append(("time left", human_time(status["eta_s"])))
+        told = filter(None, [human_time(status["eta_s"]), deadline_text(status)])
+        rows.append(("time left", ", ".join(told)))
     return rows
 
 
@@ -96,6 +105,11 @@ def _copying(status: dict[str, Any]) -> str:
         return str(status["background"])
     cap = status["rate_cap_bits_per_s"]
     limit = f", capped at {human_rate(cap)}" if cap else ""
+    if status["rate_group"]:
+        limit += f", one cap for {status['rate_group_members']}"
+    if change := status["next_rate_cap"]:
+        rate = change["rate_bits_per_s"]
+        limit += f"; from {human_clock(change['at_s'])} {human_rate(rate) if rate else 'no cap'}"
     return f"{human_rate(status['rate_bits_per_s'])}{limit}"
 
 

@@ -31,7 +31,7 @@ def add(commands: Commands) -> None:
         parser.set_defaults(run=_run_verb, verb=verb)
     parser = commands.add_parser(
         "set",
-        help="change rate, window, order or background",
+        help="change rate, deadline, window, order or background",
         description="Change settings of a running proxy; all of them or, if one is wrong, none.",
     )
     add_control(parser)
@@ -39,7 +39,8 @@ def add(commands: Commands) -> None:
         "settings",
         metavar="KEY=VALUE",
         nargs="+",
-        help="rate=BITS/S|none, window=BYTES|auto, order=LIST, background=on|off",
+        help="rate=BITS/S|none|TIMETABLE, finish-by=TIME|none, window=BYTES|auto, order=LIST, "
+        "background=on|off",
     )
     parser.set_defaults(run=_run_set)
 

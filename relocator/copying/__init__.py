@@ -6,7 +6,11 @@ is still on its way; background fetches leave the link to what guests wait for.
     hydration   the one path by which a block becomes present              -> Hydration, Claim
     copier      the background copy, one thread; what a guest's miss sets off -> Copier
     pacer       when it may send                                           -> Pacer
-    pacing      the window that fills the link and keeps its queue short; the rate cap; pure
+    pacing      the window that fills the link and keeps its queue short; the token bucket; pure
+    cap         what the operator allows, by timetable and deadline        -> Cap
+    deadline    the least rate that is complete in time; pure              -> Deadline
+    timetable   the cap by the time of day; pure                           -> Timetable
+    sharing     one cap for several proxies of a host, in a file           -> Share
     plan        order and knowledge, changed while it is walked            -> Plan
     ordering    in which order the disk is visited; pure
     recent      which places were read last                                 -> Recent

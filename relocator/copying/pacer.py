@@ -3,7 +3,7 @@
 The copier's thread waits here for its turn; guests' threads report what they have asked for, and
 connections' threads what has come. What decides is pure and in pacing.py.
 
-`_turn` guards window, bucket and what failed; it is never held across I/O. A switch is a single
+`_turn` guards window, cap and what failed; it is never held across I/O. A switch is a single
 value, set before whoever waits is woken to look at it.
 """
 
@@ -11,8 +11,10 @@ import threading
 import time
 from collections.abc import Callable
 
+from relocator.copying.cap import Cap
 from relocator.copying.hydration import Released
-from relocator.copying.pacing import Sent, TokenBucket, Window
+from relocator.copying.pacing import Sent, Window
+from relocator.copying.timetable import Change, Timetable
 from relocator.errors import RelocatorError
 
 HOLD_S = 1.0
@@ -27,13 +29,13 @@ class Pacer:
     def __init__(
         self,
         window: Window,
-        bucket: TokenBucket,
+        cap: Cap,
         *,
         over: Callable[[], bool],
         report: Callable[[str | None], None],
     ) -> None:
         self._window = window
-        self._bucket = bucket
+        self._cap = cap
         self._all_here = over
         self._report = report
         self._turn = threading.Condition()
@@ -58,10 +60,16 @@ class Pacer:
         self.paused = paused
         self.wake()
 
-    def set_rate(self, rate_bits_per_s: float | None) -> None:
-        """Cap the rate; None is no cap."""
+    def set_rate(self, rate: Timetable) -> None:
+        """Cap the rate."""
         with self._turn:
-            self._bucket.rate_bits_per_s = rate_bits_per_s
+            self._cap.set_rate(rate)
+            self._turn.notify_all()
+
+    def set_finish_by(self, at_s: float | None) -> None:
+        """When all is to be here, in seconds since 1970; None is whenever it may be."""
+        with self._turn:
+            self._cap.set_finish_by(at_s)
             self._turn.notify_all()
 
     def set_window(self, window_bytes: int | None) -> None:
@@ -97,8 +105,26 @@ class Pacer:
 
     @property
     def rate_cap_bits_per_s(self) -> float | None:
-        """The operator's cap."""
-        return self._bucket.rate_bits_per_s
+        """What the operator allows now."""
+        with self._turn:
+            return self._cap.rate_bits_per_s(time.monotonic())
+
+    @property
+    def group(self) -> tuple[str, int] | None:
+        """The group's file and how many share its cap at the moment; None without a group."""
+        share = self._cap.share
+        return None if share is None else (str(share.path), share.members(time.monotonic()))
+
+    @property
+    def next_cap(self) -> Change | None:
+        """When the cap changes, and to what."""
+        return self._cap.next_change()
+
+    @property
+    def finish_by(self) -> tuple[float, float | None] | None:
+        """The deadline, and by how many seconds it will be missed; see `Cap.finish_by`."""
+        with self._turn:
+            return self._cap.finish_by(time.monotonic())
 
     def demand(self, length: int) -> Released:
         """A guest waits for a fetch of `length` bytes: the copy leaves it room on the link.
@@ -114,7 +140,7 @@ class Pacer:
         with self._turn:
             now_s = time.monotonic()
             sent = self._window.send(length, now_s)
-            self._bucket.take(length, now_s)
+            self._cap.take(length, now_s)
         return lambda error: self._released(sent, error)
 
     def _released(self, sent: Sent, error: RelocatorError | None) -> None:
@@ -149,7 +175,7 @@ class Pacer:
                 if not self.running or not self._window.open:
                     self._turn.wait()
                     continue
-                wait_s = max(self._hold_until_s - now_s, self._bucket.delay_s(now_s))
+                wait_s = max(self._hold_until_s - now_s, self._cap.delay_s(now_s))
                 if wait_s <= 0:
                     return self._window.request_bytes
                 self._turn.wait(wait_s)
@@ -160,9 +186,9 @@ class Pacer:
         with self._turn:
             while not self.over:
                 now_s = time.monotonic()
-                wait_s = max(self._hold_until_s - now_s, self._bucket.delay_s(now_s))
+                wait_s = max(self._hold_until_s - now_s, self._cap.delay_s(now_s))
                 if self.running and wait_s <= 0:
-                    self._bucket.take(length, now_s)
+                    self._cap.take(length, now_s)
                     return True
                 self._turn.wait(wait_s if self.running else None)
         return False

@@ -59,6 +59,15 @@ class TokenBucket:
         self._burst_s = burst_s
         self._free_at_s = 0.0
 
+    def set_rate(self, rate_bits_per_s: float | None, now_s: float) -> None:
+        """Another rate: what was sent too early by the old one is paid for at the new one."""
+        if rate_bits_per_s == self.rate_bits_per_s:
+            return
+        debt_s = self.delay_s(now_s)
+        if debt_s and self.rate_bits_per_s and rate_bits_per_s:
+            self._free_at_s = now_s + debt_s * self.rate_bits_per_s / rate_bits_per_s
+        self.rate_bits_per_s = rate_bits_per_s
+
     def delay_s(self, now_s: float) -> float:
         """Seconds until something may be sent."""
         if self.rate_bits_per_s is None:

@@ -11,17 +11,19 @@ from functools import partial
 
 from relocator import config
 from relocator.config import Config
+from relocator.copying.cap import Cap
 from relocator.copying.copier import Copier
 from relocator.copying.heat import Heat
 from relocator.copying.holes import Holes
 from relocator.copying.hydration import Hydration
 from relocator.copying.pacer import Pacer
-from relocator.copying.pacing import TokenBucket, Window
+from relocator.copying.pacing import Window
 from relocator.copying.plan import Plan
 from relocator.copying.readahead import Readahead
 from relocator.copying.recent import Recent
 from relocator.copying.seeding import Seeding
 from relocator.copying.seeds import Seed
+from relocator.copying.sharing import Share
 from relocator.errors import ConfigError, RelocatorError
 from relocator.running.disk import Disk
 from relocator.running.handover import Handover
@@ -87,7 +89,12 @@ class Engine:
         )
         pacer = Pacer(
             Window(settings.window_bytes),
-            TokenBucket(settings.rate_bits_per_s),
+            Cap(
+                settings.rate,
+                settings.finish_by_s,
+                lambda: store.absent_bytes,
+                share=Share(settings.rate_group) if settings.rate_group else None,
+            ),
             over=lambda: store.all_present and not lifecycle.pass_through,
             report=partial(faults.report, COPY),
         )

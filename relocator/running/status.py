@@ -98,7 +98,10 @@ class Status:
         on_demand = 0 if hydration is None else hydration.on_demand_bytes
         background = 0 if hydration is None else hydration.background_bytes
         rate = self._meter.bits_per_s(on_demand + background)
-        missing = (store.geometry.total_blocks - store.present_blocks) * store.geometry.block_bytes
+        change = None if pacer is None else pacer.next_cap
+        group = None if pacer is None else pacer.group
+        deadline = None if pacer is None else pacer.finish_by
+        missing = store.absent_bytes
         return {
             "on_demand_bytes": on_demand,
             "background_bytes": background,
@@ -112,6 +115,11 @@ class Status:
             "order": ",".join(plan.keys),
             "rate_bits_per_s": rate,
             "rate_cap_bits_per_s": None if pacer is None else pacer.rate_cap_bits_per_s,
+            "next_rate_cap": None if change is None else change._asdict(),
+            "rate_group": None if group is None else group[0],
+            "rate_group_members": 0 if group is None else group[1],
+            "finish_by_s": None if deadline is None else deadline[0],
+            "late_s": None if deadline is None else deadline[1],
             "window_bytes": 0 if pacer is None else pacer.window_bytes,
             "in_flight_bytes": 0 if pacer is None else pacer.in_flight_bytes,
             "eta_s": 0.0 if missing == 0 else (missing * 8 / rate if rate > 0 else None),

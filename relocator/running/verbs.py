@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from relocator import config
+from relocator.copying import deadline
 from relocator.copying.recent import FIRST_PLACES
 from relocator.errors import ConfigError, StateError
 from relocator.running import exports, states
@@ -60,6 +61,7 @@ class Verbs:
         }
         self._settings: dict[str, Callable[[str, str], Callable[[], None]]] = {
             "rate": self._set_rate,
+            "finish-by": self._set_finish_by,
             "window": self._set_window,
             "background": self._set_background,
             "order": self._set_order,
@@ -179,8 +181,12 @@ class Verbs:
         return self._parts.transfer
 
     def _set_rate(self, key: str, text: str) -> Callable[[], None]:
-        value, pacer = config.parse_rate(key, text), self._transfer.pacer
+        value, pacer = config.parse_timetable(key, text), self._transfer.pacer
         return lambda: pacer.set_rate(value)
+
+    def _set_finish_by(self, key: str, text: str) -> Callable[[], None]:
+        value, pacer = deadline.parse_moment(key, text), self._transfer.pacer
+        return lambda: pacer.set_finish_by(value)
 
     def _set_window(self, key: str, text: str) -> Callable[[], None]:
         value, pacer = config.parse_window(key, text), self._transfer.pacer

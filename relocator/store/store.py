@@ -115,6 +115,11 @@ class Store:
         return self.present_blocks == self.geometry.total_blocks
 
     @property
+    def absent_bytes(self) -> int:
+        """How much isn't here."""
+        return (self.geometry.total_blocks - self.present_blocks) * self.geometry.block_bytes
+
+    @property
     def owes_commit(self) -> bool:
         """Whether a map has changed since the last commit."""
         return bool(self._changed)

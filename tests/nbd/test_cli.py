@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -105,6 +106,7 @@ def test_a_target_has_the_congestion_control_that_it_was_given(tmp_path: Path) -
         (["target", "/x", "--congestion", "reno", "--print"], 2, "--print: not with --congestion"),
         (["target", "/x", "--listen", "nowhere"], 2, "--listen=nowhere: not HOST:PORT"),
         (["proxy", "/tmp/s", "nbd://h", "--rate", "quick"], 2, "rate=quick: not a rate"),
+        (["proxy", "/tmp/s", "nbd://h", "--rate", "7,1M 8,2M"], 2, "'7,1M' is no entry"),
         (["proxy", "/tmp/s", "nbd://h", "--threads", "0"], 2, "--threads=0: must be at least 1"),
         (["status", "/nonexistent"], 1, "/nonexistent: No such file or directory; is the plugin"),
         (["set", "/nonexistent", "rate"], 2, "rate: not KEY=VALUE"),
@@ -134,6 +136,46 @@ def test_verbs_steer_a_running_proxy(tmp_path: Path) -> None:
         gave_up = relocator("wait", control, "--timeout", "0.3")
         assert gave_up.returncode == 1
         assert "not complete yet" in gave_up.stderr
+
+
+def test_a_timetable_is_followed_shown_and_replaced(tmp_path: Path) -> None:
+    with moving(tmp_path, SIZE_BYTES, "rate=00:00,1M 12:00,2M") as server:
+        control = str(server.control_path)
+        caps = {server.status()["rate_cap_bits_per_s"], None} | {
+            server.status()["next_rate_cap"]["rate_bits_per_s"]
+        }
+        assert caps == {1e6, 2e6, None}
+        shown = relocator("status", control).stdout
+        assert "; from 12:00 2.0 Mbit/s" in shown or "; from 00:00 1.0 Mbit/s" in shown
+        refused = relocator("set", control, "rate=07:00,1M 25:00,2M")
+        assert refused.returncode == 1
+        assert "rate=07:00,1M 25:00,2M: '25:00,2M' is no entry" in refused.stderr
+        assert relocator("set", control, "rate=00:00,none").returncode == 0
+        assert server.status()["next_rate_cap"] is None
+        assert relocator("wait", control, "--timeout", "30").returncode == 0
+    assert (tmp_path / "store" / "disk.img").read_bytes() == source_bytes(SIZE_BYTES)
+
+
+def test_a_deadline_paces_the_copy_and_is_told_when_it_cannot_hold(tmp_path: Path) -> None:
+    with moving(tmp_path, SIZE_BYTES, "rate=1M") as server:
+        control = str(server.control_path)
+        assert server.status()["finish_by_s"] is None
+        tomorrow = time.strftime("%Y-%m-%dT%H:%M", time.localtime(time.time() + 86400))
+        assert relocator("set", control, f"finish-by={tomorrow}").returncode == 0
+        found = server.status()
+        assert found["rate_cap_bits_per_s"] < 1e6
+        assert found["late_s"] == 0
+        assert ": holds" in relocator("status", control).stdout
+        now = time.strftime("%Y-%m-%dT%H:%M", time.localtime())
+        assert relocator("set", control, f"finish-by={now}").returncode == 0
+        found = server.status()
+        assert (found["rate_cap_bits_per_s"], found["late_s"] > 0) == (1e6, True)
+        assert "too late" in relocator("status", control).stdout
+        refused = relocator("set", control, "finish-by=25:00")
+        assert "finish-by=25:00: not a time; write HH:MM" in refused.stderr
+        assert relocator("set", control, "finish-by=none", "rate=none").returncode == 0
+        assert relocator("wait", control, "--timeout", "30").returncode == 0
+    assert (tmp_path / "store" / "disk.img").read_bytes() == source_bytes(SIZE_BYTES)
 
 
 def test_print_shows_the_command_that_would_run() -> None:

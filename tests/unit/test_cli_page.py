@@ -29,6 +29,8 @@ def status(**changed: Any) -> dict[str, Any]:
         "background_bytes": 0,
         "background": "on",
         "rate_cap_bits_per_s": None,
+        "finish_by_s": None,
+        "late_s": None,
         "notes": [],
         "error": None,
         "requests": {kind: dict(seen) for kind in ("read_present", "read_absent", "write")},
