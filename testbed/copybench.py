@@ -27,6 +27,7 @@ import random
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -46,6 +47,7 @@ from testbed.systems.relocator import Relocator
 
 EXIT_REFUSED = 3
 LOCAL_S = 10.0  # how long the clients of a disk that is here are watched
+SETTLED_S = 1.0  # from when on `link_use_settled` counts
 CLIENT_START_S = 2.0  # until both clients have started and wait
 READ_SIZES = tuple(1 << power for power in range(12, 21))
 _PIECE_BYTES = 4 * 2**20
@@ -183,12 +185,24 @@ def measure(parameters: Parameters, sites: topology.Sites, name: str, work: Path
             sleep_until(start_s)
         before = topology.link_counters()["C"], cpu_times()
         copying_s = time.monotonic()
+        settled: list[
+            tuple[float, int]
+        ] = []  # when slow start should be over, and bytes until then
+        timer = threading.Timer(
+            SETTLED_S,
+            lambda: settled.append((time.monotonic(), topology.link_counters()["C"][0])),
+        )
+        timer.start()
         system.copy()
         end_s = time.monotonic()
+        timer.cancel()
         after = topology.link_counters()["C"], cpu_times()
         copy.stop_clients()
         extra = system.status() or {}
     row = _row(parameters, copying_s, end_s, before, after)
+    row["link_use_settled"] = (
+        _use(parameters, settled[0], (end_s, after[0][0])) if settled else None
+    )
     row["late_s"] = round(copying_s - start_s, 6)
     row["allocated_bytes"] = allocated_bytes
     row["wan_over_allocated"] = round(row["wan_bytes"] / allocated_bytes, 4)
@@ -211,14 +225,19 @@ def _row(
 ) -> dict[str, Any]:
     copy_s = end_s - start_s
     received = after[0][0] - before[0][0]
-    goodput_bits_per_s = parameters.profile.rate_bits_per_s * wan.TCP_HEADER_FACTOR
     busy_s, all_s = (after[1][index] - before[1][index] for index in (0, 1))
     return {
         "copy_s": round(copy_s, 6),
         "wan_bytes": received,
-        "link_use": round(received * 8 / copy_s / goodput_bits_per_s, 4),
+        "link_use": _use(parameters, (start_s, before[0][0]), (end_s, after[0][0])),
         "cpu_share": round(busy_s / all_s, 3) if all_s else None,
     }
+
+
+def _use(parameters: Parameters, start: tuple[float, int], end: tuple[float, int]) -> float:
+    """Bytes received between two moments over what the link carries after headers."""
+    goodput_bits_per_s = parameters.profile.rate_bits_per_s * wan.TCP_HEADER_FACTOR
+    return round((end[1] - start[1]) * 8 / (end[0] - start[0]) / goodput_bits_per_s, 4)
 
 
 def run(parameters: Parameters) -> tuple[int, dict[str, Any]]:
@@ -229,6 +248,7 @@ def run(parameters: Parameters) -> tuple[int, dict[str, Any]]:
         "clock": os.environ.get("LAB_CLOCK", "unknown"),
         "rtt_s": profile.rtt_s,
         "rate_bits_per_s": profile.rate_bits_per_s,
+        "loss": profile.loss,
         "data_bytes": parameters.data_bytes,
         "seed": parameters.seed,
         "read_bytes": parameters.read_bytes,
@@ -247,7 +267,8 @@ def run(parameters: Parameters) -> tuple[int, dict[str, Any]]:
                 _keep_logs(name, Path(work))
             results["systems"][name] = row
             print(
-                f"{name}: {row['copy_s']:.2f} s, link {row['link_use']:.0%}, "
+                f"{name}: {row['copy_s']:.2f} s, link {row['link_use']:.1%}, "
+                f"later {row['link_use_settled'] or 0:.1%}, "
                 f"CPU {row['cpu_share']:.0%}, {row['wan_over_allocated']:.3f} x allocated",
                 flush=True,
             )
@@ -263,6 +284,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="testbed.copybench", description=__doc__)
     parser.add_argument("--rtt", default="20ms")
     parser.add_argument("--rate", default="100mbit")
+    parser.add_argument("--loss", default="0", help="of packets, such as 1%% (0)")
     parser.add_argument("--systems", default="local,nbdcopy,nbdkit-cow,qemu,relocator")
     parser.add_argument("--data", default="64M", help="random data in the image (64M)")
     parser.add_argument("--reads", type=float, default=25.0, help="a second (25)")
@@ -293,7 +315,9 @@ def parse(argv: Sequence[str] | None) -> Parameters:
     if data_bytes < 2 * _PIECE_BYTES or data_bytes % (2 * _PIECE_BYTES):
         raise wan.ProfileError("data", options.data, "must be a multiple of 8M")
     profile = wan.LinkProfile(
-        wan.parse_time_s("rtt", options.rtt), wan.parse_rate_bits_per_s("rate", options.rate)
+        wan.parse_time_s("rtt", options.rtt),
+        wan.parse_rate_bits_per_s("rate", options.rate),
+        wan.parse_fraction("loss", options.loss),
     )
     read_bytes = wan.parse_size_bytes("read-size", options.read_size)
     if read_bytes not in READ_SIZES:

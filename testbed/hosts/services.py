@@ -9,6 +9,7 @@ Two traps: the nbd driver scans partitions when a device is attached unless it w
 and in a network namespace nbd-client must use ioctl (`-L`), its netlink family knows only one.
 """
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -49,6 +50,15 @@ def _nbdkit(port: int, address: str, threads: int) -> list[str]:
 def target_command(disk: Path, control: Path, address: str, port: int = PORT) -> list[str]:
     """The server at the source."""
     return [*_nbdkit(port, address, TARGET_THREADS), f"disk={disk}", f"control={control}"]
+
+
+def target_by_command(
+    disk: Path, control: Path, address: str, congestion: str, port: int = PORT
+) -> list[str]:
+    """The server at the source as `relocator target` starts it, with a congestion control."""
+    relocator = [sys.executable, "-m", "relocator.cli.main", "target", str(disk)]
+    listen = ["--listen", f"{address}:{port}", "--control", str(control)]
+    return [*relocator, *listen, "--congestion", congestion]
 
 
 def store_command(store: Path, control: Path, address: str) -> list[str]:

@@ -1,10 +1,11 @@
 """The relocator itself: our target at the source, our proxy at the destination.
 
 Settings are the plugin's own keys (with `activate-on-write=yes` nobody says when the guest moves),
-and three of the evaluation's: `source=file` has `nbdkit file` as the source's server; `preseed=yes`
-copies ahead before the move; `return=yes` makes the destination a site that the disk once came
-from, with what it held then. A trace that an order names (`order=trace:NAME`) is a file that was
-shipped into the lab (`--file`).
+and four of the evaluation's: `source=file` has `nbdkit file` as the source's server;
+`congestion=NAME` gives the target's connections a congestion control, as its command does;
+`preseed=yes` copies ahead before the move; `return=yes` makes the destination a site that the disk
+once came from, with what it held then. A trace that an order names (`order=trace:NAME`) is a file
+that was shipped into the lab (`--file`).
 """
 
 import os
@@ -27,7 +28,7 @@ class Relocator(System):
     """On-demand and background copy, in the settings' order."""
 
     name = "relocator"
-    keys = frozenset((*PASSED_ON, "source", "preseed", "return"))
+    keys = frozenset((*PASSED_ON, "source", "congestion", "preseed", "return"))
 
     @property
     def store(self) -> Path:
@@ -60,6 +61,9 @@ class Relocator(System):
             return
         control = self.place.work / "target.sock"
         command = services.target_command(self.place.image, control, EVERYWHERE)
+        if "congestion" in self.settings:
+            congestion = self.settings["congestion"]
+            command = services.target_by_command(self.place.image, control, EVERYWHERE, congestion)
         if self._returns:
             command = services.store_command(self._send_away(), control, EVERYWHERE)
         self.source = self.place.at_source("source", command)
