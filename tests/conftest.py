@@ -4,8 +4,10 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 # A job that a shell starts in the background ignores SIGINT, and so would all that is started here:
 # then nothing that a test interrupts would end.
@@ -19,13 +21,21 @@ os.environ["PATH"] += f"{os.pathsep}{Path(sys.executable).parent}"
 LONG_FIRST = ("lab", "migrate", "nbd", "crash", "docs", "hosts", "vm", "wan", "unit")
 
 
-@pytest.hookimpl(tryfirst=True)  # before the name of the group becomes part of the test's
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What one worker runs: a module, or all of tests/lab, where each test takes both cores."""
-
+    """The order of the directories."""
     order = {name: number for number, name in enumerate(LONG_FIRST)}
     items.sort(key=lambda item: order.get(item.path.parent.name, -1))
-    for item in items:
-        directory = item.path.parent.name
-        group = "lab" if directory == "lab" else f"{directory}/{item.path.stem}"
-        item.add_marker(pytest.mark.xdist_group(group))
+
+
+class ByModule(LoadScopeScheduling):
+    """A worker takes a module, in order, or all of tests/lab, where a test may take both cores."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        return str(Path(path).parent) if Path(path).parent.name == "lab" else path
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByModule:
+    """How `pytest -n 2` divides the tests."""
+    config.option.loadscopereorder = False
+    return ByModule(config, log)
