@@ -294,9 +294,7 @@ def test_heat_is_counted_and_handed_over(sites: Any) -> None:
         guest = target.connect()
         for _ in range(50):
             guest.pread(BLOCK, 3 << 20)
-        heat = nbd.NBD()
-        heat.set_export_name("heat")
-        heat.connect_unix(str(target.socket))
+        heat = target.connect("heat")
         values = array("f", heat.pread(heat.get_size(), 0))
         assert {n: round(value) for n, value in enumerate(values) if value} == {12: 50}
         with b.proxy(target, "order=hot", "rate=1M"):
@@ -314,15 +312,11 @@ def test_further_exports_are_listed_and_read_only(sites: Any) -> None:
         lister.opt_abort()
         names_of_maps = ["recent", "heat", "write-heat", "dirty", "diverged"]
         assert names == ["", *names_of_maps, "digest", "digests/4096", "control"]
-        control = nbd.NBD()
-        control.set_export_name("control")
-        control.connect_unix(str(target.socket))
+        control = target.connect("control")
         assert control.is_read_only()
         assert b'"role": "target"' in control.pread(control.get_size(), 0)
         with pytest.raises(nbd.Error):
-            stranger = nbd.NBD()
-            stranger.set_export_name("no-such-export")
-            stranger.connect_unix(str(target.socket))
+            target.connect("no-such-export")
 
 
 def test_an_epoch_whose_answer_was_lost_is_answered_again(sites: Any) -> None:

@@ -44,9 +44,10 @@ def test_an_activation_waits_for_word_of_the_withdrawal_before_it(tmp_path: Path
         with pytest.raises(RelocatorError):
             proxy.control.call("activate", hold=True)
         assert state(proxy) == "standby"
-        with source.serve():
+        with source.serve() as again:
             proxy.control.call("activate", wait=True)
             assert state(proxy) in ("active", "complete")
+            again.kill()  # rather than to wait for its client
 
 
 def test_a_disk_that_is_active_already_may_be_activated_again(

@@ -46,11 +46,12 @@ class Server:
         """Wait until all of the disk is here; the status then."""
         return self.control.call("wait", timeout_s=timeout_s)
 
-    def connect(self) -> Any:
-        """A libnbd handle, with block status."""
+    def connect(self, export: str = "") -> Any:
+        """A libnbd handle, with block status; closed when the server is asked to end."""
         handle = nbd.NBD()
+        handle.set_export_name(export)
         handle.add_meta_context("base:allocation")
-        handle.connect_uri(self.uri)
+        handle.connect_unix(str(self.socket))
         self.handles.append(handle)
         return handle
 
