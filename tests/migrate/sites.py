@@ -157,16 +157,21 @@ class Sites:
             assert kept == source_bytes(1 << 20)
 
 
-def command(*arguments: str) -> list[str]:
-    """`relocator migrate ARGUMENTS`."""
-    return [sys.executable, "-m", "relocator.cli.main", "migrate", *arguments]
+def command(*arguments: str, program: Sequence[str] = ("-m", "relocator.cli.main")) -> list[str]:
+    """`relocator migrate ARGUMENTS`; `program` is what Python runs for it."""
+    return [sys.executable, *program, "migrate", *arguments]
 
 
 @contextmanager
-def stopped(sites: Sites, place: str, *more: str) -> Iterator[subprocess.Popen[str]]:
-    """`relocator migrate`, begun and standing at `place`; it goes on when told by a line."""
+def stopped(
+    sites: Sites, place: str, *more: str, **how: Sequence[str]
+) -> Iterator[subprocess.Popen[str]]:
+    """`relocator migrate`, begun and standing at `place`; it goes on when told by a line.
+
+    `how` is as in `command`.
+    """
     with subprocess.Popen(
-        command(*sites.arguments("--stop-at", place, *more)),
+        command(*sites.arguments("--stop-at", place, *more), **how),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

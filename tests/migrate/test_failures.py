@@ -12,6 +12,14 @@ from tests.support.servers import Server
 from tests.support.sources import daemon
 
 NBD_PORT = 10809
+# The command, which else lets the guest's last state be on its way for a minute.
+HASTY = """
+import sys
+from relocator.cli.main import main
+from relocator.moving import steps
+steps.SEND_S = 3.0
+sys.exit(main())
+"""
 
 
 def test_memory_that_can_not_be_sent_leaves_the_guest_where_it_is(tmp_path: Path) -> None:
@@ -76,7 +84,7 @@ class Apart(Sites):
 
 def test_a_link_that_is_cut_while_the_guest_stands_still_brings_it_back(tmp_path: Path) -> None:
     with namespaces() as link, Apart(tmp_path, link) as sites:
-        with stopped(sites, "continued") as process:
+        with stopped(sites, "continued", program=("-c", HASTY)) as process:
             link.cut()
             assert process.stdin is not None
             process.stdin.write("\n")
