@@ -18,7 +18,9 @@ is still on its way; background fetches leave the link to what guests wait for.
     hints       what the source can tell of its disk: its working set, heat, blocks in use
     holes       what need not be transferred, for it is zeros
     seeding     what need not be transferred, for an image here has it; one thread -> Seeding
+    settling    ranges between the seeding and the copier                  -> Settling
     seeds       such images                                                -> Seed
+    elsewhere   where in them content of a digest is, at whatever place    -> Elsewhere
     readahead   which blocks to fetch besides those that were missed
 
 May race: guests' threads that miss or write, the copier, seeding, connections' threads with

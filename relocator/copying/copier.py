@@ -86,7 +86,7 @@ class Copier:
             self._fetch(claim)
 
     def _pull(self, unit: Range) -> None:
-        if self._seeding is not None and self._seeding.prefer(*unit):
+        if self._seeding is not None and self._seeding.want(*unit):
             return
         with self._pulled_lock:
             if unit not in self._pulled:

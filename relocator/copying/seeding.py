@@ -3,8 +3,9 @@
 One thread walks the plan ahead of the copier. Of each unit it asks the source for a digest, large
 units first, and where none of the seeds has the same at that place, for those of the small units
 in it. It reads a seed into memory, and if the digest of that is the source's, keeps those very
-bytes: what a seed is, or becomes meanwhile, can cost bytes but never a wrong block. Once a unit is
-*settled*, what is still absent of it is fetched: the copier walks the plan's ranges as they are.
+bytes: what a seed is, or becomes meanwhile, can cost bytes but never a wrong block. A unit is then
+*settled*. Just before the copier fetches what is absent of it still, it looks for that at other
+places of the seeds, most of which have been read by then.
 
 Nobody owns a block while its digest is on its way: a guest that misses it fetches it as ever, and
 only what nobody owns by then is taken (see hydration.py; an answer is content of the source, so
@@ -12,25 +13,26 @@ what the handover disowns is asked again). At the source a digest costs reading 
 `rate_bits_per_s` bounds; on the link 32 bytes a unit, which count against the copy's own cap.
 
 A second walk there is not: whatever is absent after the first is fetched. A process that starts
-again compares what is absent by then. `_lock` guards what other threads add to or take from, and
-is never held across I/O nor while the pacer is told; all else is the seeding thread's own.
+again compares what is absent by then.
 """
 
-import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from threading import Thread
 
+from relocator.copying.elsewhere import Elsewhere
 from relocator.copying.holes import Holes
 from relocator.copying.hydration import Hydration
 from relocator.copying.pacer import HOLD_S, Pacer
 from relocator.copying.pacing import TokenBucket
 from relocator.copying.plan import Plan
-from relocator.copying.seeds import Seed
+from relocator.copying.seeds import Seed, matching
+from relocator.copying.settling import Settling
 from relocator.errors import StoreError
-from relocator.source.digests import DIGEST_BYTES, Digests, digest
+from relocator.source.digests import DIGEST_BYTES, Digests
 from relocator.source.endpoint import Endpoint
 from relocator.source.identity import Guard
 from relocator.source.upstream import Request, Upstream
@@ -41,8 +43,6 @@ Range = tuple[int, int]
 LARGE_BYTES, SMALL_BYTES = 256 << 10, 4 << 10
 #: large units asked for at once; questions on their way, whose answers are 32 KiB at most
 BATCH_UNITS, IN_FLIGHT = 16, 16
-#: how far ahead of the copier: bytes, and ranges of the plan
-AHEAD_BYTES, AHEAD_RANGES = 64 << 20, 4096
 
 
 @dataclass(eq=False, slots=True)
@@ -85,27 +85,23 @@ class Seeding:
         block_bytes = store.geometry.block_bytes
         self._large = Digests(endpoint, max(LARGE_BYTES, block_bytes), guard)
         self._small = Digests(endpoint, max(SMALL_BYTES, block_bytes), guard)
-        self._unit_blocks = self._large.unit_bytes // block_bytes
-        units = -(-store.geometry.size_bytes // self._large.unit_bytes)
-        self._taken_up, self._settled = Bitmap(units), Bitmap(units)
+        self._settling = Settling(store, pacer, self._large.unit_bytes)
+        self._elsewhere = Elsewhere(seeds, self._small.unit_bytes, rate_bits_per_s)
+        #: large units -> `asked`, and the digests of what the seeds don't have at its own place
+        self._missing: dict[int, tuple[int, dict[int, bytes]]] = {}
+        self._taken_up = Bitmap(-(-store.geometry.size_bytes // self._large.unit_bytes))
         self._planned: Iterator[Range] = iter(())
         self._generation = -1
         self._walked = False
         self._questions: deque[Question] = deque()
         self._in_flight = 0
         self._answers: deque[Question] = deque()
-        self._lock = threading.Lock()
-        self._ahead: deque[Range] = deque()
-        self._ahead_bytes = 0
-        self._pulled: deque[Range] = deque()
         self._refusal: str | None = None
         self._began_s: float | None = None
         self._took_s: float | None = None
-        #: whether no more is compared
-        self.ended = False
         #: digests that have come over the link; what the source has read and hashed for them
         self.digest_bytes = self.digested_bytes = 0
-        self._thread = threading.Thread(target=self._run, name="seeding", daemon=True)
+        self._thread = Thread(target=self._run, name="seeding", daemon=True)
 
     def start(self) -> None:
         """Start the thread."""
@@ -115,6 +111,11 @@ class Seeding:
         """Wait for the thread's end; after the pacer's `stop` and the upstream's `close`."""
         if self._thread.is_alive():
             self._thread.join()
+
+    @property
+    def ended(self) -> bool:
+        """Whether no more is compared."""
+        return self._settling.ended
 
     @property
     def seconds(self) -> float:
@@ -129,40 +130,39 @@ class Seeding:
         found = [self._refusal, *(seed.failure for seed in self._seeds)]
         return [note for note in found if note is not None]
 
-    def prefer(self, first: int, end: int) -> bool:
+    def want(self, first: int, end: int) -> bool:
         """Settle these blocks next; False if no more is compared. From any thread; never waits."""
-        with self._lock:
-            if self.ended:
-                return False
-            if (first, end) not in self._pulled:
-                self._pulled.append((first, end))
-        self._pacer.wake()
-        return True
+        return self._settling.want(first, end)
 
     def settled(self) -> Iterator[Range]:
-        """The plan's ranges, each as soon as it is settled, for the copier; waits for them."""
-        while self._pacer.wait_until(lambda: self.ended or self._next_settled() is not None):
-            with self._lock:
-                if (found := self._next_settled()) is not None:
-                    self._ahead.remove(found)
-                    self._ahead_bytes -= self._bytes(found)
-            if found is None:
-                return
-            self._pacer.wake()  # there is room ahead again
-            yield found
+        """The plan's ranges, each as soon as it is settled, for the copier's thread."""
+        return self._settling.take(self._look_elsewhere)
 
-    def _next_settled(self) -> Range | None:
-        """The first range ahead that is settled."""
-        return next(
-            (one for one in tuple(self._ahead) if self._settled.all(*self._units(one))), None
-        )
+    def _look_elsewhere(self, unit: int) -> None:
+        """Take what the seeds don't have at its own place from other places."""
+        asked, missing = self._missing.pop(unit, (0, {}))
+        for small, known in missing.items():
+            blocks = self._blocks(small, small + 1, self._small.unit_bytes)
+            if self._store.present.all(*blocks):
+                continue
+            if (data := self._elsewhere.find(known)) is not None:
+                self._keep(blocks, asked, data)
 
-    def _units(self, blocks: Range) -> Range:
-        """The large units that have some of the blocks."""
-        return blocks[0] // self._unit_blocks, -(-blocks[1] // self._unit_blocks)
+    def _blocks(self, first: int, end: int, unit_bytes: int) -> Range:
+        """The blocks of the units `first..end`."""
+        times = unit_bytes // self._geometry.block_bytes
+        return first * times, min(end * times, self._geometry.total_blocks)
 
-    def _bytes(self, blocks: Range) -> int:
-        return self._geometry.extent(*blocks).length
+    def _keep(self, blocks: Range, asked: int, data: memoryview) -> None:
+        """Make present what has the source's digest."""
+        try:
+            self._hydration.fill(*blocks, asked, data)
+        except StoreError as error:  # it is fetched, if the store gets room again
+            self._trouble(error)
+
+    def _trouble(self, error: StoreError) -> None:
+        self._pacer.complain(str(error))
+        self._pacer.sleep(HOLD_S)
 
     # Below this line everything runs on the seeding thread.
 
@@ -176,16 +176,15 @@ class Seeding:
             self._walk()
             self._large.close()
             self._small.close()
+            self._elsewhere.end()
             self._took_s = time.monotonic() - self._began_s
+        self._settling.end()
         for seed in self._seeds:
             seed.close()
-        with self._lock:
-            self.ended = True
-        self._pacer.wake()
 
     def _walk(self) -> None:
-        """Once over the disk, in the order of the plan."""
-        while not self._over and self._pacer.wait_until(self._has_work):
+        """Once over the disk, in the order of the plan, until the copier has seen all of it."""
+        while not self._over and self._pacer.wait_until(lambda: self._over or self._has_work()):
             if self._answers:
                 self._judge(self._answers.popleft())
                 continue
@@ -197,18 +196,15 @@ class Seeding:
     def _over(self) -> bool:
         if self._refusal is not None or all(seed.failure for seed in self._seeds):
             return True
-        waits = self._in_flight or self._questions or self._pulled or not self._walked
-        return not waits and self._plan.generation == self._generation
+        if self._in_flight or self._questions or not self._walked:
+            return False
+        return self._settling.empty and self._plan.generation == self._generation
 
     def _has_work(self) -> bool:
-        if self._answers or self._pulled or self._plan.generation != self._generation:
+        if self._answers or self._settling.wants or self._plan.generation != self._generation:
             return True
-        more = self._questions or (not self._walked and self._has_room)
+        more = self._questions or (not self._walked and self._settling.has_room)
         return bool(more) and self._in_flight < IN_FLIGHT
-
-    @property
-    def _has_room(self) -> bool:
-        return self._ahead_bytes < AHEAD_BYTES and len(self._ahead) < AHEAD_RANGES
 
     def _look_ahead(self) -> None:
         """Take up what comes next, as far as there is room."""
@@ -216,14 +212,10 @@ class Seeding:
             self._generation = self._plan.generation
             self._planned = chain(self._plan.named(), self._plan.ranges())
             self._walked = False
-            with self._lock:
-                self._ahead.clear()
-                self._ahead_bytes = 0
-        with self._lock:
-            pulled, self._pulled = self._pulled, deque()
-        for blocks in pulled:
+            self._settling.clear()
+        for blocks in self._settling.wanted():
             self._take_up(blocks, urgent=True)
-        while not self._walked and len(self._questions) < 2 and self._has_room:
+        while not self._walked and len(self._questions) < 2 and self._settling.has_room:
             if (planned := next(self._planned, None)) is None:
                 self._walked = True
             else:
@@ -237,7 +229,7 @@ class Seeding:
             self._holes.fill(*blocks)
         except StoreError as error:  # its holes are fetched, if the store gets room again
             self._trouble(error)
-        for first, end in list(self._taken_up.clear_runs(*self._units(blocks))):
+        for first, end in list(self._taken_up.clear_runs(*self._settling.units(blocks))):
             self._taken_up.set(first, end)
             found = [
                 Question(self._large, at, min(at + BATCH_UNITS, end))
@@ -247,10 +239,7 @@ class Seeding:
                 self._questions.extendleft(reversed(found))
             elif not self._extend(found[0]):
                 self._questions.extend(found)
-        with self._lock:
-            (self._ahead.appendleft if urgent else self._ahead.append)(blocks)
-            self._ahead_bytes += self._bytes(blocks)
-        self._pacer.wake()  # it may be settled already
+        self._settling.add(blocks, urgent=urgent)
 
     def _extend(self, more: Question) -> bool:
         """Let the last question ask for what follows, too; whether that can be."""
@@ -289,23 +278,28 @@ class Seeding:
             return
         self.digest_bytes += len(reply.data)
         self.digested_bytes += (question.end - question.first) * question.digests.unit_bytes
-        left = self._compare(question, reply.data)
+        missing = self._compare(question, reply.data)
         if self._hydration.disowned != question.asked:
             self._questions.appendleft(question)
             return
         times = self._large.unit_bytes // self._small.unit_bytes
         if question.digests is self._small or times == 1:
-            left = []
+            if missing:
+                self._elsewhere.begin()
+            for unit, known in missing.items():
+                _, digests = self._missing.setdefault(unit // times, (question.asked, {}))
+                digests[unit] = known
+            missing = {}
         most = -(-self._geometry.size_bytes // self._small.unit_bytes)
-        for unit in reversed(left):
+        for unit in reversed(missing):
             closer = Question(self._small, unit * times, min((unit + 1) * times, most))
             self._questions.appendleft(closer)
-        self._settle(unit for unit in self._covered(question) if unit not in left)
+        self._settling.settle(unit for unit in self._covered(question) if unit not in missing)
 
     def _failed(self, question: Question) -> None:
         """A question without an answer."""
         if question.digests.connected:  # only this can't be read there, as its fetch will show
-            self._settle(self._covered(question))
+            self._settling.settle(self._covered(question))
         elif self._upstream.connected:
             self._refusal = "seed: not used: the source gives no digests"
         else:
@@ -316,67 +310,17 @@ class Seeding:
         ours, theirs = self._large.unit_bytes, question.digests.unit_bytes
         return range(question.first * theirs // ours, -(-question.end * theirs // ours))
 
-    def _settle(self, units: Iterable[int]) -> None:
-        for unit in units:
-            self._settled.set(unit, unit + 1)
-        if not self._has_room:  # the copier may have no turn for long: forget what it need not see
-            with self._lock:
-                present = self._store.present
-                self._ahead = deque(one for one in self._ahead if not present.all(*one))
-                self._ahead_bytes = sum(map(self._bytes, self._ahead))
-        self._pacer.wake()
-
-    def _compare(self, question: Question, theirs: bytearray) -> list[int]:
-        """Take what the seeds have at the same place; returns the units that they don't."""
-        unit_bytes = question.digests.unit_bytes
-        offset = question.first * unit_bytes
-        length = min(question.end * unit_bytes, self._geometry.size_bytes) - offset
-        left = [
-            unit
-            for unit in range(question.first, question.end)
+    def _compare(self, question: Question, theirs: bytearray) -> dict[int, bytes]:
+        """Take what the seeds have at the same place; returns the digests of what they don't."""
+        unit_bytes, first = question.digests.unit_bytes, question.first
+        missing = {
+            unit: bytes(theirs[(unit - first) * DIGEST_BYTES :][:DIGEST_BYTES])
+            for unit in range(first, question.end)
             if not self._store.present.all(*self._blocks(unit, unit + 1, unit_bytes))
-        ]
-        for seed in self._seeds:
-            data = seed.read(offset, length) if left else None
-            if data is None:
-                continue
-            equal = []
-            for unit in left:
-                at = unit - question.first
-                known = theirs[at * DIGEST_BYTES : (at + 1) * DIGEST_BYTES]
-                if digest(data[at * unit_bytes : (at + 1) * unit_bytes]) == known:
-                    equal.append(unit)
-            for first, end in _runs(equal, self._large.unit_bytes // unit_bytes):
-                at, stop = ((unit - question.first) * unit_bytes for unit in (first, end))
-                self._take(self._blocks(first, end, unit_bytes), question, data[at:stop])
-            left = [unit for unit in left if unit not in set(equal)]
-        return left
-
-    def _blocks(self, first: int, end: int, unit_bytes: int) -> Range:
-        """The blocks of the units `first..end`."""
-        times = unit_bytes // self._geometry.block_bytes
-        return first * times, min(end * times, self._geometry.total_blocks)
-
-    def _take(self, blocks: Range, question: Question, data: memoryview) -> None:
-        """Keep what has the source's digest."""
-        try:
-            self._hydration.fill(*blocks, question.asked, data)
-        except StoreError as error:  # it is fetched, if the store gets room again
-            self._trouble(error)
-
-    def _trouble(self, error: StoreError) -> None:
-        self._pacer.complain(str(error))
-        self._pacer.sleep(HOLD_S)
-
-
-def _runs(units: Iterable[int], most: int) -> Iterator[Range]:
-    """Neighbours among ascending `units` together, at most `most` of them."""
-    first = end = -1
-    for unit in units:
-        if unit != end or end - first == most:
-            if first >= 0:
-                yield first, end
-            first = unit
-        end = unit + 1
-    if first >= 0:
-        yield first, end
+        }
+        size_bytes = self._geometry.size_bytes
+        for start, end, data in matching(self._seeds, unit_bytes, size_bytes, missing):
+            self._keep(self._blocks(start, end, unit_bytes), question.asked, data)
+            for unit in range(start, end):
+                del missing[unit]
+        return missing

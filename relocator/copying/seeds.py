@@ -6,10 +6,15 @@ at, for the sake of who gives a qcow2 image and wonders why nothing in it is fou
 """
 
 import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from relocator.errors import ConfigError
+from relocator.source.digests import digest
+from relocator.store.sparse import data_runs
 
+#: what is taken at once, at most, if units are small
+MOST_BYTES = 256 << 10
 #: (offset, bytes) -> what an image is that has them; a raw disk begins with a boot sector
 _FORMATS = {
     (0, b"QFI\xfb"): "qcow2",
@@ -35,6 +40,7 @@ class Seed:
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             header = os.pread(self._fd, _HEADER_BYTES, 0)
+            self.size_bytes = os.lseek(self._fd, 0, os.SEEK_END)
         except OSError as error:
             raise ConfigError(f"seed={path}: can't be read: {error.strerror}") from error
         for (at, magic), name in _FORMATS.items():
@@ -54,10 +60,63 @@ class Seed:
             while done < length and (more := os.preadv(self._fd, [data[done:]], offset + done)):
                 done += more
         except OSError as error:
-            self.failure = f"seed={self.path}: is not used any more: {error.strerror}"
+            self._fail(error)
             return None
         return data
+
+    def _fail(self, error: OSError) -> None:
+        self.failure = f"seed={self.path}: is not used any more: {error.strerror}"
+
+    def data_runs(self) -> Iterator[tuple[int, int]]:
+        """Where it may have other bytes than zeros: `(start, end)` in bytes, ascending."""
+        try:
+            for start, end, is_data in data_runs(self._fd, 0, self.size_bytes):
+                if is_data:
+                    yield start, end
+        except OSError as error:
+            self._fail(error)
 
     def close(self) -> None:
         """Close the file; the seed must not be used afterwards."""
         os.close(self._fd)
+
+
+def matching(
+    seeds: Sequence[Seed], unit_bytes: int, size_bytes: int, wanted: Mapping[int, bytes]
+) -> Iterator[tuple[int, int, memoryview]]:
+    """What the seeds hold of a disk of `size_bytes`, at the same place.
+
+    `wanted` are digests of units of the disk, ascending. Yields runs of units `first, end` with
+    their bytes; of several seeds the first that holds a unit counts.
+    """
+    left = dict(wanted)
+    for seed in seeds:
+        if not left:
+            return
+        begin, stop = min(left), max(left) + 1
+        offset = begin * unit_bytes
+        data = seed.read(offset, min(stop * unit_bytes, size_bytes) - offset)
+        if data is None:
+            continue
+        equal = [
+            unit
+            for unit, known in left.items()
+            if digest(data[(unit - begin) * unit_bytes : (unit - begin + 1) * unit_bytes]) == known
+        ]
+        for first, end in _runs(equal, max(1, MOST_BYTES // unit_bytes)):
+            yield first, end, data[(first - begin) * unit_bytes : (end - begin) * unit_bytes]
+        for unit in equal:
+            del left[unit]
+
+
+def _runs(units: Iterable[int], most: int) -> Iterator[tuple[int, int]]:
+    """Neighbours among ascending `units` together, at most `most` of them."""
+    first = end = -1
+    for unit in units:
+        if unit != end or end - first == most:
+            if first >= 0:
+                yield first, end
+            first = unit
+        end = unit + 1
+    if first >= 0:
+        yield first, end

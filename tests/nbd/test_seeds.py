@@ -88,6 +88,34 @@ def test_what_a_seed_has_is_not_fetched(tmp_path: Path, block_bytes: int) -> Non
     assert 0 < status["digest_bytes"] < SIZE_BYTES / PIECE_BYTES * 32
 
 
+@pytest.mark.parametrize("block_bytes", [4096, 1 << 18])
+def test_what_a_seed_has_elsewhere_is_not_fetched(tmp_path: Path, block_bytes: int) -> None:
+    """The link is slow, so that there is time to read the seeds before most of it is fetched."""
+    template = random.Random(1).randbytes(SIZE_BYTES // UNIT_BYTES * UNIT_BYTES)
+    half, shift = len(template) // 2 // UNIT_BYTES * UNIT_BYTES, 3 * block_bytes
+    disk = template[half:] + random.Random(2).randbytes(shift) + template[:half]
+    seeds = f"{seed_of(tmp_path, bytes(512))},{tmp_path / 'template.img'}"
+    seeds = seeds.replace("template.img,", "short.img,")
+    (tmp_path / "template.img").rename(tmp_path / "short.img")
+    (tmp_path / "template.img").write_bytes(template)
+    with source_of(tmp_path, disk) as source:
+        with proxy(tmp_path, source, seeds, f"block={block_bytes}", "rate=8M") as server:
+            status = server.wait()
+    assert image(tmp_path) == disk
+    assert status["seeded_bytes"] + status["background_bytes"] == len(disk)
+    assert shift <= status["background_bytes"] < shift + (4 << 20)
+
+
+def test_zeros_that_are_no_hole_are_not_fetched(tmp_path: Path) -> None:
+    disk = bytes(random.Random(1).randbytes(1 << 20) + bytes(8 << 20))
+    with source_of(tmp_path, disk) as source:
+        with proxy(tmp_path, source, seed_of(tmp_path, b"")) as server:
+            status = server.wait()
+    assert image(tmp_path) == disk
+    assert status["background_bytes"] == 1 << 20
+    assert (tmp_path / "store" / "disk.img").stat().st_blocks * 512 < 2 << 20
+
+
 def arbitrary_seed(directory: Path, disk: bytes, number: int, choose: random.Random) -> str:
     """The path of an image that has something to do with the disk, or nothing."""
     kind = choose.choice(("changed", "shifted", "short", "long", "noise", "zeros", "empty"))
