@@ -5,7 +5,8 @@
 A round: the proxy is started on the store that the last one left, clients write, read and flush
 while the background copy runs, and it is killed at a random moment, sometimes before it is up, now
 and then with its source. After each restart every client reads back all that it has written. When
-a copy is complete the whole image is compared, and the next begins with an empty store.
+a copy is complete the whole image is compared, and the next begins with an empty store. Every other
+copy is one of a relocator, and takes blocks from a seed, a part of which is outdated.
 """
 
 import argparse
@@ -25,7 +26,7 @@ import nbd
 from tests.crash.clients import Client, Ledger, regions
 from tests.support.servers import PLUGIN, status_or_none, wait_for
 from tests.support.servers import Server as Proxy
-from tests.support.versions import make_source
+from tests.support.versions import make_seed, make_source
 
 SIZE_BYTES = 8 << 20
 SECTORS = SIZE_BYTES // 512
@@ -73,20 +74,29 @@ class Worker:
 
 
 class Copy:
-    """One store, from empty to complete, through as many kills as that takes."""
+    """One store, from empty to complete, through as many kills as that takes.
 
-    def __init__(self, directory: Path, seed: int) -> None:
+    `seeded`: what it is a copy of is a relocator, and there is an image that holds most of it.
+    """
+
+    def __init__(self, directory: Path, seed: int, *, seeded: bool) -> None:
         self.directory = directory
+        self.seeded = seeded
         self.random = random.Random(seed)
         directory.mkdir()
         make_source(directory / "source.img", SECTORS)
+        make_seed(directory / "seed.img", SECTORS)
         self.source = self._source()
         self.proxy = self._proxy()
         self.workers: list[Worker] = []
+        self.seeded_bytes = 0  # as far as was seen
         self.seed = seed
 
     def _source(self) -> Proxy:
-        keys = ["-t", "1", "file", str(self.directory / "source.img")]
+        image, store = self.directory / "source.img", self.directory / "maps"
+        keys = ["-t", "1", "file", str(image)]
+        if self.seeded:
+            keys = ["-t", "1", "python", str(PLUGIN), f"disk={image}", f"store={store}"]
         source = start(self.directory, "source", keys)
         wait_for(source.socket.exists, "the source", PATIENCE_S)
         return source
@@ -94,6 +104,8 @@ class Copy:
     def _proxy(self) -> Proxy:
         source = f"nbd+unix:///?socket={self.directory / 'source.sock'}"
         keys = [f"store={self.directory / 'store'}", f"source={source}", "rate=16M"]
+        if self.seeded:
+            keys += [f"seed={self.directory / 'seed.img'}", "seed-rate=400M"]
         control = f"control={self.directory / 'proxy.control'}"
         return start(self.directory, "proxy", ["python", str(PLUGIN), *keys, control])
 
@@ -135,6 +147,7 @@ class Copy:
             if worker.failure is not None:
                 raise worker.failure
         status = None if early else status_or_none(self.proxy)
+        self.seeded_bytes += 0 if status is None else status["seeded_bytes"]
         with_source = self.random.random() < 0.1
         self.proxy.kill()
         if with_source:
@@ -150,7 +163,7 @@ class Copy:
             worker.stop()
         if self.proxy.status()["state"] != "complete":
             self.proxy.control.call("set", rate="none")
-        self.proxy.wait(PATIENCE_S)
+        self.seeded_bytes += self.proxy.wait(PATIENCE_S)["seeded_bytes"]
         for worker in self.workers:
             worker.client.check_all()
             worker.client.close()
@@ -170,12 +183,16 @@ class Copy:
 
 def soak(
     directory: Path, rounds: int, seed: int, tell: Callable[[str], None] = lambda _line: None
-) -> tuple[int, int]:
-    """Kill the proxy `rounds` times; returns how many copies and how many requests that took."""
-    done, copies, requests = 0, 0, 0
+) -> tuple[int, int, int]:
+    """Kill the proxy `rounds` times.
+
+    Returns how many copies and how many requests that took, and the bytes taken from seeds.
+    """
+    done, copies, requests, seeded_bytes = 0, 0, 0, 0
     while done < rounds:
         with ExitStack() as stack:
-            copy = Copy(directory / f"copy-{copies}", seed * 10_000 + copies)
+            number = seed * 10_000 + copies
+            copy = Copy(directory / f"copy-{copies}", number, seeded=copies % 2 == 0)
             stack.callback(copy.end)
             copy.begin()
             over = False
@@ -183,11 +200,12 @@ def soak(
                 over = copy.round()
                 done += 1
             requests += copy.finish()
-        for path in (copy.directory / "source.img", copy.directory / "store" / "disk.img"):
-            path.unlink()
+            seeded_bytes += copy.seeded_bytes
+        for name in ("source.img", "seed.img", "store/disk.img"):
+            (copy.directory / name).unlink()
         copies += 1
         tell(f"{done} of {rounds} rounds, {copies} copies, {requests} requests: nothing lost")
-    return copies, requests
+    return copies, requests, seeded_bytes
 
 
 def main() -> int:

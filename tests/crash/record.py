@@ -3,9 +3,9 @@
     python3 -m tests.crash.record FS SIZE_MIB REQUESTS SEED
 
 The store (image, maps, meta.json) is made on a fresh file system on dm-log-writes. Clients write
-while the background copy runs; the proxy is killed once and started again in the middle, so that
-what a live map carried over is in the log as well. LAB_OUT gets the log, the trace and the facts
-that the replay needs.
+while the background copy runs and takes some blocks from a seed; the proxy is killed once and
+started again in the middle, so that what a live map carried over is in the log as well. LAB_OUT
+gets the log, the trace and the facts that the replay needs.
 """
 
 import ctypes
@@ -28,7 +28,7 @@ from relocator.store.maps import boot_id
 from testbed.hosts.services import PLUGIN
 from testbed.hosts.supervise import Supervisor, run
 from tests.crash.clients import Client, Ledger, regions
-from tests.support.versions import make_source
+from tests.support.versions import make_seed, make_source
 
 NAME = "logged"
 CLIENTS = 3
@@ -57,6 +57,7 @@ class Recording:
         self.store = self.work / "mounted" / "store"
         self.sectors = size_mib << 11
         self.requests = requests
+        self.seeded_bytes = 0
         self.rate = (size_mib << 23) * 200 // requests  # so that the copy lasts as long as they do
         self.seed = seed
         self.supervisor = Supervisor(out)
@@ -66,6 +67,7 @@ class Recording:
         """Start the proxy and wait until it answers."""
         keys = [f"store={self.store}", f"source=nbd+unix:///?socket={self.work}/source"]
         keys += [f"control={self.work}/control", "window=256K", f"rate={self.rate}"]
+        keys += [f"seed={self.work}/seed.img", f"seed-rate={self.rate * 2}"]
         argv = ["nbdkit", "-f", "-U", str(self.work / name), "python", str(PLUGIN), *keys]
         process = self.supervisor.start(name, argv)
         process.wait_until((self.work / name).exists, "the proxy")
@@ -83,9 +85,11 @@ class Recording:
         """All of it, from the making of the store to its completion."""
         image = self.work / "source.img"
         make_source(image, self.sectors)
+        make_seed(self.work / "seed.img", self.sectors)
         argv = ["nbdkit", "-f", "-t", "1", "-U", str(self.work / "source")]
+        argv += ["python", str(PLUGIN), f"disk={image}"]
         with self.supervisor:
-            source = self.supervisor.start("source", [*argv, "file", str(image)])
+            source = self.supervisor.start("source", argv)
             source.wait_until((self.work / "source").exists, "the source")
             first = self.proxy("proxy-1")
             clients = [
@@ -111,7 +115,7 @@ class Recording:
         control = Control(self.work / "control")
         if control.call("status")["state"] != "complete":
             control.call("set", rate="none")
-        control.call("wait", timeout_s=300)
+        self.seeded_bytes = control.call("wait", timeout_s=300)["seeded_bytes"]
 
     def at_work(self, clients: list[Client], share: float) -> None:
         for thread in self.start_work(clients, share):
@@ -159,6 +163,7 @@ def main(fs: str, size_mib: int, requests: int, seed: int) -> int:
     run(["dmsetup", "remove", "--noudevsync", "--retry", NAME])
     run(["sync"])
     facts = {"fs": fs, "fs_bytes": fs_mib << 20, "sectors": recording.sectors, "seed": seed}
+    facts |= {"seeded_bytes": recording.seeded_bytes}
     facts |= {"boot": boot_id(), "seconds": round(time.monotonic() - began_s, 1)}
     (out / "facts.json").write_text(json.dumps(facts))
     recording.ledger.trace.save(out / "trace")

@@ -43,6 +43,16 @@ def make_source(path: Path, sectors: int) -> None:
                 disk.write(data)
 
 
+def make_seed(path: Path, sectors: int) -> None:
+    """An image as the source's, but in every other MiB a third of the blocks is outdated."""
+    make_source(path, sectors)
+    with path.open("r+b") as disk:
+        for sector in range(sectors):
+            if sector // 2048 % 2 == 0 and sector // 8 % 3 == 0:
+                disk.seek(sector * SECTOR_BYTES)
+                disk.write(_STAMP.pack(b"outdated", 0, sector) * _REPEATS)
+
+
 @dataclass
 class Sent:
     """A write: `zero` if it made its sectors zero."""
