@@ -100,6 +100,8 @@ class Connection:
         self.refusal: str | None = None
         self.has_allocation = False
         self.multi_conn: bool | None = None
+        #: called on the connection's thread whenever it is up
+        self.on_connected: Callable[[], None] = lambda: None
         self._asked_bytes = 0  # under `_lock`
         self._answered_bytes = 0  # by the connection's own thread
 
@@ -177,6 +179,7 @@ class Connection:
         self.refusal = None
         self.connected = True
         self._heard_s = time.monotonic()
+        self.on_connected()
         return handle
 
     def _serve(self, handle: Any) -> None:

@@ -32,9 +32,9 @@ class Upstream:
     """Reads from the source. Replies arrive on the connections' threads.
 
     Of `connections`, one is for demand. The others share the background's requests: each goes to
-    the one that owes least. All but the first of these are opened once the source has said that it
-    bears several clients (`can_multi_conn`); `_lock`, not held across I/O, makes sure that they are
-    opened once. With `shared`, no connection is kept for demand.
+    the one that owes least. All but the first of these are opened as soon as that has said that the
+    source bears several clients (`can_multi_conn`), long before anything is copied if the proxy is
+    in standby. With `shared`, no connection is kept for demand.
     """
 
     def __init__(
@@ -48,14 +48,14 @@ class Upstream:
     ) -> None:
         self.uri = endpoint.uri
         self.retry_timeout_s = retry_timeout_s
+        self._endpoint = endpoint
+        self._guard = guard
+        self._wanted = connections
         self._demand = Connection(endpoint, "upstream-demand", guard)
-        self._background = [
-            Connection(endpoint, f"upstream-background-{number}", guard)
-            for number in range(1, connections)
-        ]
+        first = Connection(endpoint, "upstream-background-1", guard)
+        first.on_connected = self._open_others
+        self._background = [first]
         self._shared = shared
-        self._lock = threading.Lock()
-        self._opened = 1
 
     def start(self) -> None:
         """Connect, in the background."""
@@ -77,19 +77,23 @@ class Upstream:
         """Why what answers is not taken for the source; None if it is, or nothing answers."""
         return self._demand.refusal or self._background[0].refusal
 
+    def _open_others(self) -> None:
+        """The first background connection is up; runs on its thread."""
+        first = self._background[0]
+        if not first.multi_conn or len(self._background) > 1:
+            return
+        for number in range(2, self._wanted):
+            one = Connection(self._endpoint, f"upstream-background-{number}", self._guard)
+            one.start()
+            self._background.append(one)
+
     def _least_busy(self) -> Connection:
         """The background connection for the next request."""
-        first = self._background[0]
-        if len(self._background) > 1 and first.multi_conn:
-            with self._lock:
-                unopened, self._opened = self._background[self._opened :], len(self._background)
-            for one in unopened:
-                one.start()
         candidates = [self._demand, *self._background] if self._shared else self._background
         return min(
             (one for one in candidates if one.connected),
             key=lambda one: one.owed_bytes,
-            default=first,
+            default=self._background[0],
         )
 
     def fetch(self, offset: int, length: int, done: Done, *, background: bool) -> None:

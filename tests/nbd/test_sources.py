@@ -171,6 +171,13 @@ def test_several_connections_share_the_background_copy(tmp_path: Path) -> None:
         connections_at(source, tmp_path, wanted=5, seen=5)
 
 
+def test_all_connections_are_up_before_anything_is_copied(tmp_path: Path) -> None:
+    with daemon(tmp_path, "source", lambda port: nbdkit_file(tmp_path, port)) as source:
+        with proxy(tmp_path, source.port, "connections=5", "background=off") as server:
+            wait_for(lambda: server.status()["source_connections"] == 5, "five of them")
+            assert server.status()["background_bytes"] == 0
+
+
 @pytest.mark.parametrize("connections", [2, 4])
 def test_demand_may_share_the_background_s_connections(tmp_path: Path, connections: int) -> None:
     keys = ("demand=shared", f"connections={connections}", "rate=4M", "readahead=0")
