@@ -69,11 +69,19 @@ def test_a_relocation_from_target_to_complete(tmp_path: Path) -> None:
     assert (tmp_path / "store" / "disk.img").read_bytes() == source_bytes(SIZE_BYTES)
 
 
-def test_a_target_has_the_congestion_control_that_it_was_given(tmp_path: Path) -> None:
+@pytest.mark.parametrize("congestion", ["reno", "bbr"])
+def test_a_target_has_the_congestion_control_that_it_was_given(
+    tmp_path: Path, congestion: str
+) -> None:
+    known = Path("/proc/sys/net/ipv4/tcp_available_congestion_control").read_text().split()
+    if congestion not in known:
+        pytest.skip(f"this kernel has only {', '.join(known)}")
     (tmp_path / "disk.img").write_bytes(source_bytes(SIZE_BYTES))
     port = str(free_port())
     command = [sys.executable, "-m", "relocator.cli.main", "target", str(tmp_path / "disk.img")]
-    server = subprocess.Popen([*command, "--listen", f"127.0.0.1:{port}", "--congestion", "reno"])
+    server = subprocess.Popen(
+        [*command, "--listen", f"127.0.0.1:{port}", "--congestion", congestion]
+    )
     handle = nbd.NBD()
 
     def connected() -> bool:
@@ -91,7 +99,7 @@ def test_a_target_has_the_congestion_control_that_it_was_given(tmp_path: Path) -
             text=True,
             check=True,
         ).stdout
-        assert " reno " in lines
+        assert f" {congestion} " in lines
         handle.shutdown()
     finally:
         server.terminate()
