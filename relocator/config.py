@@ -52,6 +52,7 @@ class Config:
     readahead_bytes: int | None = None
     seeds: tuple[Path, ...] = ()
     seed_rate_bits_per_s: float | None = 2e9
+    seal_brings_bytes: int | None = None
     retry_timeout_s: float = 60.0
     connections: int = 2
     shared: bool = False
@@ -150,7 +151,7 @@ def _parse_order_key(key: str, text: str) -> str:
     return text
 
 
-def parse_readahead(key: str, text: str) -> int | None:
+def parse_amount(key: str, text: str) -> int | None:
     """A size in bytes, 0 for none, or `auto` (None)."""
     return None if text == "auto" else parse_size(key, text)
 
@@ -272,9 +273,10 @@ KEYS: dict[str, tuple[bool, str, Callable[[str, str], object]]] = {
     "rate-group": (True, "rate_group", _parse_path),
     "finish-by": (True, "finish_by_s", deadline.parse_moment),
     "window": (True, "window_bytes", parse_window),
-    "readahead": (True, "readahead_bytes", parse_readahead),
+    "readahead": (True, "readahead_bytes", parse_amount),
     "seed": (True, "seeds", _parse_seeds),
     "seed-rate": (True, "seed_rate_bits_per_s", parse_rate),
+    "seal-brings": (True, "seal_brings_bytes", parse_amount),
     "retry-timeout": (True, "retry_timeout_s", parse_seconds),
     "connections": (True, "connections", parse_connections),
     "demand": (True, "shared", _whether("shared", "own", "shared")),

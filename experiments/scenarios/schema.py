@@ -133,7 +133,7 @@ LINK: Mapping[str, Check] = {
 PROFILE: Mapping[str, Check] = {"about": sentence, **LINK}
 SETTINGS: Mapping[str, Check] = {
     "order": _setting(config.parse_order),
-    "readahead": _setting(config.parse_readahead),
+    "readahead": _setting(config.parse_amount),
     "pull-forward": _choice("yes", "no"),
     "skip-free": _choice("yes", "no"),
     "window": _setting(config.parse_window),

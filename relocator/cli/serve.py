@@ -39,6 +39,7 @@ _PROXY_KEYS = (
     ("pull-forward", "yes|no", "copy next what lies around a block that the guest misses (yes)"),
     ("skip-free", "no|yes", "never copy what ext2/3/4 call free (no)"),
     ("readahead", "SIZE|auto", "most bytes fetched ahead of a sequential reader (auto)"),
+    ("seal-brings", "SIZE|auto", "what may come with the seal; auto: a round trip's worth (auto)"),
     ("rate", "RATE|TIMETABLE", "cap, such as 50M, or by the hour: '07:00,20M 23:30,none' (none)"),
     ("rate-group", "PATH", "share one cap, --rate, with the host's other proxies that give it"),
     ("finish-by", "TIME", "be complete then, no faster than needed: HH:MM or YYYY-MM-DDTHH:MM"),

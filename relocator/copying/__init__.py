@@ -3,7 +3,8 @@
 Promises: a block has one owner at a time, is fetched once, and a guest's write beats a fetch that
 is still on its way; background fetches leave the link to what guests wait for.
 
-    hydration   the one path by which a block becomes present              -> Hydration, Claim
+    hydration   the one path by which a block becomes present              -> Hydration
+    claims      who is about to make which blocks present                  -> Claim
     copier      the background copy, one thread; what a guest's miss sets off -> Copier
     pacer       when it may send                                           -> Pacer
     pacing      the window that fills the link and keeps its queue short; the token bucket; pure

@@ -12,8 +12,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 
+from relocator.copying.claims import Claim
 from relocator.copying.holes import Holes
-from relocator.copying.hydration import Claim, Hydration
+from relocator.copying.hydration import Hydration
 from relocator.copying.pacer import HOLD_S, Pacer
 from relocator.copying.plan import Plan
 from relocator.copying.readahead import Readahead

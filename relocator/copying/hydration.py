@@ -16,71 +16,19 @@ to make present: with *content of the source* (a fetch, a hole, bytes known to b
 I/O, nor while waiting.
 """
 
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
+from relocator.copying.claims import Claim, Range, subtract
 from relocator.errors import NotKeptError, RelocatorError, StoreError, UpstreamError
 from relocator.source.upstream import Request, Upstream
 from relocator.store.store import Store
 
-Range = tuple[int, int]
 #: told of a fetch's end: None, or why it failed
 Released = Callable[[RelocatorError | None], None]
 _ZEROS = bytes(1 << 20)
 LOOK_EVERY_S = 0.25
-
-
-class Claim:
-    """Absent blocks `first..end` with an owner. `done` is set once they are released.
-
-    `of_source`: what is to become present is the source's. `storing`: it is being written.
-    """
-
-    __slots__ = ("background", "done", "end", "error", "first", "lost", "of_source", "storing")
-
-    def __init__(
-        self,
-        first: int,
-        end: int,
-        *,
-        of_source: bool = False,
-        storing: bool = False,
-        background: bool = False,
-    ) -> None:
-        self.first = first
-        self.end = end
-        self.of_source = of_source
-        self.background = background
-        self.storing = storing
-        self.lost: list[Range] = []
-        self.error: RelocatorError | None = None
-        self.done = threading.Event()
-
-    def overlaps(self, first: int, end: int) -> bool:
-        """Whether the claim has a block in `first..end`."""
-        return self.first < end and first < self.end
-
-    def owned(self) -> list[Range]:
-        """What is left of it after writes have taken their part."""
-        return subtract([(self.first, self.end)], self.lost)
-
-
-def subtract(ranges: list[Range], holes: list[Range]) -> list[Range]:
-    """The parts of `ranges` outside all `holes`, in order."""
-    for gap_first, gap_end in holes:
-        rest: list[Range] = []
-        for first, end in ranges:
-            if gap_end <= first or end <= gap_first:
-                rest.append((first, end))
-                continue
-            if first < gap_first:
-                rest.append((first, gap_first))
-            if gap_end < end:
-                rest.append((gap_end, end))
-        ranges = rest
-    return ranges
 
 
 class Hydration:
@@ -175,6 +123,21 @@ class Hydration:
             claim = Claim(run[0], stop, of_source=True, background=True)
             self._claims.append(claim)
             return claim
+
+    def expect(self, ranges: Iterable[Range], most_blocks: int) -> list[Claim]:
+        """Claim what is absent and unowned of disjoint ranges, `most_blocks` a claim.
+
+        It comes by another way: the caller must let each claim `arrive`.
+        """
+        with self._store.lock:
+            runs = [run for blocks in ranges for run in self._unowned_locked(*blocks)]
+            claims = [
+                Claim(at, min(at + most_blocks, end), of_source=True, background=True)
+                for first, end in runs
+                for at in range(first, end, most_blocks)
+            ]
+            self._claims += claims
+            return claims
 
     def disown_fetches(self) -> None:
         """Whatever the source was asked before is dropped when its answer comes.
@@ -298,26 +261,31 @@ class Hydration:
         """Fetch a claim's blocks; `released` is called once it is over, on another thread."""
 
         def arrived(request: Request) -> None:
-            self._arrived(claim, request)
+            self.arrive(claim, request.data, request.error)
             released(claim.error)
 
         extent = self._store.geometry.extent(claim.first, claim.end)
         self._upstream.fetch(extent.offset, extent.length, arrived, background=claim.background)
 
-    def _arrived(self, claim: Claim, request: Request) -> None:
-        """Store a fetch's data where the guest hasn't written meanwhile; then publish it."""
-        claim.error = request.error
+    def arrive(
+        self, claim: Claim, data: bytes | bytearray, failure: RelocatorError | None = None
+    ) -> None:
+        """Store a claim's data where the guest hasn't written meanwhile; then publish it.
+
+        `failure`: it doesn't come.
+        """
+        claim.error = failure
         if claim.error is None:
             with self._store.lock:
                 claim.storing = True
                 owned = claim.owned()
                 if claim.background:
-                    self.background_bytes += request.length
+                    self.background_bytes += self._length(claim)
                 else:
-                    self.on_demand_bytes += request.length
+                    self.on_demand_bytes += self._length(claim)
             try:
                 for first, end in owned:
-                    self._keep(claim.first, first, end, memoryview(request.data))
+                    self._keep(claim.first, first, end, memoryview(data))
             except OSError as error:
                 claim.error = NotKeptError(f"the store can't keep data: {error}", error.errno or 5)
         self._release([claim], present=claim.error is None)

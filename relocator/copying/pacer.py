@@ -99,6 +99,11 @@ class Pacer:
         return self._window.limit_bytes
 
     @property
+    def round_trip_bytes(self) -> int | None:
+        """What the link brings in a round trip, as it was measured last; None before."""
+        return self._window.round_trip_bytes
+
+    @property
     def in_flight_bytes(self) -> int:
         """How many background bytes are on their way."""
         return self._window.in_flight_bytes

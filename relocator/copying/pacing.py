@@ -154,6 +154,11 @@ class Window:
         return LEAST_REQUEST_BYTES if self._probing_base else self._limit_bytes
 
     @property
+    def round_trip_bytes(self) -> int | None:
+        """Delivery rate x base latency; None as long as nothing was measured."""
+        return int(self._rate * self._base_s) if self._round_rates else None
+
+    @property
     def request_bytes(self) -> int:
         """A request's size: several fit into the window, and none delays a demand read for long."""
         few_ms = int(self._rate * REQUEST_S)

@@ -3,7 +3,8 @@
     refresh:  what was written at the source since it was copied ahead is dropped, and copied again
     activate: the intent durable, writes wait -> the VMM may let the guest go on: its reads pass
               through, and the source stands still, for the guest runs there no more
-              -> seal -> dirty since the epoch -> drop those blocks -> durable -> writes pass
+              -> seal -> dirty since the epoch -> drop those blocks (some come with the seal, see
+              sealing.py) -> durable -> writes pass
     release:  the guest runs here, says who had asked for a *hold*; until then writes wait
     moved:    the source is told that writes pass here: its seal can't be undone any more
     withdraw: nothing was written here -> standby, durable -> the source undoes its seal
@@ -28,7 +29,8 @@ from typing import Any
 from relocator.copying import hints
 from relocator.errors import ConfigError, RelocatorError, StateError, UpstreamError
 from relocator.running import states
-from relocator.running.parts import HANDOVER, Parts, Transfer
+from relocator.running.parts import HANDOVER, Parts
+from relocator.running.sealing import Sealing
 from relocator.running.states import State
 from relocator.source.connection import backoff
 from relocator.source.remote import Answer, Source, base_of, stale
@@ -36,6 +38,8 @@ from relocator.store.meta import Takeover, new_token
 
 #: at most so long until the source is told again, and asked again what the order may rest on
 AGAIN_S = 30.0
+#: so often it is looked whether the connection for the seal still suits the link
+READY_EVERY_S = 2.0
 
 
 class Activation:
@@ -46,6 +50,9 @@ class Activation:
         self._store = parts.store
         self._lifecycle = parts.lifecycle
         self._source = source
+        self._sealing: Sealing | None = None
+        if source is not None and parts.transfer is not None:
+            self._sealing = Sealing(parts, source, parts.transfer)
         self._then = then
         self._lock = threading.Lock()
         self._settled = threading.Condition()
@@ -70,7 +77,12 @@ class Activation:
             _start(self._then)
         elif self._is_ours:
             withdrawn = self._store.meta.takeover is not None
-            _start(self._give_back_later if withdrawn else self._prepare)
+            _start(self._give_back_later if withdrawn else self._stay_ready)
+
+    def join(self) -> None:
+        """Wait until nothing is stored any more; once the lifecycle is stopping."""
+        if self._sealing is not None:
+            self._sealing.join()
 
     def status(self) -> dict[str, Any]:
         """The handover's part of the status object."""
@@ -79,6 +91,7 @@ class Activation:
             "held": takeover is not None and takeover.held,
             "seal_confirmed": self._sealed or not self._lifecycle.pass_through,
             "dropped_blocks": self._dropped_blocks,
+            "brought_bytes": 0 if self._sealing is None else self._sealing.brought_bytes,
             "seal_s": self._seal_s,
             "drop_s": self._drop_s,
             "write_waited_s": self._lifecycle.gate.longest_wait_s,
@@ -193,10 +206,15 @@ class Activation:
     def _is_ours(self) -> bool:
         return self._store.meta.base is not None
 
-    def _prepare(self) -> None:
-        with suppress(UpstreamError):  # it is connected to at the switch, then: a few round trips
-            if self._source is not None:
-                self._source.prepare(f"seal/{self._token}")
+    def _stay_ready(self) -> None:
+        """Keep a connection ready for the seal, as long as this is in standby (a thread)."""
+        token, sealing = self._token, self._sealing
+        while sealing is not None and token == self._token and self._lifecycle.pass_through:
+            with suppress(UpstreamError):  # it is connected to at the switch, then: round trips
+                if self._lifecycle.state is State.STANDBY:
+                    sealing.prepare(token)
+            if self._lifecycle.stopping.wait(READY_EVERY_S):
+                return
 
     def _go_on_locked(self) -> None:
         """Let the activation's thread go on with what has been decided."""
@@ -232,8 +250,6 @@ class Activation:
 
     def _take_over(self) -> None:
         """Seal the source, wait for the release, drop what is stale, be active (a thread)."""
-        transfer = self._parts.transfer
-        assert transfer is not None
         try:
             began_s = time.monotonic()
             self._lifecycle.gate.longest_wait_s = 0.0
@@ -241,12 +257,13 @@ class Activation:
             self._seal_s = time.monotonic() - began_s
             self._sealed = True
             self._tell()
+            changes = {} if answer is None else self._settle(answer)
             with self._settled:
                 while self._held and not self._interrupted:
                     self._settled.wait(0.1)
             if self._interrupted:
                 return
-            self._become_active(transfer, answer)
+            self._become_active(changes)
         except _Interrupted:
             return
         except (RelocatorError, OSError) as error:
@@ -260,39 +277,30 @@ class Activation:
         return self._withdrawing.is_set() or self._lifecycle.stopping.is_set()
 
     def _seal(self) -> Answer | None:
-        """The source's answer to the seal; None if it is not a relocator.
-
-        Raises:
-            UpstreamError: it did not answer within the retry timeout.
-            StateError: it refused.
-        """
-        takeover, source = self._store.meta.takeover, self._source
-        if source is None or takeover is None or not self._is_ours:
+        """The source's answer to the seal; None if it is not a relocator. Errors as `ask`."""
+        takeover = self._store.meta.takeover
+        if self._sealing is None or takeover is None or not self._is_ours:
             return None
-        give_up_s = time.monotonic() + self._parts.settings.retry_timeout_s
-        for delay_s in backoff():
-            if self._interrupted:
-                raise _Interrupted
-            try:
-                return source.call(f"seal/{takeover.token}")
-            except UpstreamError as error:
-                if time.monotonic() + delay_s > give_up_s:
-                    raise
-                self._parts.faults.report(HANDOVER, f"the source can't be sealed yet: {error}")
-            self._withdrawing.wait(delay_s)
-        raise AssertionError("backoff goes on for ever")
+        return self._sealing.ask(takeover.token, self._pause)
 
-    def _become_active(self, transfer: Transfer, answer: Answer | None) -> None:
-        """The source stands still: drop what is older than that, and let writes pass."""
-        changes: dict[str, Any] = {}
+    def _pause(self, delay_s: float) -> None:
+        if not self._interrupted:
+            self._withdrawing.wait(delay_s)
+        if self._interrupted:
+            raise _Interrupted
+
+    def _settle(self, answer: Answer) -> dict[str, Any]:
+        """The source stands still: drop what is older than that; what is then known of it."""
+        assert self._sealing is not None
         began_s = time.monotonic()
-        if answer is not None:
-            transfer.hydration.disown_fetches()
-            self._dropped_blocks = self._store.drop(stale(self._store, answer))
-            hints.tell_recent(answer, self._parts.plan)
-            changes = {"base": base_of(answer), "origin_id": answer["id"], "origin_samples": None}
-        self._lifecycle.activate(**changes)
+        self._dropped_blocks = self._sealing.settle(answer)
+        hints.tell_recent(answer, self._parts.plan)
         self._drop_s = time.monotonic() - began_s
+        return {"base": base_of(answer), "origin_id": answer["id"], "origin_samples": None}
+
+    def _become_active(self, changes: dict[str, Any]) -> None:
+        """Let writes pass."""
+        self._lifecycle.activate(**changes)
         self._parts.faults.report(HANDOVER, None)
 
     def _give_up(self, error: Exception) -> None:
@@ -322,7 +330,7 @@ class Activation:
                 source.call(f"withdrawn/{takeover.token}")
             self._lifecycle.note_given_back()
             self._token = new_token()
-        self._prepare()
+        _start(self._stay_ready)
 
     def _give_back_later(self) -> None:
         """As `_give_back`, again until the source answers."""

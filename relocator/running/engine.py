@@ -163,6 +163,7 @@ class Engine:
             self._transfer.copier.join()
             if self._transfer.seeding is not None:
                 self._transfer.seeding.join()
+            self._handover.activation.join()
         if self._keeper.is_alive():
             self._keeper.join()
             self._recent.turn()

@@ -7,6 +7,7 @@
     control/VERB[/TOKEN]    a verb that another site's relocator uses: identify, epoch, seal, moved,
                             withdrawn; the token names the seal that is made, or undone, or is the
                             epoch that the other site knows of
+    control/seal/TOKEN/BYTES    the same, and what was written last comes with the answer
 
 A verb is carried out by the *first read* of its export, not by opening it, and not by a write: so a
 connection can be made ready long before the switch, when one round trip is all there is, and
@@ -15,11 +16,12 @@ reply looks like is in source/replies.py.
 """
 
 import json
+import threading
 from collections.abc import Callable
 from typing import Any
 
 from relocator.errors import RelocatorError
-from relocator.source.replies import Reply, encode
+from relocator.source.replies import Content, Reply, encode
 from relocator.store import runs
 from relocator.store.store import Store
 
@@ -32,44 +34,60 @@ NAMES = (
 
 
 class Snapshot:
-    """An export with the bytes `make` gives; they are made at the first read."""
+    """An export with the bytes `make` gives, and what follows them; made at the first read.
 
-    def __init__(self, size_bytes: int, make: Callable[[], bytes]) -> None:
+    `_making` lets one of several reads at once make them.
+    """
+
+    def __init__(self, size_bytes: int, make: Callable[[], tuple[bytes, Content | None]]) -> None:
         self.size_bytes = size_bytes
         self._make = make
-        self._content: bytes | None = None
+        self._made: tuple[bytes, Content | None] | None = None
+        self._making = threading.Lock()
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill `buffer` from `offset` on; past the content there are spaces."""
-        if self._content is None:
-            self._content = self._make()
-        piece = self._content[offset : offset + len(buffer)]
-        buffer[:] = piece.ljust(len(buffer), b" ")
+        with self._making:
+            if self._made is None:
+                self._made = self._make()
+        content, rest = self._made
+        piece = content[offset : offset + len(buffer)]
+        buffer[: len(piece)] = piece
+        buffer, at = buffer[len(piece) :], offset + len(piece) - len(content)
+        if rest is not None and len(buffer) and at < rest.size_bytes:
+            within = buffer[: rest.size_bytes - at]
+            rest.read_into(within, at)
+            buffer = buffer[len(within) :]
+        buffer[:] = b" " * len(buffer)
 
     def runs(self, offset: int, length: int) -> list[tuple[int, int, bool]]:
         """All of it is data."""
         return [(offset, length, True)]
 
 
-def verb_export(store: Store, call: Callable[[], Reply]) -> Snapshot:
-    """The export that carries out a verb when it is first read."""
+def verb_export(store: Store, call: Callable[[], Reply], rest_bytes: int = 0) -> Snapshot:
+    """The export that carries out a verb when it is first read; its rest takes `rest_bytes`."""
 
-    def make() -> bytes:
+    def make() -> tuple[bytes, Content | None]:
         try:
-            fields, attachments = call()
-            return encode(({"ok": True, **fields}, attachments))
+            reply = call()
+            return encode(reply._replace(fields={"ok": True, **reply.fields})), reply.rest
         except RelocatorError as error:
-            return encode(({"ok": False, "error": str(error)}, {}))
+            return encode(Reply({"ok": False, "error": str(error)})), None
 
-    maps_bytes = 2 * runs.most_bytes(store.geometry.total_blocks)
-    return Snapshot(-(-(STATUS_BYTES + maps_bytes) // 4096) * 4096, make)
+    maps_bytes = 3 * runs.most_bytes(store.geometry.total_blocks)
+    return Snapshot(-(-(STATUS_BYTES + maps_bytes + rest_bytes) // 4096) * 4096, make)
 
 
 def status_export(status: Callable[[], dict[str, Any]]) -> Snapshot:
     """The export `control`: the status object when it is first read."""
-    return Snapshot(STATUS_BYTES, lambda: json.dumps(status(), sort_keys=True).encode() + b"\n")
+
+    def make() -> tuple[bytes, None]:
+        return json.dumps(status(), sort_keys=True).encode() + b"\n", None
+
+    return Snapshot(STATUS_BYTES, make)
 
 
 def content_export(content: bytes) -> Snapshot:
     """An export of fixed content."""
-    return Snapshot(max(len(content), 1), lambda: content)
+    return Snapshot(max(len(content), 1), lambda: (content, None))

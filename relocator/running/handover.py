@@ -129,6 +129,7 @@ class Handover:
         source, transfer = self._source, self._parts.transfer
         if source is None or transfer is None:
             return
+        transfer.pacer.wake()  # perhaps all has come with the seal
         faults, lifecycle = self._parts.faults, self._lifecycle
         for delay_s in backoff(1.0, limit_s=AGAIN_S):
             try:

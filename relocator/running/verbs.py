@@ -13,7 +13,7 @@ from relocator import config
 from relocator.copying import deadline
 from relocator.copying.recent import FIRST_PLACES
 from relocator.errors import ConfigError, StateError
-from relocator.running import exports, states
+from relocator.running import exports, rest, states
 from relocator.running.disk import Disk
 from relocator.running.handover import Handover
 from relocator.running.parts import Parts, Transfer
@@ -25,10 +25,11 @@ from relocator.source.verify import DigestExport
 from relocator.store import runs
 
 _MOST_WAIT_S = 3600.0
-#: verb -> what it may be asked with: the seal's name, the epoch that is known
+#: verb -> what it may be asked with: the seal's name and how much may come with it, the epoch that
+#: is known
 _ARGUMENTS = {
     "epoch": re.compile("|[0-9]{1,18}"),
-    "seal": re.compile("|[0-9a-f]{32}"),
+    "seal": re.compile("|[0-9a-f]{32}(/[0-9]{1,9})?"),
     "withdrawn": re.compile("[0-9a-f]{32}"),
 }
 _NONE = re.compile("")
@@ -106,23 +107,33 @@ class Verbs:
         states.check(self._parts.lifecycle.state, verb)
         if verb == "epoch" and argument:
             fields, ended = self._handover.epoch(int(argument))
-            return fields, {"ended": ended}
+            return Reply(fields, {"ended": ended})
         if verb == "epoch":
             fields, ended = self._handover.epoch()
-            return fields, {"ended": ended, "diverged": runs.pack(self._parts.store.diverged)}
+            diverged = runs.pack(self._parts.store.diverged)
+            return Reply(fields, {"ended": ended, "diverged": diverged})
         if verb == "seal":
-            fields = self._handover.seal(argument or None)
-        elif verb == "withdrawn":
+            return self._seal(argument)
+        if verb == "withdrawn":
             fields = self._handover.withdrawn(argument)
         else:
             fields = self._actions[verb]() or {}
-        if verb in ("moved", "withdrawn"):
-            return fields, {}
+        return Reply(fields, self._maps() if verb == "identify" else {})
+
+    def _maps(self) -> dict[str, bytes]:
         store = self._parts.store
-        maps = {"dirty": runs.pack(store.dirty), "diverged": runs.pack(store.diverged)}
-        if verb == "seal":
-            maps["recent"] = self._parts.recent.places(FIRST_PLACES)
-        return fields, maps
+        return {"dirty": runs.pack(store.dirty), "diverged": runs.pack(store.diverged)}
+
+    def _seal(self, argument: str) -> Reply:
+        """Seal; `TOKEN/BYTES`: and let what was written last come with the answer."""
+        token, wanted, _ = argument.partition("/")
+        fields, maps = self._handover.seal(token or None), self._maps()
+        maps["recent"] = self._parts.recent.places(FIRST_PLACES)
+        if not wanted:
+            return Reply(fields, maps)
+        store, heat = self._parts.store, self._parts.heat
+        chosen = rest.select(store, heat, self._holds, rest.most_of(argument))
+        return Reply(fields, {**maps, "rest_blocks": chosen.packed()}, chosen)
 
     def open_export(self, name: str) -> Disk | exports.Snapshot | DigestExport | DigestsExport:
         """What a client that asks for export `name` gets.
@@ -148,7 +159,8 @@ class Verbs:
             return DigestsExport(store.image, store.geometry, unit_bytes, self._holds)
         verb, _, argument = name.removeprefix("control/").partition("/")
         if name.startswith("control/") and argument_fits(verb, argument):
-            return exports.verb_export(store, lambda: self.remote(verb, argument))
+            rest_bytes = rest.most_of(argument) if verb == "seal" else 0
+            return exports.verb_export(store, lambda: self.remote(verb, argument), rest_bytes)
         raise ConfigError(f"export '{name}': unknown; there are: {', '.join(exports.NAMES)}")
 
     def _holds(self, first: int, end: int) -> bool:

@@ -6,6 +6,7 @@ return trip, and the status says so.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ from relocator.errors import StateError, UpstreamError
 from relocator.filesystem.rounds import Rounds, serve
 from relocator.source.endpoint import Endpoint
 from relocator.source.handles import connected, open_handle, read, read_many
+from relocator.source.incoming import Incoming
 from relocator.source.replies import FIRST_READ_BYTES, decode_line
 from relocator.store import runs
 from relocator.store.geometry import Geometry
@@ -27,11 +29,15 @@ Runs = list[tuple[int, int]]
 class Answer:
     """A verb's reply: its fields, and the packed maps attached to it.
 
-    What it lacks is the source's fault: UpstreamError.
+    What it lacks is the source's fault: UpstreamError. `rest_bytes` of the disk come with it: they
+    are still on their way.
     """
 
     fields: dict[str, Any]
     attachments: dict[str, bytes]
+    rest_bytes: int = 0
+    _rest_at: int = 0
+    _incoming: Incoming | None = None
 
     def __getitem__(self, name: str) -> Any:
         return _known(self.fields, name)
@@ -39,6 +45,17 @@ class Answer:
     def map(self, name: str, bits: int) -> Runs:
         """The set runs of an attached map."""
         return runs.unpack(_known(self.attachments, name), bits)
+
+    def rest(self, at: int, length: int, idle: Callable[[], None]) -> bytes:
+        """What comes with it, from `at` on; see `Incoming.read`. Used by one thread."""
+        if self._incoming is None or at + length > self.rest_bytes:
+            raise UpstreamError("the source's answer has fewer bytes than its map of them says")
+        return self._incoming.read(self._rest_at + at, length, idle=idle)
+
+    def drain(self, idle: Callable[[], None]) -> None:
+        """Let the last of it come, so that nothing is owed; see `Incoming.drain`."""
+        if self._incoming is not None:
+            self._incoming.drain(idle)
 
     def geometry(self, size_bytes: int) -> Geometry:
         """The source's blocks, of a disk of that size."""
@@ -93,12 +110,15 @@ class Source:
         self._ready: dict[str, Any] = {}
 
     def prepare(self, verb: str) -> None:
-        """Connect for `verb` now, so that carrying it out takes one round trip.
+        """Connect for `verb` now, and no other, so that carrying it out takes one round trip.
 
         Raises:
             UpstreamError: the source can't be reached, or has no such export.
         """
-        self._ready[verb] = open_handle(self.endpoint.with_export(f"control/{verb}"))
+        self._ready = {verb: self._open(verb)}
+
+    def _open(self, verb: str) -> Any:
+        return open_handle(self.endpoint.with_export(f"control/{verb}"))
 
     def identify(self) -> Answer | None:
         """Who the source is; None if it is not ours.
@@ -112,28 +132,20 @@ class Source:
             with connected(self.endpoint):
                 return None
 
-    def call(self, verb: str) -> Answer:
-        """Carry out a verb at the source.
+    def call(self, verb: str, rest_bytes: int = 0) -> Answer:
+        """Carry out a verb at the source; `rest_bytes` of the disk are expected with the answer.
 
         Raises:
             UpstreamError: the source can't be reached, or is not ours.
             StateError: it refused.
         """
-        try:
-            return self._ask(verb)
-        except UpstreamError:
-            if verb not in self._ready:
-                raise
-            del self._ready[verb]  # it was made ready long ago and has died since
-            return self._ask(verb)
+        if (ready := self._ready.pop(verb, None)) is not None:
+            with suppress(UpstreamError):  # it was made ready long ago and has died since
+                return self._ask(verb, Incoming(ready, FIRST_READ_BYTES + rest_bytes))
+        return self._ask(verb, Incoming(self._open(verb), FIRST_READ_BYTES + rest_bytes))
 
-    def _ask(self, verb: str) -> Answer:
-        if verb not in self._ready:
-            self.prepare(verb)
-        handle = self._ready[verb]
-        size = handle.get_size()
-        data = read(handle, 0, min(size, FIRST_READ_BYTES))
-        found = decode_line(data)
+    def _ask(self, verb: str, incoming: Incoming) -> Answer:
+        found = decode_line(incoming.read(0, FIRST_READ_BYTES))
         if found is None:
             raise UpstreamError(f"the source {self.endpoint.uri} is not a relocator")
         fields, start = found
@@ -144,14 +156,14 @@ class Source:
             refused = None if fields["ok"] else str(fields["error"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UpstreamError(f"the source's answer to '{verb}' can't be understood") from error
-        need = start + max((at + length for at, length in places.values()), default=0)
-        while len(data) < need:
-            data += read(handle, len(data), min(need - len(data), 1 << 20), timeout_s=60.0)
-        del self._ready[verb]  # closes it; a shutdown would wait a round trip for nothing
         if refused is not None:
             raise StateError(f"the source refused '{verb}': {refused}")
-        maps = {name: data[start + at :][:length] for name, (at, length) in places.items()}
-        return Answer(fields, maps)
+        rest_at, rest_bytes = places.pop("rest", (0, 0))
+        maps = {
+            name: incoming.read(start + at, length, timeout_s=60.0)
+            for name, (at, length) in places.items()
+        }
+        return Answer(fields, maps, rest_bytes, start + rest_at, incoming)
 
     def export(self, name: str) -> bytes:
         """The whole content of a further export, such as `heat`."""

@@ -47,13 +47,17 @@ class Source:
     def serve(self, *, slow: str | None = None) -> Any:
         """Its target; `slow`: `sealing`, or `answering`, until `go_on`."""
         keys = (f"disk={self.image}", f"store={self.directory / 'maps'}")
+        one = (
+            "-t",
+            "1",
+        )  # as `relocator target` does: nbdkit may not outlive a client that it owes several
         if slow is None:
-            return plugin(self.directory, "target", *keys)
+            return plugin(self.directory, "target", *keys, flags=one)
         seal = "_seal(self, *arguments)"
         before, after = ("pass", seal) if slow == "sealing" else (seal, "pass")
         mistake = _SLOW_SEAL.format(go=str(self._go), before=before, after=after)
         file = mistaken(self.directory, mistake)
-        return plugin(self.directory, "target", *keys, file=file)
+        return plugin(self.directory, "target", *keys, flags=one, file=file)
 
     def go_on(self) -> None:
         self._go.touch()

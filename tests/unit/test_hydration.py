@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relocator.copying import holes
+from relocator.copying.claims import subtract
 from relocator.copying.heat import Heat
-from relocator.copying.hydration import Hydration, subtract
+from relocator.copying.hydration import Hydration
 from relocator.copying.recent import Recent
 from relocator.errors import RelocatorError, StoreError, UpstreamError
 from relocator.running.disk import Disk

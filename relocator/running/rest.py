@@ -1,0 +1,77 @@
+"""The rest: what was written last at the source, sent with the answer to the seal.
+
+A copy that has kept in step lacks little at the switch. To ask for it after the seal would cost a
+round trip in which the guest runs on an incomplete disk. So the destination says how much it would
+take, and the source adds the dirty blocks, the hottest first, to the answer in which it names them.
+
+They are read from the image when they are asked for, behind the answer's maps: nobody waits for
+them to learn that the disk is sealed.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable
+
+from relocator.copying.heat import Heat
+from relocator.store import runs
+from relocator.store.bitmap import Bitmap
+from relocator.store.store import Runs, Store
+
+#: what an answer brings at most, in bytes
+MOST_REST_BYTES = 64 << 20
+
+
+def most_of(argument: str) -> int:
+    """How much may come with a seal that is asked for by `TOKEN/BYTES`, in bytes."""
+    return min(int(argument.partition("/")[2] or 0), MOST_REST_BYTES)
+
+
+class Rest:
+    """The content of the blocks `chosen` (ascending runs) of `store`, one after the other."""
+
+    def __init__(self, store: Store, chosen: Runs) -> None:
+        self._store = store
+        self._chosen = chosen
+        self._places: list[int] = []  # where each run begins
+        self.size_bytes = 0
+        for first, end in chosen:
+            self._places.append(self.size_bytes)
+            self.size_bytes += store.geometry.extent(first, end).length
+
+    def packed(self) -> bytes:
+        """Which blocks they are, as in store/runs.py."""
+        bits = Bitmap(self._store.geometry.total_blocks)
+        for first, end in self._chosen:
+            bits.set(first, end)
+        return runs.pack(bits)
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill `buffer` with the content at `offset`, which must be within it."""
+        at = bisect_right(self._places, offset) - 1
+        while len(buffer):
+            extent = self._store.geometry.extent(*self._chosen[at])
+            within = offset - self._places[at]
+            piece = buffer[: extent.length - within]
+            self._store.image.read_into(piece, extent.offset + within)
+            buffer, offset, at = buffer[len(piece) :], offset + len(piece), at + 1
+
+
+def select(store: Store, heat: Heat, holds: Callable[[int, int], bool], most_bytes: int) -> Rest:
+    """Dirty blocks of `store`, hottest groups first, `most_bytes` of them at most.
+
+    `holds` says whether blocks `(first, end)` are in the image.
+    """
+    block, total = store.geometry.block_bytes, store.geometry.total_blocks
+    step = max(1, heat.group_bytes // block)
+    values = heat.values()
+    left = most_bytes // block
+    chosen: Runs = []
+    units = sorted(range(0, total, step), key=lambda unit: -values[unit * block >> heat.shift])
+    for unit in units if store.dirty_blocks else ():
+        for first, end in store.dirty.set_runs(unit, min(unit + step, total)):
+            stop = min(end, first + left)
+            if first < stop and holds(first, stop):
+                chosen.append((first, stop))
+                left -= stop - first
+        if left == 0:
+            break
+    return Rest(store, sorted(chosen))

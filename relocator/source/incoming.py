@@ -1,0 +1,104 @@
+"""An export that is read front to back, its requests pipelined: an answer that comes in.
+
+What is asked for at once takes one round trip however long it is, and what has come can be used
+while the remainder is still on its way. Used by one thread at a time.
+"""
+
+import errno
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import nbd
+
+from relocator.errors import UpstreamError
+from relocator.source.handles import CONNECT_S, aio_pread, progress
+from relocator.source.replies import FIRST_READ_BYTES
+from relocator.store.geometry import Extent
+
+PIECE_BYTES = 64 << 10
+_LOOK_EVERY_S = 0.25
+
+
+class Incoming:
+    """The content of the export behind `handle`, of which `ask_bytes` are asked for at once."""
+
+    def __init__(self, handle: Any, ask_bytes: int = FIRST_READ_BYTES) -> None:
+        self._handle = handle
+        self._size = int(handle.get_size())
+        self._asked = 0
+        self._flights: deque[tuple[bytearray, list[int]]] = deque()
+        self._data = bytearray()
+        self._ask(FIRST_READ_BYTES)
+        self._ask(ask_bytes)
+
+    def _ask(self, end: int) -> None:
+        while self._asked < min(end, self._size):
+            length = min(PIECE_BYTES, min(end, self._size) - self._asked)
+            buffer, outcome = bytearray(length), list[int]()
+            self._flights.append((buffer, outcome))
+            place = Extent(self._asked, length)
+            self._asked += length
+            try:
+                aio_pread(self._handle, buffer, place, place.offset, _notes(outcome))
+            except nbd.Error as error:
+                raise UpstreamError(error.string, error.errnum or errno.EIO) from error
+
+    def read(
+        self,
+        offset: int,
+        length: int,
+        timeout_s: float = CONNECT_S,
+        idle: Callable[[], None] | None = None,
+    ) -> bytes:
+        """The bytes at `offset`; fewer at the export's end.
+
+        `idle` is called now and then while waiting; what it raises ends the attempt.
+
+        Raises:
+            UpstreamError: the source fails, or nothing has arrived for `timeout_s`.
+        """
+        end = min(offset + length, self._size)
+        self._ask(end)
+        heard_s = time.monotonic()
+        while len(self._data) < end:
+            if self._gather():
+                heard_s = time.monotonic()
+                continue
+            left_s = heard_s + timeout_s - time.monotonic()
+            if left_s <= 0:
+                raise UpstreamError(f"no answer within {timeout_s:g} s", errno.ETIMEDOUT)
+            try:
+                progress(self._handle, min(left_s, _LOOK_EVERY_S))
+            except nbd.Error as error:
+                raise UpstreamError(error.string, error.errnum or errno.EIO) from error
+            if idle is not None:
+                idle()
+        return bytes(self._data[offset:end])
+
+    def drain(self, idle: Callable[[], None]) -> None:
+        """Wait for all that was asked for; errors as `read`.
+
+        To hang up on a server that still owes several answers is hard on nbdkit before 1.34.
+        """
+        self.read(0, self._asked, idle=idle)
+
+    def _gather(self) -> bool:
+        """Append what has arrived next, if it has."""
+        if not self._flights or not self._flights[0][1]:
+            return False
+        buffer, (error,) = self._flights.popleft()
+        if error:
+            raise UpstreamError(f"the source failed a read: {os.strerror(error)}", error)
+        self._data += buffer
+        return True
+
+
+def _notes(outcome: list[int]) -> Callable[[Any], int]:
+    def completed(error: Any) -> int:
+        outcome.append(error.value)
+        return 1
+
+    return completed
