@@ -18,7 +18,7 @@ from relocator.moving.ahead import Ahead, Conditions, parse_window
 from relocator.moving.move import Move
 from relocator.moving.parties import MoveError, Plan
 from relocator.moving.stages import Stage
-from relocator.moving.steps import Hooks, Progress, Report
+from relocator.moving.telling import Hooks, Progress, Report
 
 _DESCRIPTION = (
     "Move a running QEMU guest, memory and disks, to a QEMU that waits for it. Run again after any "
@@ -191,6 +191,8 @@ def _arguments(options: argparse.Namespace) -> list[str]:
         words += ["--disk", disk]
     for site in options.lost:
         words += ["--lost", site]
+    if options.freeze is not None:
+        words += ["--freeze", options.freeze]
     if options.ssh_options:
         words += [f"--ssh-options={options.ssh_options}"]
     return words

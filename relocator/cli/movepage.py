@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 
 from relocator.cli.common import human_bytes, human_rate, human_time
-from relocator.moving import steps
+from relocator.moving import telling
 from relocator.moving.stages import ABOUT, Stage
-from relocator.moving.steps import Report
+from relocator.moving.telling import Report
 
 _LINE_EVERY_S = 5.0
 
@@ -59,7 +59,7 @@ class Page:
         if self._bars is not None:
             self._bars.stop()
 
-    def tell(self, now: steps.Progress) -> None:
+    def tell(self, now: telling.Progress) -> None:
         """Show where the move stands."""
         if self._as_json:
             self._json(now)
@@ -72,7 +72,7 @@ class Page:
         if self._bars is not None:
             self._update(self._bars, now)
 
-    def _json(self, now: steps.Progress) -> None:
+    def _json(self, now: telling.Progress) -> None:
         if now.stage is self._stage and time.monotonic() < self._said_s + 1.0:
             return
         self._stage, self._said_s = now.stage, time.monotonic()
@@ -85,7 +85,7 @@ class Page:
             fields["note"] = now.note
         print(json.dumps(fields), flush=True, file=sys.stdout)
 
-    def _update(self, bars: Progress, now: steps.Progress) -> None:
+    def _update(self, bars: Progress, now: telling.Progress) -> None:
         if now.memory is not None and "ram" in now.memory:
             ram = now.memory["ram"]
             said = f"{human_bytes(ram['transferred'])} sent, {human_rate(ram['mbps'] * 1e6)}"
@@ -114,6 +114,8 @@ def summary(report: Report) -> Iterator[str]:
         )
         told = ", ".join(f"{name} {_ms(value)}" for name, value in each if value is not None)
         yield f"the guest stood still for {_ms(parts.total_s)}: {told}"
+    if parts.frozen_s is not None:
+        yield f"its file systems were frozen for {_ms(parts.frozen_s)}"
     if parts.release_s is not None:
         yield f"its writes could pass {_ms(parts.release_s)} after it ran again"
     ram = report.memory.get("ram")

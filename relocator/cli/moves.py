@@ -7,10 +7,12 @@ from contextlib import ExitStack, contextmanager
 
 from relocator.errors import ConfigError
 from relocator.moving.address import parse
+from relocator.moving.agent import Agent, parse_agents
 from relocator.moving.ends import open_disk, parse_disk
+from relocator.moving.freezing import Freeze
 from relocator.moving.monitor import Monitor, end_loop
 from relocator.moving.parties import Parties
-from relocator.moving.reach import reaching
+from relocator.moving.reach import Reach, reaching
 
 _ADDRESS = "PATH, HOST:PORT or ssh://[USER@]HOST[:PORT]/PATH"
 
@@ -39,6 +41,12 @@ def add_parties(parser: argparse.ArgumentParser) -> None:
         "be the target's NBD URI. Once for each disk of the guest",
     )
 
+    parser.add_argument(
+        "--freeze",
+        metavar="SOURCE,DEST",
+        help="freeze the guest's file systems around the seal: sockets of its qemu-guest-agent's "
+        "port at both QEMUs",
+    )
     parser.add_argument(
         "--ssh-options",
         metavar="WORDS",
@@ -69,6 +77,8 @@ def check_parties(options: argparse.Namespace) -> None:
         raise ConfigError("--disk: the same disk is given twice")
     parse("--from", options.source)
     parse("--to", options.destination)
+    if options.freeze is not None:
+        parse_agents("--freeze", options.freeze)
 
 
 @contextmanager
@@ -86,4 +96,14 @@ def parties(options: argparse.Namespace) -> Iterator[Parties]:
         there = Monitor("the destination's QEMU", parse("--to", options.destination), reach)
         ends.callback(there.close)
         disks = [open_disk(text, reach, at) for at, text in enumerate(options.disks)]
-        yield Parties(source, there, disks)
+        made = Parties(source, there, disks)
+        if options.freeze is not None:
+            made.freeze = _freeze(options.freeze, source, there, reach)
+            ends.callback(made.freeze.close)
+        yield made
+
+
+def _freeze(text: str, source: Monitor, destination: Monitor, reach: Reach) -> Freeze:
+    here, there = parse_agents("--freeze", text)
+    agents = Agent("the source", here, reach), Agent("the destination", there, reach)
+    return Freeze(source, destination, *agents)

@@ -3,7 +3,7 @@
 First the disks: a proxy that has given its disk back refuses the destination's writes, whether or
 not its QEMU can be reached. Then the source's QEMU ends its migration, the destination's is ended,
 and only then the guest goes on. For a proxy that can't be reached its source is unsealed: it holds
-its writes until somebody releases it, and nobody has.
+its writes until somebody releases it, and nobody has. A guest that was frozen is thawed last.
 
 If the source's QEMU has gone there is nothing to go back to. A guest that has arrived is then
 stopped rather than ended: it is the only one there is.
@@ -51,6 +51,7 @@ def go_back(parties: Parties) -> str:
     _cancel(parties)
     _end_destination(parties)
     _go_on(parties)
+    parties.freeze.thaw_at_source()
     return "back"
 
 

@@ -15,6 +15,7 @@ def check(parties: Parties) -> None:
     """
     parties.source.connect()
     parties.destination.connect()
+    parties.freeze.check()
     there = seen.dest_vm(parties.destination)
     if there is not DestVm.WAITING:
         raise RelocatorError(
@@ -68,12 +69,7 @@ def start(parties: Parties, plan: Plan) -> None:
         )
         if plan.multifd_channels:
             monitor.call("migrate-set-parameters", multifd_channels=plan.multifd_channels)
-    limits = {}
-    if plan.bandwidth_bytes_per_s is not None:
-        limits["max_bandwidth"] = plan.bandwidth_bytes_per_s
-    if plan.downtime_limit_ms is not None:
-        limits["downtime_limit"] = plan.downtime_limit_ms
-    if limits:
+    if limits := parties.freeze.first_limits(plan.limits):
         source.call("migrate-set-parameters", **limits)
     if not destination.call("query-migrate").get("socket-address"):
         destination.call("migrate-incoming", uri=plan.incoming)

@@ -25,7 +25,8 @@ class Parts:
 
     `total_s` is from the guest's last instruction at the source to its first at the destination.
     `proxy_seal_s` and `proxy_drop_s` are by the proxies' clocks, the longest of all disks, and so
-    is `first_write_s`: what the guest's writes waited, at most.
+    is `first_write_s`: what the guest's writes waited, at most. `frozen_s`: from the freeze of the
+    guest's file systems until they were thawed.
     """
 
     total_s: float | None = None
@@ -38,6 +39,7 @@ class Parts:
     proxy_seal_s: float | None = None
     proxy_drop_s: float | None = None
     first_write_s: float | None = None
+    frozen_s: float | None = None
 
     def fields(self) -> dict[str, float | None]:
         """As one JSON object; the names are documented in docs/migrate.md."""
@@ -80,6 +82,7 @@ class Clocks:
             proxy_seal_s=_longest(disks, "seal_s"),
             proxy_drop_s=_longest(disks, "drop_s"),
             first_write_s=_longest(disks, "write_waited_s"),
+            frozen_s=_between(self._noted.get("frozen"), self._noted.get("thawed")),
         )
 
 

@@ -7,7 +7,8 @@ from relocator.moving import back, stages
 from relocator.moving.parties import MoveError, Parties, Plan
 from relocator.moving.seen import DestVm, SourceVm
 from relocator.moving.stages import NEXT, REVOCABLE, Stage
-from relocator.moving.steps import Hooks, Progress, Report, Steps
+from relocator.moving.steps import Steps
+from relocator.moving.telling import Hooks, Progress, Report
 from relocator.moving.verdict import verdict
 
 #: how long `settle` waits for a proxy that is down
@@ -64,13 +65,23 @@ class Move:
                     raise self._ended(error) from error
                 outcome = "failed"
             stage = NEXT[stage][outcome]
-        return verdict(self._parties.look())
+        found = self._parties.look()
+        try:
+            self._parties.freeze.settle(found)
+        except RelocatorError as error:
+            raise MoveError(str(error), verdict(found)) from error
+        return verdict(found)
 
     def _ended(self, error: BaseException, before: BaseException | None = None) -> MoveError:
         """The error that a person is shown, from what is seen now; `before` had led to it."""
         causes = [cause for cause in (before, error) if cause is not None]
         whys = ["interrupted" if isinstance(c, KeyboardInterrupt) else str(c) for c in causes]
         found = self._parties.look()
+        with back.uninterrupted():
+            try:
+                self._parties.freeze.settle(found)
+            except RelocatorError as other:
+                whys.append(str(other))
         if stages.at_rest(found):
             self._hooks.at_rest()
         return MoveError("; then: ".join(whys), verdict(found))

@@ -7,6 +7,7 @@ from typing import Any
 from relocator.errors import RelocatorError
 from relocator.moving import seen
 from relocator.moving.ends import Disk, of_all
+from relocator.moving.freezing import NoFreeze
 from relocator.moving.monitor import Monitor
 from relocator.moving.seen import Seen
 
@@ -29,6 +30,15 @@ class Plan:
     wait_for_seal: bool = False
     lost: frozenset[str] = frozenset()
 
+    @property
+    def limits(self) -> dict[str, int]:
+        """QEMU's parameters that the operator asked for."""
+        limits = {
+            "max_bandwidth": self.bandwidth_bytes_per_s,
+            "downtime_limit": self.downtime_limit_ms,
+        }
+        return {name: value for name, value in limits.items() if value is not None}
+
 
 @dataclass
 class Parties:
@@ -44,6 +54,7 @@ class Parties:
     untold: bool = False
     ran_at_source: bool | None = None
     notes: list[str] = field(default_factory=list)
+    freeze: NoFreeze = field(default_factory=NoFreeze)
 
     def look(self) -> Seen:
         """Ask everybody."""

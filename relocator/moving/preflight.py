@@ -17,6 +17,7 @@ from relocator.errors import RelocatorError
 from relocator.moving import seen
 from relocator.moving.begin import same_disk
 from relocator.moving.ends import Disk
+from relocator.moving.freezing import Freeze
 from relocator.moving.monitor import Monitor
 from relocator.moving.parties import Parties
 from relocator.moving.seen import DestVm, SourceVm
@@ -62,7 +63,7 @@ class Preflight:
 
 def preflight(parties: Parties) -> Preflight:
     """Ask everybody, and measure."""
-    checks = [*_qemus(parties)]
+    checks = [*_qemus(parties), *_agent(parties)]
     absent_bytes, rates = 0, []
     for disk in parties.disks:
         found, missing, measured = _disk(disk)
@@ -106,6 +107,18 @@ def _qemus(parties: Parties) -> Iterator[Check]:
         yield Check(monitor.name, state is wanted, well if state is wanted else f"is {state}")
     if answers:
         yield from _fit(source, there)
+
+
+def _agent(parties: Parties) -> Iterator[Check]:
+    """The guest's agent, where the guest is to be frozen."""
+    if not isinstance(parties.freeze, Freeze):
+        return
+    try:
+        parties.freeze.check()
+    except RelocatorError as error:
+        yield Check("the guest's agent", False, str(error))
+    else:
+        yield Check("the guest's agent", True, "answers, and can freeze the file systems")
 
 
 def _fit(source: Monitor, there: Monitor) -> Iterator[Check]:

@@ -25,6 +25,7 @@ class Reach:
         self._ssh_options = ssh_options
         self._directory = directory
         self._running: list[subprocess.Popen[bytes]] = []
+        self._forwarded: dict[str, tuple[str, subprocess.Popen[bytes]]] = {}
 
     def path(self, address: Address) -> str:
         """Where the socket can be connected to on this host.
@@ -35,6 +36,9 @@ class Reach:
         assert address.path is not None
         if address.ssh is None:
             return address.path
+        known = self._forwarded.get(address.text)
+        if known is not None and known[1].poll() is None:
+            return known[0]
         local = self._directory / str(len(self._running))
         said = local.with_suffix(".log")
         argv = [
@@ -54,6 +58,7 @@ class Reach:
                 lines = said.read_text(errors="replace").strip().splitlines() or ["no answer"]
                 raise RelocatorError(f"{address}: ssh can't forward the socket: {lines[-1]}")
             time.sleep(0.02)
+        self._forwarded[address.text] = str(local), process
         return str(local)
 
     def end(self) -> None:

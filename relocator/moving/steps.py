@@ -14,18 +14,18 @@ release was sent. One that finds a move half done can't know that of a proxy it 
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 from relocator import group
 from relocator.errors import RelocatorError
 from relocator.moving import back, begin, seen
-from relocator.moving.downtime import Clocks, Parts
+from relocator.moving.downtime import Clocks
 from relocator.moving.ends import Disk, of_all
 from relocator.moving.monitor import Event
 from relocator.moving.parties import Parties, Plan
 from relocator.moving.seen import DestVm, SourceVm
 from relocator.moving.stages import Stage
+from relocator.moving.telling import Hooks, Progress, Report
 
 LOOK_EVERY_S = 0.2
 SEAL_EVERY_S = 0.005
@@ -34,46 +34,6 @@ COPY_EVERY_S = 0.5
 ARRIVE_S = 20.0
 #: how long the last of its state may take to be sent
 SEND_S = 60.0
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a move stands: QEMU's counters of memory, and each disk's status (None: no answer)."""
-
-    stage: Stage
-    memory: dict[str, Any] | None = None
-    disks: tuple[dict[str, Any] | None, ...] = ()
-    note: str = ""
-
-
-@dataclass
-class Report:
-    """What came of a move."""
-
-    downtime: Parts = field(default_factory=Parts)
-    memory: dict[str, Any] = field(default_factory=dict)
-    disks: dict[str, dict[str, Any]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-
-def nothing(*_: Any) -> None:
-    """Nobody is told."""
-
-
-@dataclass(frozen=True)
-class Hooks:
-    """Whom a move tells.
-
-    `ahead` is called before anything is touched, and returns when the move may begin; `watch` when
-    it does, and `at_rest` when it has ended with guest and disks at one side; `tell` hears of every
-    change, `seam` of every place at which the process may be interrupted.
-    """
-
-    tell: Callable[[Progress], None] = nothing
-    ahead: Callable[[], None] = nothing
-    watch: Callable[[], None] = nothing
-    at_rest: Callable[[], None] = nothing
-    seam: Callable[[str], None] = nothing
 
 
 class Steps:
@@ -85,7 +45,7 @@ class Steps:
         self._plan = plan
         self._hooks = hooks
         self._clocks = Clocks()
-        self._interrupted = self._armed = self._sealing = False
+        self._interrupted = self._armed = self._sealing = self._thawed = False
         self._of: dict[Stage, Callable[[], str]] = {
             Stage.HOME: self._home,
             Stage.STARTING: self._starting,
@@ -113,6 +73,7 @@ class Steps:
         begin.check(self._parties)
         self._hooks.ahead()
         begin.check(self._parties)
+        self._parties.freeze.thaw_at_source()  # what a move that was killed has left
         self._hooks.watch()
         self._parties.untold = True
         return "ready"
@@ -135,6 +96,7 @@ class Steps:
             state = self._parties.source.call("query-migrate")
             status = state.get("status")
             if status == "pre-switchover":
+                self._parties.freeze.check_done()
                 return "paused"
             if status in ("failed", "cancelled", "cancelling", "completed", None):
                 why = state.get("error-desc") or f"it is {status} before the switch"
@@ -144,9 +106,13 @@ class Steps:
             for disk, found in zip(self._parties.disks, states, strict=True):
                 if found is None or not found["held"]:
                     raise RelocatorError(f"disk {disk.name}: its proxy is not ready any more")
+            if self._parties.freeze.when_near(state, self._plan.limits):
+                self._clocks.note("frozen")
+                self._hooks.seam("frozen")
             wanted = _migrated("pre-switchover", "failed")
             event = self._parties.source.await_event(wanted, LOOK_EVERY_S, since)
             if event is not None and event.data["status"] == "pre-switchover":
+                self._parties.freeze.check_done()
                 return "paused"
 
     def _arm(self) -> None:
@@ -239,15 +205,19 @@ class Steps:
         """The destination has guest and disks: until all blocks are there."""
         self.release_all(float("inf"))
         self._hooks.seam("released")
+        self._thaw()
         if self._interrupted:
             raise KeyboardInterrupt
         self._ask_qemu()
         for disk in self._parties.disks:
             _copy_on(disk)
         while True:
+            self._thaw()
             states = self._parties.statuses()
             self._hooks.tell(Progress(Stage.MOVED, None, tuple(states), self._trouble(states)))
             if all(state is not None and state["state"] == "complete" for state in states):
+                self._parties.freeze.thaw_at_destination()
+                self._thaw()
                 self.report.downtime = self._clocks.parts(
                     self._parties.source.events,
                     self._parties.destination.events,
@@ -256,6 +226,12 @@ class Steps:
                 )
                 return "all here"
             time.sleep(COPY_EVERY_S)
+
+    def _thaw(self) -> None:
+        """Thaw the guest, if it was frozen and could not be thawed yet."""
+        if not self._thawed and self._parties.freeze.try_thaw():
+            self._thawed = True
+            self._clocks.note("thawed")
 
     def release_all(self, give_up_s: float) -> None:
         """Release what is not released yet; a proxy that is down is waited for."""
@@ -280,6 +256,7 @@ class Steps:
 
     def _complete(self) -> str:
         """Prove that what was copied is what the source has."""
+        self._parties.freeze.thaw_at_destination()
         for disk in self._parties.disks:
             self.report.disks[disk.name] = disk.call("status")
         if self._plan.verify:
@@ -312,7 +289,7 @@ class Steps:
                 return f"disk {disk.name}: its proxy doesn't answer; start it again"
             if state["error"]:
                 return f"disk {disk.name}: {state['error']}"
-        return ""
+        return self._parties.freeze.trouble
 
 
 def _migrated(*wanted: str) -> Callable[[Event], bool]:

@@ -1,8 +1,8 @@
 """Builds the guest's image: Debian's packages are unpacked, none is installed, few files kept.
 
 mmdebstrap finds the packages and what they need, verifies and downloads them, into one tar archive;
-from it come the kernel, some modules, busybox, Python and fio, with the libraries that the dynamic
-linker says they need.
+from it come the kernel, some modules, busybox, Python, fio and qemu-ga, with the libraries that the
+dynamic linker says they need.
 """
 
 import re
@@ -19,7 +19,7 @@ from testbed.lab.image import LabError
 
 _STDLIB = "usr/lib/python3.11"
 _KEPT = re.compile(
-    r"boot/vmlinuz-.*|bin/busybox|usr/bin/(python3\.11|fio)|(usr/)?lib/x86_64-linux-gnu/.*"
+    r"boot/vmlinuz-.*|bin/busybox|usr/bin/(python3\.11|fio)|usr/sbin/qemu-ga|(usr/)?lib/x86_64-linux-gnu/.*"
     r"|lib/modules/[^/]+/(kernel/(drivers/(virtio|block|char)|fs|lib|crypto"
     r"|arch/x86/crypto|mm|net/core)/.*|modules\.(order|builtin.*))"
     r"|usr/lib/python3\.11/(encodings/.*|[^/]+\.py|lib-dynload/mmap\..*)"
@@ -54,6 +54,7 @@ def _build(work: Path, log: TextIO) -> None:
     shutil.copytree(tree / _STDLIB, image.system / _STDLIB)
     (image.system / "usr/bin/python3").symlink_to("python3.11")
     _program(tree, image.fio, "usr/bin/fio")
+    _program(tree, image.agent, "usr/sbin/qemu-ga")
     names = _packages((work / "mmdebstrap.log").read_text(errors="replace"))
     image.packages.write_text("".join(f"{name}\n" for name in names))
     steps.end()

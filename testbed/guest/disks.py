@@ -28,7 +28,7 @@ _DIRECTORIES = ("dev", "proc", "sys", "disks", *(f"disks/vd{letter}" for letter 
 
 @dataclass(frozen=True)
 class Contents:
-    """A disk as it is asked for; the system takes 20 MiB of the first one, with fio 100."""
+    """A disk as it is asked for; the first one holds the system: 20 MiB, fio 80 more, agent 6."""
 
     size_bytes: int = 64 * MIB
     large_bytes: int = 16 * MIB
@@ -36,11 +36,12 @@ class Contents:
     file_system: str = "ext3"
     system: bool = True
     fio: bool = False
+    agent: bool = False
 
     def __post_init__(self) -> None:
         if self.file_system not in ("ext3", "ext4"):
             raise ValueError(f"file_system={self.file_system!r}: ext3 or ext4")
-        taken = self.large_bytes + self.ledger_bytes + (6 + 80 * self.fio) * MIB
+        taken = self.large_bytes + self.ledger_bytes + (6 + 80 * self.fio + 6 * self.agent) * MIB
         taken += SYSTEM_BYTES * self.system
         if taken > self.size_bytes:
             raise ValueError(f"size_bytes={self.size_bytes}: its contents take {taken} bytes")
@@ -65,6 +66,8 @@ def _add_system(root: Path, contents: Contents, image: GuestImage) -> None:
     shutil.copytree(image.system, root, symlinks=True, dirs_exist_ok=True)
     if contents.fio:
         shutil.copytree(image.fio, root, symlinks=True, dirs_exist_ok=True)
+    if contents.agent:
+        shutil.copytree(image.agent, root, symlinks=True, dirs_exist_ok=True)
     for name in _DIRECTORIES:
         (root / name).mkdir()
     ours = root / "guest"
@@ -74,7 +77,11 @@ def _add_system(root: Path, contents: Contents, image: GuestImage) -> None:
     shutil.copy(INSIDE / "work.py", inside)
     shutil.copy(str(records.__file__), ours / "testbed/workloads")
     shutil.copy(INSIDE / "main", ours)
-    (ours / "main").chmod(0o755)
+    if contents.agent:
+        (ours / "main").rename(ours / "main-after-agent")
+        shutil.copy(INSIDE / "agent", ours / "main")
+    for script in ours.glob("main*"):
+        script.chmod(0o755)
 
 
 def _make_file_system(path: Path, contents: Contents, root: Path) -> None:

@@ -22,6 +22,7 @@ PACKAGES = (
     "python3-minimal",  # the workload's interpreter
     "libpython3.11-stdlib",  # of it one module, mmap: for buffers that O_DIRECT takes
     "fio",  # load, where a test asks for it
+    "qemu-guest-agent",  # freezes the file systems, where a test asks for it
 )
 #: those that the guest loads, besides what they need themselves
 MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "ext4", "crc32c_generic")
@@ -48,6 +49,11 @@ class GuestImage(Image):
     def fio(self) -> Path:
         """fio and its libraries, which go onto the root disk only if asked for."""
         return self.directory / "fio"
+
+    @property
+    def agent(self) -> Path:
+        """qemu-guest-agent and its libraries, likewise."""
+        return self.directory / "agent"
 
     def first_boot(self) -> bytes:
         """The first boot stage: busybox, modules in the order to load them, inside/init."""

@@ -45,6 +45,7 @@ class Settings:
 
     memory_mib: int = 128
     disks: int = 1
+    agent: bool = False  # a port for qemu-guest-agent, which must be on the guest's disk
     on_error: str = "report"  # QEMU's werror and rerror: report, stop, enospc, ignore
     accelerator: tuple[str, ...] = ("-accel", "tcg,thread=single,tb-size=64")
 
@@ -82,6 +83,10 @@ def command(boot: Boot, settings: Settings, disks: Sequence[str], directory: Pat
     control = f"socket,id=control,path={directory / 'control'},server=on,wait=off"
     argv += ["-chardev", control]
     argv += ["-device", "virtserialport,bus=ports.0,nr=2,chardev=control,name=control"]
+    if settings.agent:
+        argv += ["-chardev", f"socket,id=agent,path={directory / 'agent'},server=on,wait=off"]
+        port = "virtserialport,bus=ports.0,nr=3,chardev=agent,name=org.qemu.guest_agent.0"
+        argv += ["-device", port]
     for number, uri in enumerate(disks):
         cache = {"direct": True, "no-flush": False}
         server = server_of(uri) | {"node-name": f"server{number}", "cache": cache}
@@ -219,7 +224,7 @@ def start(
 ) -> Vm:
     """Starts a QEMU; `incoming` waits for a guest there, `state` goes on from a kept one."""
     directory.mkdir(parents=True, exist_ok=True)
-    for leftover in ("console", "report", "qmp", "control"):
+    for leftover in ("console", "report", "qmp", "control", "agent"):
         (directory / leftover).unlink(missing_ok=True)
     argv = command(boot, settings or Settings(disks=len(disks)), disks, directory)
     if state is not None:
