@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -162,16 +162,23 @@ def command(*arguments: str, program: Sequence[str] = ("-m", "relocator.cli.main
     return [sys.executable, *program, "migrate", *arguments]
 
 
-@contextmanager
 def stopped(
     sites: Sites, place: str, *more: str, **how: Sequence[str]
-) -> Iterator[subprocess.Popen[str]]:
+) -> AbstractContextManager[subprocess.Popen[str]]:
     """`relocator migrate`, begun and standing at `place`; it goes on when told by a line.
 
     `how` is as in `command`.
     """
+    return standing(place, *sites.arguments(*more), **how)
+
+
+@contextmanager
+def standing(
+    place: str, *arguments: str, **how: Sequence[str]
+) -> Iterator[subprocess.Popen[str]]:
+    """The same, with these arguments."""
     with subprocess.Popen(
-        command(*sites.arguments("--stop-at", place, *more), **how),
+        command("--stop-at", place, *arguments, **how),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -223,4 +230,4 @@ def settled_owner(sites: Sites) -> str:
     return owner(sites)
 
 
-__all__ = ["SIZE_BYTES", "Sites", "command", "settled_owner", "stopped", "wait_for"]
+__all__ = ["SIZE_BYTES", "Sites", "command", "settled_owner", "standing", "stopped", "wait_for"]

@@ -31,6 +31,12 @@ def origin_with_fio() -> Prepared:
     return prepared((contents,), Settings(memory_mib=256))
 
 
+@pytest.fixture(scope="session")
+def origin_with_agent() -> Prepared:
+    """A guest that has qemu-guest-agent on its disk, and a port for it."""
+    return prepared((Contents(agent=True),), Settings(agent=True))
+
+
 @pytest.fixture
 def world(origin: Prepared, tmp_path: Path) -> Iterator[World]:
     with World(tmp_path, origin) as world:
