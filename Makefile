@@ -23,7 +23,7 @@ power: install   ## power failures replayed at every point of a recorded log (PO
 	$(PYTHON) -m tests.crash.power $(POWER)
 
 matrix: install  ## a VM's move broken at every place in every way (some 12 minutes)
-	$(PYTHON) -m pytest -m "matrix or not matrix" tests/migrate/test_interruptions.py
+	$(PYTHON) -m pytest -m "matrix or not matrix" tests/migrate/test_interruptions.py tests/vm/test_freeze.py
 
 soak: install    ## the proxy killed at random moments, again and again (ROUNDS=1000)
 	$(PYTHON) -m tests.crash.kill $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED))

@@ -14,7 +14,9 @@ held stays held, a source that is sealed stays sealed.
     monitor          one QEMU, by QMP; nothing else imports qemu.qmp
     ends             a disk's two ends
     seen, stages     what is found, and what follows from it: pure data
-    move             the steps
+    steps, move      what is done in each; the loop over them
+    telling          what a move tells, and whom
+    agent, freezing  the guest's agent, and when it freezes and thaws the guest
     guard            what is done if the process that moves a guest is killed
     downtime         the parts of the pause, from the events
 """

@@ -96,7 +96,7 @@ class Agent:
         except OSError as error:
             self.close()
             late = isinstance(error, TimeoutError)
-            why = f"no answer to '{command}' within {patience_s:.0f} s" if late else str(error)
+            why = f"no answer to '{command}' within {patience_s:g} s" if late else str(error)
             raise self._failed(why) from error
         if "error" in answer:
             raise self._failed(f"it refused '{command}': {answer['error'].get('desc')}")

@@ -3,8 +3,10 @@
 Thawed means: the guest's work goes on, wherever it is. A frozen one acknowledges nothing.
 """
 
+import json
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from tests.migrate.sites import Sites, standing
 from tests.vm.moves import World, control
 
 pytestmark = pytest.mark.timeout(600)
+FAST = ("--bandwidth", "8G")
+BEFORE_ARRIVAL = ("frozen", "paused", "continued", "switching")
 
 
 class Frozen(World):
@@ -32,7 +36,7 @@ class Frozen(World):
         for vm in (self.guest, self.other):
             vm.release_monitor()
         words = ["--from", str(self.guest.qmp), "--to", str(self.other.qmp)]
-        words += ["--uri", str(self.other.incoming), "--bandwidth", "8G"]
+        words += ["--uri", str(self.other.incoming)]
         words += ["--disk", f"{self.at_source.control},{self.proxy.control}"]
         freeze = freeze or f"{self.guest.directory / 'agent'},{self.other.directory / 'agent'}"
         return [*words, "--freeze", freeze, *more]
@@ -41,7 +45,7 @@ class Frozen(World):
         vm.wait_for_acknowledged(vm.report.count(b"ack,") + 20, 60)
 
     def moves(self) -> subprocess.CompletedProcess[str]:
-        done = Sites.run(*self.arguments("--json"), timeout_s=200)
+        done = Sites.run(*self.arguments("--json", *FAST), timeout_s=200)
         assert done.returncode == 0, done.stdout + done.stderr
         return done
 
@@ -105,7 +109,7 @@ Break = Callable[[Frozen, subprocess.Popen[str]], None]
 
 def _cases() -> list[object]:
     """All pairs, for `make matrix`; `make test` runs some of them."""
-    usual = {("frozen", interrupt), ("paused", kill), ("sealed", kill_destination)}
+    usual = {("frozen", interrupt), ("paused", kill), ("switching", kill_destination)}
     usual |= {("frozen", kill_with_guard), ("released", kill), ("moved", interrupt)}
     return [
         pytest.param(
@@ -114,16 +118,15 @@ def _cases() -> list[object]:
             id=f"{place}-{break_it.__name__}",
             marks=[] if (place, break_it) in usual else [pytest.mark.matrix],
         )
-        for place in ("frozen", "paused", "continued", "switching", "arrived", "sealed")
-        + ("moved", "released")
+        for place in (*BEFORE_ARRIVAL, "arrived", "sealed", "moved", "released")
         for break_it in (interrupt, kill, kill_with_guard, kill_destination)
-        if break_it is not kill_destination or place not in ("moved", "released")
+        if break_it is not kill_destination or place in BEFORE_ARRIVAL  # else the guest is lost
     ]
 
 
 @pytest.mark.parametrize(("place", "break_it"), _cases())
 def test_whatever_fails_the_guest_is_thawed(frozen: Frozen, place: str, break_it: Break) -> None:
-    with standing(place, *frozen.arguments()) as process:
+    with standing(place, *frozen.arguments(*FAST)) as process:
         break_it(frozen, process)
         out, err = process.communicate(timeout=120)
     assert "Traceback" not in out + err
@@ -141,11 +144,23 @@ def test_whatever_fails_the_guest_is_thawed(frozen: Frozen, place: str, break_it
 
 
 def test_an_agent_that_can_not_be_reached_is_named_and_nothing_has_begun(frozen: Frozen) -> None:
-    nowhere = f"{frozen.directory / 'nowhere'},{frozen.other.directory / 'agent'}"
-    done = Sites.run(*frozen.arguments(freeze=nowhere))
+    nowhere = frozen.arguments(
+        freeze=f"{frozen.directory / 'nowhere'},{frozen.other.directory / 'agent'}"
+    )
+    done = Sites.run(*nowhere, *FAST)
     assert done.returncode == 1
     assert "the guest agent at the source" in done.stderr
     assert "No such file or directory" in done.stderr
+    assert "the guest agent at the source" in doctor(*nowhere)
+    assert "answers, and can freeze" in doctor(*frozen.arguments())
     frozen.works(frozen.guest)
     frozen.moves()
     frozen.prove_moved()
+
+
+def doctor(*arguments: str) -> str:
+    """What `relocator doctor --move` finds of the agent."""
+    argv = [sys.executable, "-m", "relocator.cli.main", "doctor", "--move", "--json", *arguments]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+    checks = {check["about"]: check["found"] for check in json.loads(done.stdout)["checks"]}
+    return str(checks["the guest's agent"])
