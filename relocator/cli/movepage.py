@@ -118,6 +118,12 @@ def summary(report: Report) -> Iterator[str]:
         yield f"its file systems were frozen for {_ms(parts.frozen_s)}"
     if parts.release_s is not None:
         yield f"its writes could pass {_ms(parts.release_s)} after it ran again"
+    for kind, answered_s in (
+        ("read", parts.first_read_answered_s),
+        ("write", parts.first_write_answered_s),
+    ):
+        if answered_s is not None:
+            yield f"its first {kind} was answered {_ms(answered_s)} after it ran again"
     ram = report.memory.get("ram")
     if ram:
         yield f"memory: {human_bytes(ram['transferred'])} sent"

@@ -9,6 +9,7 @@ here: what is left of an error is the difference of two one-way delays.
     takeover QEMU is told to go on
     state    the last of the guest's state is there, the guest runs   (RESUME)
     seal     every source has confirmed, so the disks are released: the guest's first write passes
+    first    the proxy has answered the guest's first read, its first write
 """
 
 import time
@@ -26,7 +27,9 @@ class Parts:
     `total_s` is from the guest's last instruction at the source to its first at the destination.
     `proxy_seal_s` and `proxy_drop_s` are by the proxies' clocks, the longest of all disks, and so
     is `first_write_s`: what the guest's writes waited, at most. `frozen_s`: from the freeze of the
-    guest's file systems until they were thawed.
+    guest's file systems until they were thawed. The `_answered_s` are the guest's first I/O, from
+    its first instruction at the destination until the proxy had answered, of the disk where that
+    was first; by the clock of the destination's host, which both are on.
     """
 
     total_s: float | None = None
@@ -39,6 +42,8 @@ class Parts:
     proxy_seal_s: float | None = None
     proxy_drop_s: float | None = None
     first_write_s: float | None = None
+    first_read_answered_s: float | None = None
+    first_write_answered_s: float | None = None
     frozen_s: float | None = None
 
     def fields(self) -> dict[str, float | None]:
@@ -82,6 +87,8 @@ class Clocks:
             proxy_seal_s=_longest(disks, "seal_s"),
             proxy_drop_s=_longest(disks, "drop_s"),
             first_write_s=_longest(disks, "write_waited_s"),
+            first_read_answered_s=_first(destination, disks, "first_read_at_s"),
+            first_write_answered_s=_first(destination, disks, "first_write_at_s"),
             frozen_s=_between(self._noted.get("frozen"), self._noted.get("thawed")),
         )
 
@@ -101,6 +108,15 @@ def _longest(disks: Sequence[dict[str, Any] | None], name: str) -> float | None:
     """The largest of the disks' values."""
     values = [disk[name] for disk in disks if disk is not None and disk[name] is not None]
     return max(values, default=None)
+
+
+def _first(
+    destination: Sequence[Event], disks: Sequence[dict[str, Any] | None], name: str
+) -> float | None:
+    """How long after the guest resumed the first disk did what `name` is the time of."""
+    resumed = next((event.at_s for event in reversed(destination) if event.name == "RESUME"), None)
+    times = [disk[name] for disk in disks if disk is not None and disk[name] is not None]
+    return _between(resumed, min(times, default=None))
 
 
 def _between(first: float | None, second: float | None) -> float | None:

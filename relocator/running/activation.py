@@ -129,6 +129,7 @@ class Activation:
             already = self._lifecycle.state not in states.PASSING
             if self._lifecycle.state is State.STANDBY:
                 self._lifecycle.begin_activation(Takeover(self._token, hold))
+                self._parts.requests.watch()
                 if self._parts.transfer is not None:
                     self._parts.transfer.pacer.set_enabled(self._parts.settings.background)
             elif not hold:

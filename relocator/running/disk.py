@@ -22,7 +22,7 @@ from relocator.copying.heat import Heat
 from relocator.copying.hydration import Hydration
 from relocator.copying.recent import Recent
 from relocator.errors import NotKeptError, StateError, StoreError
-from relocator.running.latency import Histogram
+from relocator.running.latency import Requests
 from relocator.running.lifecycle import Lifecycle
 from relocator.store.store import Store
 
@@ -44,6 +44,7 @@ def clipped(offset: int, end: int, step: int) -> Iterator[tuple[int, int]]:
 class Disk:
     """The disk as its clients see it. Without `hydration`, all of it is here.
 
+    `requests` counts what is answered.
     `on_miss` is told of every read that waits for the source: the blocks `(first, end)`.
     `on_refusal` is told when the gate refuses a write: it raises, or makes writes pass and returns.
     """
@@ -58,6 +59,7 @@ class Disk:
         hydration: Hydration | None = None,
         on_miss: Callable[[int, int], None] | None = None,
         on_refusal: Callable[[StateError], None] | None = None,
+        requests: Requests | None = None,
     ) -> None:
         self._store = store
         self._geometry = store.geometry
@@ -70,7 +72,8 @@ class Disk:
         self._on_miss = on_miss
         self._on_refusal = on_refusal
         self.size_bytes = store.geometry.size_bytes
-        self.requests = {name: Histogram() for name in ("read_present", "read_absent", "write")}
+        self._requests = requests or Requests()
+        self._answered = self._requests.by_kind
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill `buffer` with the bytes at `offset`, fetching what is absent."""
@@ -82,10 +85,10 @@ class Disk:
             not self._lifecycle.pass_through and self._store.present.all(first, end)
         ):
             self._image.read_into(buffer, offset)
-            self.requests["read_present"].add(time.perf_counter_ns() - start_ns)
+            self._answered["read_present"].add(time.perf_counter_ns() - start_ns)
             return
         self._read_absent(buffer, offset, first, end)
-        self.requests["read_absent"].add(time.perf_counter_ns() - start_ns)
+        self._answered["read_absent"].add(time.perf_counter_ns() - start_ns)
 
     def write(self, data: memoryview, offset: int, *, fua: bool) -> None:
         """Write `data` at `offset`; with `fua`, durably."""
@@ -94,7 +97,7 @@ class Disk:
         self._modify(offset, len(data), lambda: self._image.write(data, offset))
         if fua:
             self.flush()
-        self.requests["write"].add(time.perf_counter_ns() - start_ns)
+        self._answered["write"].add(time.perf_counter_ns() - start_ns)
 
     def zero(self, offset: int, length: int, *, punch: bool, fua: bool) -> None:
         """Make `length` bytes read as zero; `punch` gives their space back."""
@@ -126,10 +129,7 @@ class Disk:
 
     def status(self) -> dict[str, Any]:
         """The disk's part of the status object."""
-        return {
-            "size_bytes": self.size_bytes,
-            "requests": {name: histogram.as_dict() for name, histogram in self.requests.items()},
-        }
+        return {"size_bytes": self.size_bytes, **self._requests.status()}
 
     def _runs_of_maps(self, offset: int, end: int) -> list[Run]:
         found: list[Run] = []

@@ -27,6 +27,7 @@ from relocator.copying.sharing import Share
 from relocator.errors import ConfigError, RelocatorError
 from relocator.running.disk import Disk
 from relocator.running.handover import Handover
+from relocator.running.latency import Requests
 from relocator.running.lifecycle import Lifecycle
 from relocator.running.opening import open_disk
 from relocator.running.parts import COMMIT, COMPLETION, COPY, Faults, Parts, Transfer
@@ -65,6 +66,7 @@ class Engine:
             self._recent,
             self._plan,
             self._faults,
+            Requests(),
             self._transfer,
         )
         self._handover = Handover(self._parts)
@@ -130,7 +132,8 @@ class Engine:
     def _make_disk(self, settings: Config) -> Disk:
         activation = self._handover.activation
         if (transfer := self._transfer) is None:
-            return Disk(self._store, self._lifecycle, self._heat, self._recent)
+            heat, recent = self._heat, self._recent
+            return Disk(self._store, self._lifecycle, heat, recent, requests=self._parts.requests)
         return Disk(
             self._store,
             self._lifecycle,
@@ -139,6 +142,7 @@ class Engine:
             hydration=transfer.hydration,
             on_miss=transfer.copier.missed,
             on_refusal=activation.by_write if settings.activate_on_write else None,
+            requests=self._parts.requests,
         )
 
     def start(self) -> None:

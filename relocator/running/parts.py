@@ -14,6 +14,7 @@ from relocator.copying.pacer import Pacer
 from relocator.copying.plan import Plan
 from relocator.copying.recent import Recent
 from relocator.copying.seeding import Seeding
+from relocator.running.latency import Requests
 from relocator.running.lifecycle import Lifecycle
 from relocator.source.upstream import Upstream
 from relocator.store.store import Store
@@ -60,4 +61,5 @@ class Parts:
     recent: Recent
     plan: Plan
     faults: Faults
+    requests: Requests
     transfer: Transfer | None

@@ -20,5 +20,7 @@ def test_a_guest_moves_with_its_disks_and_goes_on(tmp_path: Path, disks: int) ->
         sites.destination.kill()
         sites.prove(sites.source, sites.destination, site=sites.b)
         assert 0 < report["downtime"]["total_s"] < 60
+        assert report["downtime"]["first_read_answered_s"] > 0
+        assert report["downtime"]["first_write_answered_s"] > 0
         assert len(report["disks"]) == disks
         assert all(disk["verified_blocks"] > 0 for disk in report["disks"].values())

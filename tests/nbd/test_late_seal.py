@@ -1,8 +1,9 @@
-"""Words that come too late, or twice: a seal of an activation that was withdrawn, an activation.
+"""Words that come too late, or twice; when the first requests after an activation were answered.
 
 A connection that is cut may deliver what was sent into it long after both sides have gone on.
 """
 
+import time
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,33 @@ def test_a_disk_that_is_active_already_may_be_activated_again(
         proxy.connect().pwrite(b"still mine", 0)
         assert main(["activate", str(target.control_path)]) == 1
         assert "'activate' is refused in state 'sealed'" in capsys.readouterr().err
+
+
+def test_the_first_answers_after_an_activation_are_told(tmp_path: Path) -> None:
+    source = Source(tmp_path)
+
+    def told() -> list[float | None]:
+        status = proxy.control.call("status")
+        return [status["first_read_at_s"], status["first_write_at_s"]]
+
+    with source.serve() as target, standby(tmp_path, target) as proxy:
+        guest = proxy.connect()
+        guest.pread(4096, 0)
+        assert told() == [None, None]
+        before_s = time.time()
+        proxy.control.call("activate", hold=True, wait=True)
+        guest.pread(4096, 0)
+        first = told()
+        assert first[0] is not None and before_s < first[0] < time.time()
+        assert first[1] is None
+        proxy.control.call("release")
+        guest.pwrite(b"mine", 0)
+        first = told()
+        assert first[0] is not None and first[1] is not None and first[0] < first[1]
+        guest.pread(4096, 0)
+        guest.pwrite(b"mine", 0)
+        assert told() == first
+        assert proxy.control.call("status")["requests"]["write"]["count"] == 2
 
 
 def test_a_target_is_not_activated(tmp_path: Path) -> None:

@@ -8,11 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relocator.errors import ConfigError, StateError
+from relocator.moving.downtime import Clocks
+from relocator.moving.monitor import Event
 from relocator.running import states
 from relocator.running.control import answer
-from relocator.running.latency import Histogram
+from relocator.running.latency import Histogram, Requests
 from relocator.running.states import State
 from relocator.running.status import RateMeter
+
+WAITS = ("seal_s", "drop_s", "write_waited_s")
 
 
 def test_every_state_is_reached_only_by_its_events() -> None:
@@ -46,6 +50,32 @@ def test_percentiles_are_never_below_and_at_most_a_quarter_above(durations_ns: l
 
 def test_an_empty_histogram_has_no_percentiles() -> None:
     assert Histogram().as_dict() == {"count": 0, "p50_s": None, "p99_s": None, "p999_s": None}
+
+
+def test_the_first_requests_after_a_word_are_noted_and_all_are_counted() -> None:
+    clock = iter([10.0, 11.0, 12.0, 13.0])
+    requests = Requests(lambda: next(clock))
+    requests.by_kind["write"].add(1000)
+    for first in (10.0, 12.0):
+        requests.watch()
+        assert requests.status()["first_read_at_s"] is None
+        for kind in ("read_absent", "write", "read_present", "read_absent", "write"):
+            requests.by_kind[kind].add(1000)
+        status = requests.status()
+        assert (status["first_read_at_s"], status["first_write_at_s"]) == (first, first + 1)
+    counts = {kind: found["count"] for kind, found in requests.status()["requests"].items()}
+    assert counts == {"read_present": 2, "read_absent": 4, "write": 5}
+
+
+def test_the_first_io_is_that_of_the_disk_where_it_was_first() -> None:
+    resumed = Event("RESUME", {}, 100.0, 105.0)  # the clocks of the two hosts differ
+    disks = [
+        {"first_read_at_s": read, "first_write_at_s": None} | dict.fromkeys(WAITS)
+        for read in (100.5, 100.25, None)
+    ]
+    parts = Clocks().parts([], [resumed], {}, [*disks, None])
+    assert parts.first_read_answered_s == 0.25
+    assert parts.first_write_answered_s is None
 
 
 def test_the_meter_speaks_of_the_last_seconds() -> None:
