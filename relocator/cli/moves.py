@@ -10,7 +10,7 @@ from relocator.moving.address import parse
 from relocator.moving.agent import Agent, parse_agents
 from relocator.moving.ends import open_disk, parse_disk
 from relocator.moving.freezing import Freeze
-from relocator.moving.monitor import Monitor, end_loop
+from relocator.moving.monitor import Monitor
 from relocator.moving.parties import Parties
 from relocator.moving.reach import Reach, reaching
 
@@ -90,7 +90,6 @@ def parties(options: argparse.Namespace) -> Iterator[Parties]:
         raise ConfigError(f"--ssh-options={options.ssh_options}: {error}") from error
     with ExitStack() as ends:
         reach = ends.enter_context(reaching(words))
-        ends.callback(end_loop)
         source = Monitor("the source's QEMU", parse("--from", options.source), reach)
         ends.callback(source.close)
         there = Monitor("the destination's QEMU", parse("--to", options.destination), reach)

@@ -43,7 +43,7 @@ def _run(options: argparse.Namespace) -> int:
     from relocator.client import Client
     from relocator.moving.address import parse
     from relocator.moving.ends import Disk, NoSource
-    from relocator.moving.monitor import Monitor, end_loop
+    from relocator.moving.monitor import Monitor
     from relocator.moving.reach import reaching
     from relocator.moving.trial import Trial, catch_up
 
@@ -62,7 +62,6 @@ def _run(options: argparse.Namespace) -> int:
         guest = None
         if options.source is not None:
             reach = ends.enter_context(reaching())
-            ends.callback(end_loop)
             guest = Monitor("the source's QEMU", parse("--from", options.source), reach)
             ends.callback(guest.close)
         epochs = catch_up(disks, guest, timeout_s)

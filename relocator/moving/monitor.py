@@ -63,6 +63,8 @@ class _Loop:
             self.run(_cancel_all(), CLOSE_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(CLOSE_S)
+        if not self._thread.is_alive():
+            self._loop.close()
 
 
 async def _cancel_all() -> None:
@@ -74,22 +76,25 @@ async def _cancel_all() -> None:
 
 
 class _Shared:
-    """The loop of all monitors, as long as there are any."""
+    """The loop of all monitors, as long as one is connected; taken and left by one thread."""
 
     loop: _Loop | None = None
+    users = 0
 
+    @classmethod
+    def take(cls) -> _Loop:
+        """The loop, begun by the first."""
+        cls.loop = cls.loop or _Loop()
+        cls.users += 1
+        return cls.loop
 
-def _the_loop() -> _Loop:
-    if _Shared.loop is None:
-        _Shared.loop = _Loop()
-    return _Shared.loop
-
-
-def end_loop() -> None:
-    """All monitors are closed: end the thread."""
-    loop, _Shared.loop = _Shared.loop, None
-    if loop is not None:
-        loop.end()
+    @classmethod
+    def leave(cls) -> None:
+        """The last one ends it."""
+        cls.users -= 1
+        if cls.users == 0 and cls.loop is not None:
+            cls.loop.end()
+            cls.loop = None
 
 
 def _library() -> Any:
@@ -111,6 +116,7 @@ class Monitor:
         self.address = address
         self._reach = reach
         self._client: Any = None
+        self._loop: _Loop
         self._events: list[Event] = []
         self._moved = threading.Condition()
 
@@ -129,17 +135,21 @@ class Monitor:
             else (self.address.host, self.address.port)
         )
         client = library.QMPClient(self.name)
+        self._loop = _Shared.take()
         try:
-            _the_loop().run(client.connect(to), CONNECT_S)
-        except (Late, TimeoutError) as error:
-            raise MonitorLostError(
-                f"{self.name} ({self.address}): no greeting within {CONNECT_S:.0f} s; "
-                "is another client connected to its QMP socket?"
-            ) from error
-        except (library.QMPError, OSError) as error:
-            raise MonitorLostError(f"{self.name} ({self.address}): {_why(error)}") from error
+            self._loop.run(client.connect(to), CONNECT_S)
+        except BaseException as error:
+            _Shared.leave()
+            if isinstance(error, Late | TimeoutError):
+                raise MonitorLostError(
+                    f"{self.name} ({self.address}): no greeting within {CONNECT_S:.0f} s; "
+                    "is another client connected to its QMP socket?"
+                ) from error
+            if isinstance(error, library.QMPError | OSError):
+                raise MonitorLostError(f"{self.name} ({self.address}): {_why(error)}") from error
+            raise
         self._client = client
-        _the_loop().start(self._listen(client))
+        self._loop.start(self._listen(client))
 
     async def _listen(self, client: Any) -> None:
         async for message in client.events:
@@ -182,7 +192,7 @@ class Monitor:
         library = _library()
         given = {key.replace("_", "-"): value for key, value in arguments.items()}
         try:
-            return _the_loop().run(self._client.execute(command, given), patience_s)
+            return self._loop.run(self._client.execute(command, given), patience_s)
         except library.ExecuteError as error:
             raise RelocatorError(f"{self.name} refused '{command}': {error}") from error
         except (Late, TimeoutError) as error:
@@ -199,7 +209,8 @@ class Monitor:
         if client is None:
             return
         with suppress(Exception):  # whatever the end of a dead connection has to say
-            _the_loop().run(client.disconnect(), CLOSE_S)
+            self._loop.run(client.disconnect(), CLOSE_S)
+        _Shared.leave()
 
 
 def _why(error: BaseException) -> str:

@@ -13,15 +13,15 @@ import json
 import os
 import signal
 import socket
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+from relocator.moving.monitor import Monitor
 from testbed.guest import report
 from testbed.guest.image import Boot
-from testbed.hosts.qmp import Monitor
+from testbed.hosts import qmp
 from testbed.hosts.supervise import (
     Process,
     ProcessError,
@@ -106,6 +106,7 @@ class Vm:
     incoming: str | None  # where it listens for a guest
     _supervisor: Supervisor
     _monitor: Monitor | None = field(default=None, repr=False)
+    _since: int = 0  # the number of the monitor's first event of the last migration
 
     @property
     def qmp(self) -> Path:
@@ -116,7 +117,7 @@ class Vm:
     def monitor(self) -> Monitor:
         """Our connection to it, made when first used; `release_monitor` gives it up."""
         if self._monitor is None:
-            self._monitor = Monitor(self.qmp)
+            self._monitor = qmp.connect(self.qmp)
         return self._monitor
 
     def release_monitor(self) -> None:
@@ -176,17 +177,15 @@ class Vm:
         self.monitor.call("migrate-set-capabilities", capabilities=named)
         if parameters:
             self.monitor.call("migrate-set-parameters", **parameters)
+        self._since = len(self.monitor.events)
         self.monitor.call("migrate", uri=uri)
 
     def wait_migrated(self, wanted: str = "completed", timeout_s: float = 120.0) -> None:
         """Waits until the migration is in that state, by QEMU's events: asking takes processor."""
-        deadline_s = time.monotonic() + timeout_s
-        status = None
-        while status != wanted:
-            left_s = max(0.1, deadline_s - time.monotonic())
-            status = self.monitor.wait_for("MIGRATION", left_s)["status"]
-            if status in ("failed", "completed") and status != wanted:
-                raise ProcessError(f"{self.process.name}: the migration has {status}")
+        ends = (wanted, "failed", "completed")
+        ended = qmp.await_event(self.monitor, "MIGRATION", timeout_s, *ends, since=self._since)
+        if ended.data["status"] != wanted:
+            raise ProcessError(f"{self.process.name}: the migration has {ended.data['status']}")
 
     def keep(self, state: Path) -> None:
         """Writes memory and devices to a file; the guest stands still from then on."""

@@ -9,6 +9,7 @@ disk comes along, made now if there is none (natively: in seconds).
 import sys
 from collections.abc import Sequence
 
+from relocator.errors import RelocatorError
 from testbed import ending
 from testbed.guest.prepared import prepared
 from testbed.hosts.supervise import ProcessError
@@ -42,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     except (DiskError, ValueError) as error:
         print(f"lab: {error}", file=sys.stderr)
         return 2
-    except (LabError, ProcessError) as error:
+    except (LabError, ProcessError, RelocatorError) as error:
         print(f"lab: the guest can't be made: {error}", file=sys.stderr)
         return 1
     before, dashes = (run[:-1], ["--"]) if run[-1:] == ["--"] else (run, [])

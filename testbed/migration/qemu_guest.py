@@ -18,7 +18,7 @@ from pathlib import Path
 from testbed.ending import Helper
 from testbed.guest import disks, report, vm
 from testbed.guest.prepared import Prepared
-from testbed.hosts import proof
+from testbed.hosts import proof, qmp
 from testbed.hosts.supervise import ProcessError, Supervisor
 from testbed.migration import disk, switch
 from testbed.migration.stage import NBD, Stage
@@ -166,8 +166,9 @@ class QemuGuest:
         done = old.monitor.call("query-migrate")
         size_bytes = done["ram"]["transferred"]
         stage.results.memory = (size_bytes, copy_s)
-        resumed_s = new.monitor.wait_for_time("RESUME", MIGRATION_LIMIT_S)
-        downtime_s = resumed_s - old.monitor.wait_for_time("STOP", MIGRATION_LIMIT_S)
+        resumed = qmp.await_event(new.monitor, "RESUME", MIGRATION_LIMIT_S)
+        stopped = qmp.await_event(old.monitor, "STOP", MIGRATION_LIMIT_S)
+        downtime_s = resumed.at_s - stopped.at_s
         said_s = done["downtime"] / 1e3
         stage.log.event("switch-done", downtime_s=round(downtime_s, 6), qemu_downtime_s=said_s)
         stage.log.event("memory-copy-done", bytes=size_bytes, copy_s=round(copy_s, 6))

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from testbed.hosts import services
-from testbed.hosts.qmp import Monitor
+from testbed.hosts import qmp, services
 from testbed.network.topology import ADDRESS
 from testbed.systems import storage_daemon as qemu
 from testbed.systems.base import EVERYWHERE, System
@@ -21,11 +20,11 @@ class Stream(System):
         place, monitor = self.place, self.place.work / "stream.qmp"
         command = qemu.streaming(place.work, place.size_bytes, monitor, _LISTEN)
         place.at_destination("moved", command)
-        self._qmp = Monitor(monitor)
+        self._monitor = qmp.connect(monitor)
 
     def copy(self) -> None:
-        qemu.stream(self._qmp)
-        self._qmp.call("blockdev-del", **{"node-name": "source"})
+        qemu.stream(self._monitor)
+        self._monitor.call("blockdev-del", node_name="source")
 
     def keep_image(self, device: Path) -> None:
         self.read_all(device)
@@ -50,20 +49,22 @@ class Mirror(System):
         image = f"driver=file,node-name=image,filename={self.place.image},locking=off"
         command = qemu.daemon(monitor, [image], "image", _LISTEN)
         self.source = self.place.at_source("source", command)
-        self._qmp = Monitor(monitor)
+        self._monitor = qmp.connect(monitor)
 
     def prepare(self) -> None:
         self.serve_empty_image()
 
     def copy_first(self) -> None:
         server = {"type": "inet", "host": ADDRESS["st_dst-wan"], "port": str(services.PORT)}
-        self._qmp.call("blockdev-add", **{"driver": "nbd", "node-name": "copy", "server": server})
+        self._monitor.call(
+            "blockdev-add", **{"driver": "nbd", "node-name": "copy", "server": server}
+        )
         mirror = {"job-id": "mirror", "device": "image", "target": "copy", "sync": "full"}
         mode = self.settings.get("copy-mode", "background")
-        self._qmp.call("blockdev-mirror", **mirror, **{"copy-mode": mode})
-        self._qmp.wait_for("BLOCK_JOB_READY", CONVERGE_S)
+        self._monitor.call("blockdev-mirror", **mirror, **{"copy-mode": mode})
+        qmp.await_event(self._monitor, "BLOCK_JOB_READY", CONVERGE_S)
 
     def hand_over(self) -> None:
-        self._qmp.call("job-complete", id="mirror")
-        qemu.finish_job(self._qmp, "blockdev-mirror")
-        self._qmp.call("block-export-del", id="export", mode="hard")
+        self._monitor.call("job-complete", id="mirror")
+        qemu.finish_job(self._monitor, "blockdev-mirror")
+        self._monitor.call("block-export-del", id="export", mode="hard")

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from testbed.hosts import services
-from testbed.hosts.qmp import Monitor
+from relocator.moving.monitor import Monitor
+from testbed.hosts import qmp, services
 from testbed.hosts.supervise import ProcessError, run
 from testbed.network.topology import ADDRESS
 
@@ -13,13 +13,13 @@ JOB_LIMIT_S = 3600.0
 
 def daemon(monitor: Path, blockdevs: Sequence[str], exported: str, listen: str) -> list[str]:
     """A storage daemon that exports one of its nodes over NBD at `listen` and listens to QMP."""
-    argv = ["qemu-storage-daemon"]
+    argv = ["qemu-storage-daemon"]  # which is up to what comes first: who sees the last, may ask
+    argv += ["--chardev", f"socket,id=monitor,path={monitor},server=on,wait=off"]
+    argv += ["--monitor", "chardev=monitor"]
     for one in blockdevs:
         argv += ["--blockdev", one]
     argv += ["--nbd-server", f"{listen},max-connections=8"]
-    argv += ["--export", f"type=nbd,id=export,node-name={exported},name=,writable=on"]
-    argv += ["--chardev", f"socket,id=monitor,path={monitor},server=on,wait=off"]
-    return [*argv, "--monitor", "chardev=monitor"]
+    return [*argv, "--export", f"type=nbd,id=export,node-name={exported},name=,writable=on"]
 
 
 def streaming(work: Path, size_bytes: int, monitor: Path, listen: str) -> list[str]:
@@ -36,14 +36,14 @@ def streaming(work: Path, size_bytes: int, monitor: Path, listen: str) -> list[s
     return daemon(monitor, nodes, "keep", listen)
 
 
-def stream(qmp: Monitor) -> None:
+def stream(monitor: Monitor) -> None:
     """Copies all of the source into the overlay of a `streaming` daemon."""
-    qmp.call("block-stream", device="overlay", **{"job-id": "stream"})
-    finish_job(qmp, "block-stream")
+    monitor.call("block-stream", device="overlay", job_id="stream")
+    finish_job(monitor, "block-stream")
 
 
-def finish_job(qmp: Monitor, job: str) -> None:
-    """Waits for the job under way; ProcessError if it failed."""
-    done = qmp.wait_for("BLOCK_JOB_COMPLETED", JOB_LIMIT_S)
+def finish_job(monitor: Monitor, job: str) -> None:
+    """Waits for the only job of a daemon; ProcessError if it failed."""
+    done = qmp.await_event(monitor, "BLOCK_JOB_COMPLETED", JOB_LIMIT_S).data
     if "error" in done:
         raise ProcessError(f"{job}: {done['error']}")
