@@ -3,51 +3,58 @@
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from testbed.guest import report
+from testbed.guest.disks import Contents
 from tests.support import libvirt
 from tests.support.servers import wait_for
 from tests.support.site import Site, join, site
 
 pytestmark = pytest.mark.timeout(600)  # the first test of a machine builds the guest's image
 NAME = "disk"
-DISK = "/srv/disk/disk.img"
-CONTROL = f"/run/relocator/{NAME}.sock"
 DISK_XML = """\
     <disk type='network' device='disk'>
       <driver name='qemu' type='raw' cache='none'/>
       <source protocol='nbd'>
-        <host name='127.0.0.1' port='10809'/>
+        <host name='127.0.0.1' port='{port}'/>
         <reconnect delay='60'/>
       </source>
-      <target dev='vda' bus='virtio'/>
-    </disk>"""
+      <target dev='vd{letter}' bus='virtio'/>
+    </disk>
+"""
+SECOND = Contents(size_bytes=32 << 20, large_bytes=8 << 20, file_system="ext4", system=False)
 MIGRATE = ("virsh", "migrate", "--live", "--persistent", "guest", "qemu+tcp://10.1.0.2/system")
 
 
-@pytest.fixture
-def sites(tmp_path: Path) -> Iterator[tuple[Site, Site]]:
+@contextmanager
+def working(directory: Path, disks: dict[str, Contents]) -> Iterator[tuple[Site, Site]]:
     """Two machines with libvirt, the hook and the units; the guest runs and works at the first."""
-    with site(tmp_path, "a") as a, site(tmp_path, "b") as b:
+    with site(directory, "a") as a, site(directory, "b") as b:
         join(a, "10.1.0.1/24", b, "10.1.0.2/24")
         libvirt.put_guest(a, b)
         for machine in (a, b):
             machine.run("relocator", "units")
             machine.run("relocator", "libvirt-hook", "--install")
-            machine.path(f"/etc/relocator/{NAME}.conf").write_text(
-                f"DISK={DISK}\nSTORE=/srv/disk\nLISTEN=0.0.0.0:10809\nSOURCE=nbd://10.1.0.1\n"
-                "PROXY_OPTIONS=--mode standby --activate-on-write yes\n"
-            )
+            for port, name in enumerate(disks, 10809):
+                source = f"nbd://10.1.0.1:{port}"
+                machine.path(f"/etc/relocator/{name}.conf").write_text(
+                    f"DISK={image(name)}\nSTORE=/srv/{name}\nLISTEN=0.0.0.0:{port}\n"
+                    f"SOURCE={source}\nPROXY_OPTIONS=--mode standby --activate-on-write yes\n"
+                )
             machine.run("systemctl", "daemon-reload")
             libvirt.start_daemon(machine)
-        a.path("/srv/disk").mkdir()
-        libvirt.make_disk(a.path(DISK))
-        a.run("systemctl", "start", f"relocator-target@{NAME}")
+        for name, contents in disks.items():
+            a.path(f"/srv/{name}").mkdir()
+            libvirt.make_disk(a.path(image(name)), contents)
+            a.run("systemctl", "start", f"relocator-target@{name}")
+        described = zip("abc", range(10809, 10809 + len(disks)), strict=False)
+        xml = "".join(DISK_XML.format(letter=letter, port=port) for letter, port in described)
         for machine in (a, b):
-            machine.path("/srv/guest.xml").write_text(libvirt.domain("guest", DISK_XML))
+            machine.path("/srv/guest.xml").write_text(libvirt.domain("guest", xml))
         a.run("virsh", "define", "/srv/guest.xml")
         a.run("virsh", "start", "guest")
         guest = libvirt.guest_at(a)
@@ -57,18 +64,36 @@ def sites(tmp_path: Path) -> Iterator[tuple[Site, Site]]:
         yield a, b
 
 
-def state(machine: Site) -> str:
-    found = json.loads(machine.run("relocator", "status", CONTROL, "--json"))
+@pytest.fixture
+def sites(tmp_path: Path) -> Iterator[tuple[Site, Site]]:
+    """The guest has one disk."""
+    with working(tmp_path, {NAME: Contents()}) as machines:
+        yield machines
+
+
+def image(name: str) -> str:
+    """A disk at either site."""
+    return f"/srv/{name}/disk.img"
+
+
+def control(name: str) -> str:
+    """Its server's control socket."""
+    return f"/run/relocator/{name}.sock"
+
+
+def state(machine: Site, name: str = NAME) -> str:
+    found = json.loads(machine.run("relocator", "status", control(name), "--json"))
     return str(found["state"])
 
 
-def prove(a: Site, b: Site) -> report.Report:
+def prove(a: Site, b: Site, *names: str) -> report.Report:
     """The guest shuts down at b; everything that it did at both is as it must be."""
     libvirt.shut_down(b, "guest")
-    b.run("systemctl", "stop", f"relocator-proxy@{NAME}")
+    for name in names:
+        b.run("systemctl", "stop", f"relocator-proxy@{name}")
     guests = [libvirt.guest_at(machine) for machine in (a, b)]
     texts, consoles = [one.report for one in guests], [one.console for one in guests]
-    assert report.problems(texts, consoles, [b.path(DISK)]) == []
+    assert report.problems(texts, consoles, [b.path(image(name)) for name in names]) == []
     return report.parse(texts)
 
 
@@ -80,11 +105,11 @@ def test_a_guest_migrates_and_its_disk_follows(sites: tuple[Site, Site]) -> None
     assert state(a) == "sealed"
     refused = a.ask("virsh", "start", "guest")
     assert (refused.returncode, "it has moved on" in refused.stdout) == (1, True), refused.stdout
-    b.run("relocator", "wait", CONTROL)
-    b.run("relocator", "verify", CONTROL)
+    b.run("relocator", "wait", control(NAME))
+    b.run("relocator", "verify", control(NAME))
     a.run("systemctl", "stop", f"relocator-target@{NAME}")
     other.wait_for_acknowledged(40)
-    done = prove(a, b)
+    done = prove(a, b, NAME)
     assert len(done.acknowledged[0]) >= 60
 
 
@@ -117,5 +142,26 @@ def test_a_guest_that_can_not_go_or_is_called_back_works_on_and_goes_later(
 
     a.run(*MIGRATE)
     libvirt.guest_at(b).wait_for_acknowledged(20)
-    b.run("relocator", "wait", CONTROL)
-    prove(a, b)
+    b.run("relocator", "wait", control(NAME))
+    prove(a, b, NAME)
+
+
+def test_a_guest_of_two_disks_moves_with_both(tmp_path: Path) -> None:
+    names = (NAME, "data")
+    with working(tmp_path, dict(zip(names, (Contents(), SECOND), strict=True))) as (a, b):
+        libvirt.guest_at(a).tell("read 1 25 3")  # the second is not written yet
+        a.run(*MIGRATE)
+        other = libvirt.guest_at(b)
+        other.wait_for_acknowledged(20)
+        b.run("relocator", "activate", *map(control, names))
+        said = b.run("relocator", "activate", *map(control, names))
+        assert said.count("is active already") == 2
+        assert [state(a, name) for name in names] == ["sealed", "sealed"]
+        other.tell("write 1 40 4")
+        for name in names:
+            b.run("relocator", "wait", control(name))
+            b.run("relocator", "verify", control(name))
+            a.run("systemctl", "stop", f"relocator-target@{name}")
+        other.wait_for_acknowledged(60)
+        done = prove(a, b, *names)
+        assert min(len(done.acknowledged[number]) for number in range(2)) >= 20

@@ -92,9 +92,9 @@ def put_guest(*machines: Site) -> None:
         machine.path(f"{FILES}/initramfs").write_bytes(image.first_boot())
 
 
-def make_disk(path: Path) -> None:
-    """The guest's disk, never booted from."""
-    disks.make(path, disks.Contents(), build.ensure())
+def make_disk(path: Path, contents: disks.Contents | None = None) -> None:
+    """A disk of the guest, never booted from."""
+    disks.make(path, contents or disks.Contents(), build.ensure())
 
 
 def domain(name: str, disk: str) -> str:
