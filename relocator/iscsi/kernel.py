@@ -9,14 +9,13 @@ a disk. The next start with the same name removes it first.
 """
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from relocator.errors import ConfigError, RelocatorError
 from relocator.iscsi.lun import LUN, Lun
-from relocator.iscsi.processes import Process, run
+from relocator.processes import Process, run
 
 COMMANDS = ("qemu-nbd", "modprobe")
 _MODULES = ("nbd", "target_core_mod", "target_core_iblock", "iscsi_target_mod")
@@ -58,9 +57,9 @@ def served(lun: Lun) -> Iterator[Callable[[], None]]:
 def _load() -> None:
     for module in _MODULES:
         with suppress(RelocatorError):  # it may be built into the kernel
-            run(["modprobe", module], os.environ)
+            run(["modprobe", module])
     if not os.path.ismount(_CONFIGFS):
-        run(["mount", "-t", "configfs", "configfs", str(_CONFIGFS)], os.environ)
+        run(["mount", "-t", "configfs", "configfs", str(_CONFIGFS)])
     if not Path("/sys/block/nbd0").exists():
         raise RelocatorError("this kernel has no nbd; use --by=tgt")
     for directory in (_TARGETS, _TARGETS / "iscsi"):
@@ -79,16 +78,15 @@ def _device(lun: Lun) -> Iterator[tuple[Path, Process]]:
     if free is None:
         raise RelocatorError("every /dev/nbdN is in use")
     device = Path("/dev") / free.name
-    with tempfile.TemporaryFile("w+b") as log:
-        how = ["--cache=none", "--persistent", "--verbose"]  # verbose: in the foreground
-        argv = ["qemu-nbd", f"--connect={device}", *how, lun.image()]
-        process = Process(argv, "TERM", log, os.environ)
-        try:
-            size = free / "size"
-            process.await_ready(lambda: size.read_text().strip() != "0", lun.patience_s + 5.0)
-            yield device, process
-        finally:
-            process.end()
+    how = ["--cache=none", "--persistent", "--verbose"]  # verbose: in the foreground
+    argv = ["qemu-nbd", f"--connect={device}", *how, lun.image()]
+    process = Process(argv, "TERM")
+    try:
+        size = free / "size"
+        process.await_ready(lambda: size.read_text().strip() != "0", lun.patience_s + 5.0)
+        yield device, process
+    finally:
+        process.end()
 
 
 def _announce(lun: Lun, device: Path, fabric: Path, store: Path) -> None:

@@ -19,7 +19,7 @@ from typing import IO
 
 from relocator.errors import RelocatorError
 from relocator.iscsi.lun import LUN, Lun
-from relocator.iscsi.processes import Process, run
+from relocator.processes import Process, run
 
 COMMANDS = ("tgtd", "tgtadm", "nbdfuse", "qemu-nbd")
 _ANSWERS_S = 3.0

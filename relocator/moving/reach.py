@@ -1,19 +1,17 @@
 """Sockets of other hosts made to appear on this one, each by an ssh that ends with the command.
 
-The ssh processes are ended with the block; should this process be killed instead, the kernel ends
-them (`setpriv --pdeathsig`). They are in a session of their own, so Ctrl-C doesn't reach them: the
-way back needs them still.
+The ssh processes are ended with the block, or by the kernel should this process be killed. They are
+in a session of their own, so Ctrl-C doesn't reach them: the way back needs them still.
 """
 
-import subprocess
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from relocator.errors import RelocatorError
 from relocator.moving.address import Address
+from relocator.processes import Process
 
 CONNECT_S = 20.0
 
@@ -24,8 +22,8 @@ class Reach:
     def __init__(self, directory: Path, ssh_options: Sequence[str] = ()) -> None:
         self._ssh_options = ssh_options
         self._directory = directory
-        self._running: list[subprocess.Popen[bytes]] = []
-        self._forwarded: dict[str, tuple[str, subprocess.Popen[bytes]]] = {}
+        self._forwarded: dict[str, tuple[Path, Process]] = {}
+        self._running: list[Process] = []
 
     def path(self, address: Address) -> str:
         """Where the socket can be connected to on this host.
@@ -37,40 +35,22 @@ class Reach:
         if address.ssh is None:
             return address.path
         known = self._forwarded.get(address.text)
-        if known is not None and known[1].poll() is None:
-            return known[0]
+        if known is not None and known[1].popen.poll() is None:
+            return str(known[0])
         local = self._directory / str(len(self._running))
-        said = local.with_suffix(".log")
-        argv = [
-            "setpriv",
-            "--pdeathsig",
-            "TERM",
-            *address.forward_command(str(local), self._ssh_options),
-        ]
-        with said.open("wb") as log:
-            process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
+        process = Process(address.forward_command(str(local), self._ssh_options), "TERM")
         self._running.append(process)
-        give_up_s = time.monotonic() + CONNECT_S
-        while not local.exists():
-            if process.poll() is not None or time.monotonic() > give_up_s:
-                lines = said.read_text(errors="replace").strip().splitlines() or ["no answer"]
-                raise RelocatorError(f"{address}: ssh can't forward the socket: {lines[-1]}")
-            time.sleep(0.02)
-        self._forwarded[address.text] = str(local), process
+        try:
+            process.await_ready(local.exists, CONNECT_S)
+        except RelocatorError as error:
+            raise RelocatorError(f"{address}: ssh can't forward the socket: {error}") from error
+        self._forwarded[address.text] = local, process
         return str(local)
 
     def end(self) -> None:
         """End every ssh."""
-        for process in self._running:
-            process.terminate()
-        for process in self._running:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(5)
-                continue
-            process.kill()
-            process.wait()
+        while self._running:
+            self._running.pop().end()
 
 
 @contextmanager

@@ -10,7 +10,6 @@ writes to it. It is served through nbdkit's cow filter, which keeps what is writ
 file; the image is opened read-only. Should a disk be activated meanwhile, the trial is over.
 """
 
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,6 +19,7 @@ from typing import Any
 from relocator.errors import RelocatorError
 from relocator.moving.ends import Disk, of_all
 from relocator.moving.monitor import Monitor
+from relocator.processes import Process
 
 LOOK_EVERY_S = 0.2
 READY_S = 10.0
@@ -90,7 +90,7 @@ class Trial:
     def __init__(self, disks: Sequence[Disk], directory: Path) -> None:
         self._disks = disks
         self._directory = directory
-        self._servers: list[subprocess.Popen[bytes]] = []
+        self._servers: list[Process] = []
 
     def socket(self, disk: Disk) -> Path:
         """Where the copy of a disk is served."""
@@ -114,7 +114,7 @@ class Trial:
         """
         while True:
             for disk, server in zip(self._disks, self._servers, strict=True):
-                if server.poll() is not None:
+                if server.popen.poll() is not None:
                     raise RelocatorError(f"disk {disk.name}: the copy's server has ended")
                 status = disk.call("status")
                 if status["state"] != "standby":
@@ -126,20 +126,18 @@ class Trial:
     def _start(self, disk: Disk, status: dict[str, Any]) -> None:
         path = self.socket(disk)
         path.unlink(missing_ok=True)
-        argv = ["setpriv", "--pdeathsig", "KILL", "nbdkit", "-f", "-U", str(path)]
-        argv += ["--filter=cow", "--filter=offset", "file", status["image"]]
-        argv += ["offset=0", f"range={status['size_bytes']}"]
-        server = subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True)
+        argv = ["nbdkit", "-f", "-U", str(path), "--filter=cow", "--filter=offset"]
+        argv += ["file", status["image"], "offset=0", f"range={status['size_bytes']}"]
+        server = Process(argv, "KILL")
         self._servers.append(server)
-        give_up_s = time.monotonic() + READY_S
-        while not path.exists():
-            if server.poll() is not None or time.monotonic() > give_up_s:
-                raise RelocatorError(f"disk {disk.name}: nbdkit could not serve the copy")
-            time.sleep(0.02)
+        try:
+            server.await_ready(path.exists, READY_S)
+        except RelocatorError as error:
+            raise RelocatorError(f"disk {disk.name}: the copy can't be served: {error}") from error
 
     def _end(self) -> None:
         for server in self._servers:
-            server.kill()  # there is nothing to be kept
+            server.popen.kill()  # there is nothing to be kept
             server.wait()
         for disk in self._disks:
             self.socket(disk).unlink(missing_ok=True)

@@ -20,6 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from relocator import processes
+from relocator.errors import RelocatorError
+
 T = TypeVar("T")
 _CLONE_NEWNET = 0x40000000
 _LOG_LINES = 12
@@ -68,23 +71,11 @@ def _argv(argv: Sequence[str], namespace_pid: int | None) -> list[str]:
 
 
 def run(argv: Sequence[str], namespace_pid: int | None = None, timeout_s: float = 120) -> str:
-    """Runs a command to its end and returns what it printed; a failure shows all of it."""
+    """Runs a command to its end and returns what it printed; a failure shows the last of it."""
     try:
-        done = subprocess.run(
-            _argv(argv, namespace_pid),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as late:
-        raise ProcessError(f"{' '.join(argv)}: not done after {timeout_s:g} s") from late
-    if done.returncode != 0:
-        tail = "\n".join(f"    {line}" for line in done.stdout.splitlines()[-_LOG_LINES:])
-        raise ProcessError(f"{' '.join(argv)}: exit status {done.returncode}\n{tail}")
-    return done.stdout
+        return processes.run(_argv(argv, namespace_pid), patience_s=timeout_s)
+    except RelocatorError as error:
+        raise ProcessError(str(error)) from error
 
 
 def wait_until(

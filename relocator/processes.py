@@ -3,30 +3,40 @@
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import IO
+from typing import IO, cast
 
 from relocator.errors import RelocatorError
 
 READY_S = 30.0
 _END_S = 5.0
+_LINES = 12
 
 
 class Process:
-    """A running command. `dies_by` is what it gets if this process is killed."""
+    """A running command. `dies_by` is what it gets if this process is killed.
+
+    What it prints goes to `log`, or, until it has ended, to a file of its own.
+    """
 
     def __init__(
-        self, argv: Sequence[str], dies_by: str, log: IO[bytes], environment: Mapping[str, str]
+        self,
+        argv: Sequence[str],
+        dies_by: str,
+        log: IO[bytes] | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.name = argv[0]
-        self._log = log
+        self._own = tempfile.TemporaryFile("w+b") if log is None else None  # noqa: SIM115
+        self._log = log or cast("IO[bytes]", self._own)
         try:
             self.popen = subprocess.Popen(
                 ["setpriv", "--pdeathsig", dies_by, "--", *argv],
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+                stdout=self._log,
+                stderr=self._log,
                 env=environment,
                 start_new_session=True,
             )
@@ -68,9 +78,15 @@ class Process:
         except subprocess.TimeoutExpired:
             os.killpg(self.popen.pid, signal.SIGKILL)
             self.popen.wait()
+        if self._own is not None:
+            self._own.close()
 
 
-def run(argv: Sequence[str], environment: Mapping[str, str], patience_s: float = READY_S) -> str:
+def run(
+    argv: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    patience_s: float = READY_S,
+) -> str:
     """What the command printed.
 
     Raises:
@@ -90,7 +106,8 @@ def run(argv: Sequence[str], environment: Mapping[str, str], patience_s: float =
     except OSError as error:
         raise RelocatorError(f"{argv[0]} can't be started: {error.strerror}") from error
     except subprocess.TimeoutExpired as error:
-        raise RelocatorError(f"{argv[0]}: no answer in {patience_s:g} s") from error
+        raise RelocatorError(f"{argv[0]}: not done after {patience_s:g} s") from error
     if done.returncode:
-        raise RelocatorError(f"{' '.join(argv[:8])}: {done.stdout.strip()}")
+        said = "\n".join(done.stdout.strip().splitlines()[-_LINES:])
+        raise RelocatorError(f"{' '.join(argv[:8])}: exit status {done.returncode}: {said}")
     return done.stdout
