@@ -2,9 +2,10 @@
 
 QEMU pauses a guest by itself once what is left of its memory is small, and a guest that stands
 still can't be asked anything. So at first its downtime limit is 0 and its bandwidth such that the
-end of the first pass can be seen coming. When little is left the file systems are frozen, and QEMU
-is given the limits that are wanted: it pauses the guest. A pass may end with more to be sent than
-was left when it began; then the guest is thawed, and frozen again later.
+end of the first pass can be seen coming. When little is left the file systems are frozen, while
+next to nothing is sent; then QEMU is given the limits that are wanted, and pauses the guest. A pass
+may end with more to be sent than was left when it began; then the guest is thawed, and frozen again
+later.
 
 It is thawed once it runs again, wherever that is: by this process, by its guard, or by the next one
 that looks. Whatever fails, its writes have waited, none has been refused.
@@ -126,6 +127,8 @@ class Freeze(NoFreeze):
                 self._limit(max_bandwidth=self._wanted["max_bandwidth"])
             return False
         self._frozen, self._passes = None, passes
+        # As long as the file systems are being frozen, QEMU must not come to an end.
+        self._limit(max_bandwidth=max(1, int(ram["remaining"] / (2 * FREEZE_S))))
         self._here.freeze()
         self._frozen, self._since_s = True, time.monotonic()
         self._limit(**self._wanted)

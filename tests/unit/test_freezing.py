@@ -75,6 +75,7 @@ class FakeQemu:
 
     def __init__(self) -> None:
         self.limits = dict(LIMITS)
+        self.were: list[dict[str, int]] = []
 
     def call(self, command: str, **arguments: Any) -> Any:
         if command == "query-memory-size-summary":
@@ -82,7 +83,10 @@ class FakeQemu:
         if command == "query-migrate-parameters":
             return self.limits
         assert command == "migrate-set-parameters"
-        self.limits |= {name.replace("_", "-"): value for name, value in arguments.items()}
+        self.were.append(self.limits)
+        self.limits = self.limits | {
+            name.replace("_", "-"): value for name, value in arguments.items()
+        }
         return None
 
 
@@ -137,6 +141,8 @@ def test_it_is_frozen_when_little_is_left_and_thawed_where_it_runs(ends: Ends) -
     assert ends.near(0.5, 1)
     assert ends.fakes[0].frozen
     assert ends.qemu.limits == LIMITS
+    while_freezing = {"downtime-limit": 0, "max-bandwidth": int(0.5 * 125e6 / 20)}
+    assert ends.qemu.were[-1] == while_freezing
     ends.freeze.check_done()
     assert ends.freeze.try_thaw()
     assert ends.fakes[1].heard[-1] == "guest-fsfreeze-thaw"
