@@ -103,16 +103,13 @@ class Activation:
             raise refusal
         self.activate()
 
-    def activate(
-        self, *, hold: bool = False, wait: bool = False, seal: bool = True
-    ) -> dict[str, bool]:
+    def activate(self, *, hold: bool = False, wait: bool = False, seal: bool = True) -> bool:
         """Begin to take the disk over; the guest may go on here once this returns.
 
         Its writes wait until the source has been sealed, with `hold` also until the disk is
         released. `wait`: return when that has come to its end (with `hold`, but for the release).
         Without `seal` the guest may run on at the source, until this is called again with it: then
-        nothing has to be made durable any more. A disk that is active stays as it is; returns
-        `already_active`, whether it was.
+        nothing has to be made durable any more. A disk that is active stays so; whether it was.
 
         Raises:
             ConfigError, StateError, StoreError: refused, as for a target; nothing has changed.
@@ -138,7 +135,7 @@ class Activation:
                 self._go_on_locked()
         if wait:
             self._await_activation()
-        return {"already_active": already}
+        return already
 
     def refresh(self) -> dict[str, int]:
         """Drop what was written at the source since it was copied ahead, to be copied again.

@@ -91,7 +91,8 @@ class Verbs:
         elif verb == "set":
             self._set(arguments)
         elif verb == "activate":
-            extra = self._handover.activation.activate(**_switches(verb, arguments))
+            already = self._handover.activation.activate(**_switches(verb, arguments))
+            extra = {"already_active": already}
         elif verb in self._actions:
             extra = self._actions[verb]()
         elif verb != "status":
