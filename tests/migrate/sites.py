@@ -173,9 +173,7 @@ def stopped(
 
 
 @contextmanager
-def standing(
-    place: str, *arguments: str, **how: Sequence[str]
-) -> Iterator[subprocess.Popen[str]]:
+def standing(place: str, *arguments: str, **how: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
     """The same, with these arguments."""
     with subprocess.Popen(
         command("--stop-at", place, *arguments, **how),
