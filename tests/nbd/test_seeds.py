@@ -152,6 +152,8 @@ def test_with_whatever_seeds_the_copy_is_the_disk(tmp_path: Path, number: int) -
             server.connect().flush()
             server.kill()
         with proxy(tmp_path, source, *keys) as server:
+            if server.status()["seeding"] == "off":  # complete already: no block is trimmed in part
+                block_bytes = 1
             actor = Actor(server.connect(), model, 0, size, number + 100, block_bytes=block_bytes)
             for _ in range(40):
                 actor.step()
