@@ -145,6 +145,7 @@ SETTINGS: Mapping[str, Check] = {
     "activate-on-write": _choice("yes"),
     "preseed": _choice("yes", "no"),
     "return": _choice("yes", "no"),
+    "seed": _FRACTION,
     "copy-mode": _choice("background", "write-blocking"),  # of the mirror
 }
 

@@ -1,34 +1,39 @@
 """The relocator itself: our target at the source, our proxy at the destination.
 
 Settings are the plugin's own keys (with `activate-on-write=yes` nobody says when the guest moves),
-and four of the evaluation's: `source=file` has `nbdkit file` as the source's server;
+and five of the evaluation's: `source=file` has `nbdkit file` as the source's server;
 `congestion=NAME` gives the target's connections a congestion control, as its command does;
 `preseed=yes` copies ahead before the move; `return=yes` makes the destination a site that the disk
-once came from, with what it held then. A trace that an order names (`order=trace:NAME`) is a file
+once came from, with what it held then; `seed=5%` gives it a template, the disk as it was made with
+so many of its pieces of 4 KiB changed. A trace that an order names (`order=trace:NAME`) is a file
 that was shipped into the lab (`--file`).
 """
 
 import os
+import random
 import time
 from pathlib import Path
 from typing import Any
 
 from relocator.client import Client
+from relocator.store.sparse import data_runs
 from testbed.hosts import services
-from testbed.hosts.supervise import ProcessError, Supervisor
+from testbed.hosts.supervise import ProcessError, Supervisor, run
+from testbed.network.wan import parse_fraction
 from testbed.systems.base import COPY_LIMIT_S, EVERYWHERE, System
 
 PASSED_ON = (
     *("order", "pull-forward", "readahead", "skip-free", "block"),
     *("window", "rate", "connections", "demand", "activate-on-write"),
 )
+PIECE_BYTES = 4096
 
 
 class Relocator(System):
     """On-demand and background copy, in the settings' order."""
 
     name = "relocator"
-    keys = frozenset((*PASSED_ON, "source", "congestion", "preseed", "return"))
+    keys = frozenset((*PASSED_ON, "source", "congestion", "preseed", "return", "seed"))
 
     @property
     def store(self) -> Path:
@@ -55,7 +60,15 @@ class Relocator(System):
     def copies_ahead(self) -> bool:
         return self._returns or self.settings.get("preseed") == "yes"
 
+    @property
+    def _template(self) -> Path:
+        """The image that the destination has, of the same origin as the disk."""
+        return self.place.work / "template.img"
+
     def start_source(self) -> None:
+        if "seed" in self.settings:
+            share = parse_fraction("seed", self.settings["seed"])
+            make_template(self.place.image, self._template, share)
         if self.settings.get("source") == "file":
             super().start_source()
             return
@@ -88,20 +101,21 @@ class Relocator(System):
         return away
 
     def prepare(self) -> None:
-        seeds = self.settings.get("preseed") == "yes"
+        ahead = self.settings.get("preseed") == "yes"
         settings = self.settings
         if "order" in settings:
             shipped = f"trace:{os.environ.get('LAB_FILES', '.')}/"
             settings = settings | {"order": settings["order"].replace("trace:", shipped)}
         keys = [f"{key}={settings[key]}" for key in PASSED_ON if key in settings]
-        keys += ["mode=standby", f"background={'on' if seeds else 'off'}"]
+        keys += ["mode=standby", f"background={'on' if ahead else 'off'}"]
+        keys += [f"seed={self._template}"] if "seed" in settings else []
         keys += [f"disk={self._image}"] if self._returns else []
         command = services.proxy_command(
             self.store, self.source_uri, self._control, EVERYWHERE, keys
         )
         self.place.at_destination("proxy", command)
         self._client = Client(self._control)
-        if seeds:
+        if ahead:
             self._wait_until_seeded()
 
     def _wait_until_seeded(self) -> None:
@@ -126,3 +140,14 @@ class Relocator(System):
 
     def status(self) -> dict[str, Any]:
         return self._client.call("status")
+
+
+def make_template(image: Path, path: Path, share: float) -> None:
+    """A copy of an image in which a share of the pieces of 4 KiB that hold data has changed."""
+    run(["cp", "--sparse=always", str(image), str(path)])
+    choose = random.Random(1)
+    with path.open("r+b", buffering=0) as file:
+        for start, end, is_data in data_runs(file.fileno(), 0, path.stat().st_size):
+            for at in range(start, end, PIECE_BYTES) if is_data else ():
+                if choose.random() < share:
+                    os.pwrite(file.fileno(), choose.randbytes(PIECE_BYTES), at)

@@ -26,6 +26,7 @@ SMALL = (
 RUNS = {
     "preseed": "--system relocator --set preseed=yes",
     "return": "--system relocator --set return=yes",
+    "seeded": "--system relocator --set seed=5%",
     "stay": "--system stay",
     "offline": "--system offline",
     "mirror": "--system mirror",
@@ -83,6 +84,14 @@ def test_a_disk_that_comes_back_brings_what_was_written_away(
     printed: dict[str, tuple[Path, Any]],
 ) -> None:
     run, _ = run_of(printed, "return")
+    fetched = run["summary"]["fetched_bytes"]
+    assert 0 < fetched["background"] + fetched["on_demand"] < 3 * 2**20
+
+
+def test_a_disk_of_a_known_template_brings_what_differs(
+    printed: dict[str, tuple[Path, Any]],
+) -> None:
+    run, _ = run_of(printed, "seeded")
     fetched = run["summary"]["fetched_bytes"]
     assert 0 < fetched["background"] + fetched["on_demand"] < 3 * 2**20
 

@@ -1,5 +1,6 @@
 """A source that comes back must be the disk it was: same size is not enough."""
 
+import queue
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,11 +10,15 @@ from typing import Any
 import nbd
 import pytest
 
+from relocator.source import digests
+from relocator.source.connection import Request
 from relocator.source.endpoint import Endpoint
+from relocator.source.identity import Guard, samples_at
 from relocator.source.remote import Source
 from tests.support.model import source_bytes
 from tests.support.servers import PLUGIN, Server, mistaken, proxy, refused, status_or_none, wait_for
 from tests.support.sources import daemon
+from tests.support.stores import make_store
 
 SIZE_BYTES = 4 << 20
 PATIENCE_S = 120.0
@@ -197,3 +202,43 @@ def test_a_target_that_forgot_its_seal_is_sealed_again(tmp_path: Path) -> None:
             with pytest.raises(nbd.Error, match="EPERM"):
                 guest.pwrite(b"x", 0)
             guest.shutdown()
+
+
+@pytest.mark.parametrize("kind", [ours, ours_with_store], ids=lambda k: k.__name__)
+def test_digests_of_another_disk_are_not_believed(
+    tmp_path: Path, kind: Argv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor are those of the same disk taken for another's: the samples are not of the digests."""
+    monkeypatch.setattr(digests, "PATIENCE_S", 3.0)
+    units = SIZE_BYTES >> 18
+    with moving(tmp_path, kind) as (source, site):
+        endpoint = Endpoint(uri(source))
+        store = make_store(tmp_path / "store", SIZE_BYTES)
+        with store.lock:
+            store.mark_present_locked(0, 1)
+        answer = Source(endpoint).identify()
+        assert answer is not None
+        store.update(origin_id=answer["id"], origin_samples=samples_at(endpoint))
+
+        def ask() -> Request:
+            source.kill()
+            source.start()
+            asked = digests.Digests(endpoint, 1 << 18, Guard(store, endpoint, aside=True))
+            asked.start()
+            answers: queue.Queue[Request] = queue.Queue()
+            asked.ask(0, units, answers.put)
+            found = answers.get(timeout=PATIENCE_S)
+            asked.close()
+            return found
+
+        same = ask()
+        assert same.error is None
+        model = source_bytes(SIZE_BYTES)
+        assert same.data == b"".join(
+            digests.digest(model[at : at + (1 << 18)]) for at in range(0, SIZE_BYTES, 1 << 18)
+        )
+        site.show(2)
+        other = ask()
+        assert "another disk" in str(other.error)
+        assert not other.data
+        store.close()

@@ -195,12 +195,11 @@ def e7(evidence: Evidence) -> Drawn:
     frame, notes = evidence.scenario("e7"), evidence.notes("e7")
     if frame.empty:
         return Drawn(E7_TITLE, notes=notes)
-    names = [
-        name for name in ("none", "preseed", "return", "mirror-sync") if name in set(frame["name"])
-    ]
+    known = ("none", "preseed", "return", "seeded", "mirror-sync")
+    names = [name for name in known if name in set(frame["name"])]
     found = draw.by(frame, ["name"], "independent_s")
     base = found.get("none")
-    colours = {"none": "#2f6fb3", "preseed": "#7fb2ea", "return": "#a9cdf2"}
+    colours = {"none": "#2f6fb3", "preseed": "#7fb2ea", "return": "#a9cdf2", "seeded": "#c9e0f7"}
     colours["mirror-sync"] = draw.COLOURS["mirror-sync"]
     with draw.style():
         made = draw.figure(10.4, 3.0)
