@@ -97,6 +97,7 @@ class Recording:
                 for at, region in enumerate(regions(self.sectors, CLIENTS))
             ]
             self.at_work(clients, 0.5)
+            self.seeded_bytes = Control(self.work / "control").call("status")["seeded_bytes"]
             self.supervisor.processes.remove(first)
             killer = threading.Timer(0.05, first.popen.kill)
             killer.start()
@@ -115,7 +116,7 @@ class Recording:
         control = Control(self.work / "control")
         if control.call("status")["state"] != "complete":
             control.call("set", rate="none")
-        self.seeded_bytes = control.call("wait", timeout_s=300)["seeded_bytes"]
+        self.seeded_bytes += control.call("wait", timeout_s=300)["seeded_bytes"]
 
     def at_work(self, clients: list[Client], share: float) -> None:
         for thread in self.start_work(clients, share):
