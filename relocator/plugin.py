@@ -40,7 +40,7 @@ from relocator.running.threadstate import Threads
 API_VERSION = 2
 #: How long a thread may keep the interpreter from another. Python's 5 ms, and not the store, would
 #: be what a guest's slowest writes take while the copy's threads have replies to handle.
-SWITCH_S = 0.0005
+SWITCH_S = 0.0001
 
 _threads = Threads()
 _pairs: dict[str, str] = {}

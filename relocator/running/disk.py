@@ -13,9 +13,9 @@ and refuses it when the disk is sealed or not active yet. The lifecycle says whi
 """
 
 import errno
-import time
 from collections.abc import Callable, Iterator
 from itertools import islice
+from time import perf_counter_ns
 from typing import Any, TypeVar
 
 from relocator.copying.heat import Heat
@@ -67,37 +67,41 @@ class Disk:
         self._lifecycle = lifecycle
         self._gate = lifecycle.gate
         self._heat = heat
-        self._recent = recent
+        self._note_read, self._note_place = heat.note_read, recent.note_read
+        self._all_present = store.present.all
         self._hydration = hydration
         self._on_miss = on_miss
         self._on_refusal = on_refusal
         self.size_bytes = store.geometry.size_bytes
         self._requests = requests or Requests()
         self._answered = self._requests.by_kind
+        self._count_present = self._answered["read_present"].add
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill `buffer` with the bytes at `offset`, fetching what is absent."""
-        start_ns = time.perf_counter_ns()
-        self._heat.note_read(offset)
-        self._recent.note_read(offset, len(buffer))
-        first, end = self._geometry.touched(offset, len(buffer))
-        if self._lifecycle.all_here or (
-            not self._lifecycle.pass_through and self._store.present.all(first, end)
+        start_ns = perf_counter_ns()
+        length = len(buffer)
+        self._note_read(offset)
+        self._note_place(offset, length)
+        lifecycle = self._lifecycle
+        if lifecycle.all_here or (
+            not lifecycle.pass_through
+            and self._all_present(*self._geometry.touched(offset, length))
         ):
             self._image.read_into(buffer, offset)
-            self._answered["read_present"].add(time.perf_counter_ns() - start_ns)
+            self._count_present(perf_counter_ns() - start_ns)
             return
-        self._read_absent(buffer, offset, first, end)
-        self._answered["read_absent"].add(time.perf_counter_ns() - start_ns)
+        self._read_absent(buffer, offset, *self._geometry.touched(offset, length))
+        self._answered["read_absent"].add(perf_counter_ns() - start_ns)
 
     def write(self, data: memoryview, offset: int, *, fua: bool) -> None:
         """Write `data` at `offset`; with `fua`, durably."""
-        start_ns = time.perf_counter_ns()
+        start_ns = perf_counter_ns()
         self._heat.note_write(offset)
         self._modify(offset, len(data), lambda: self._image.write(data, offset))
         if fua:
             self.flush()
-        self._answered["write"].add(time.perf_counter_ns() - start_ns)
+        self._answered["write"].add(perf_counter_ns() - start_ns)
 
     def zero(self, offset: int, length: int, *, punch: bool, fua: bool) -> None:
         """Make `length` bytes read as zero; `punch` gives their space back."""

@@ -36,11 +36,12 @@ class Gate:
             StateError: the gate is shut, or was paused for longer than changes may wait.
         """
         with self._lock:
-            waited_s = 0.0 if self._is_open_locked else self._wait_locked()
-            if self._refusal is not None:
-                raise StateError(self._refusal)
+            if self._pause is not None or self._refusal is not None:
+                waited_s = self._wait_locked()
+                if self._refusal is not None:
+                    raise StateError(self._refusal)
+                self.longest_wait_s = max(self.longest_wait_s, waited_s)
             self._inside[self._turn] += 1
-            self.longest_wait_s = max(self.longest_wait_s, waited_s)
             return self._turn
 
     def _wait_locked(self) -> float:

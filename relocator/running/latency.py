@@ -10,6 +10,7 @@ from typing import Any
 
 _SUB_BITS = 2
 _BUCKETS = 64 << _SUB_BITS
+_SMALLEST = (2 << _SUB_BITS) - 1  # up to here a bucket is one nanosecond
 
 
 class Histogram:
@@ -23,7 +24,7 @@ class Histogram:
 
     def add(self, duration_ns: int) -> None:
         """Count one duration."""
-        shift = max(duration_ns.bit_length() - 1 - _SUB_BITS, 0)
+        shift = (duration_ns | _SMALLEST).bit_length() - 1 - _SUB_BITS
         self._counts[(shift << _SUB_BITS) + (duration_ns >> shift)] += 1
 
     @property

@@ -130,8 +130,9 @@ def _new_handle(endpoint: Endpoint) -> Any:
 def progress(handle: Any, timeout_s: float, wake_fd: int | None = None) -> bool:
     """Wait for the handle, or for `wake_fd`, and let the handle go on; whether it had to read."""
     poller = select.poll()
-    reads = bool(handle.aio_get_direction() & nbd.AIO_DIRECTION_READ)
-    writes = bool(handle.aio_get_direction() & nbd.AIO_DIRECTION_WRITE)
+    direction = handle.aio_get_direction()
+    reads = bool(direction & nbd.AIO_DIRECTION_READ)
+    writes = bool(direction & nbd.AIO_DIRECTION_WRITE)
     poller.register(
         handle.aio_get_fd(), (select.POLLIN if reads else 0) | (select.POLLOUT if writes else 0)
     )

@@ -51,11 +51,11 @@ class Upstream:
         self._endpoint = endpoint
         self._guard = guard
         self._wanted = connections
+        self._shared = shared
         self._demand = Connection(endpoint, "upstream-demand", guard)
-        first = Connection(endpoint, "upstream-background-1", guard)
+        first = self._background_connection(1)
         first.on_connected = self._open_others
         self._background = [first]
-        self._shared = shared
 
     def start(self) -> None:
         """Connect, in the background."""
@@ -77,13 +77,17 @@ class Upstream:
         """Why what answers is not taken for the source; None if it is, or nothing answers."""
         return self._demand.refusal or self._background[0].refusal
 
+    def _background_connection(self, number: int) -> Connection:
+        name = f"upstream-background-{number}"
+        return Connection(self._endpoint, name, self._guard, gathers=not self._shared)
+
     def _open_others(self) -> None:
         """The first background connection is up; runs on its thread."""
         first = self._background[0]
         if not first.multi_conn or len(self._background) > 1:
             return
         for number in range(2, self._wanted):
-            one = Connection(self._endpoint, f"upstream-background-{number}", self._guard)
+            one = self._background_connection(number)
             one.start()
             self._background.append(one)
 

@@ -62,9 +62,10 @@ class Geometry:
 
     def touched(self, offset: int, length: int) -> tuple[int, int]:
         """The range of blocks that the bytes `offset..offset+length` touch."""
+        block = self.block_bytes
         if length == 0:
-            return offset // self.block_bytes, offset // self.block_bytes
-        return offset // self.block_bytes, (offset + length - 1) // self.block_bytes + 1
+            return offset // block, offset // block
+        return offset // block, (offset + length - 1) // block + 1
 
     def split(self, offset: int, length: int) -> Split:
         """Part the touched blocks into those covered in part and those covered wholly.

@@ -96,11 +96,11 @@ class Image:
         Raises:
             OSError: EIO if the image ends early, else the file system's error.
         """
-        done = os.preadv(self._fd, [buffer], offset)
-        while done < len(buffer):
+        done, length = os.preadv(self._fd, (buffer,), offset), len(buffer)
+        while done < length:
             more = os.preadv(self._fd, [memoryview(buffer)[done:]], offset + done)
             if more == 0:
-                raise OSError(errno.EIO, f"{self.path} ends before byte {offset + len(buffer)}")
+                raise OSError(errno.EIO, f"{self.path} ends before byte {offset + length}")
             done += more
 
     def write(self, data: bytes | bytearray | memoryview, offset: int) -> None:
