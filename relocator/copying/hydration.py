@@ -82,7 +82,7 @@ class Hydration:
                 meanwhile()
                 meanwhile = None
             for claim in mine:
-                claim.done.wait()
+                claim.wait()
             for claim in foreign:
                 self._await(claim)
             errors = [claim.error for claim in mine if claim.error is not None]
@@ -101,7 +101,7 @@ class Hydration:
     def _await(self, claim: Claim) -> None:
         """Wait for somebody else's claim, but not for a source that is lost for too long."""
         lost_since_s: float | None = None
-        while not claim.done.wait(LOOK_EVERY_S):
+        while not claim.wait(LOOK_EVERY_S):
             now_s = time.monotonic()
             if claim.storing or self._upstream.connected:
                 lost_since_s = None
@@ -152,7 +152,7 @@ class Hydration:
                 if not claim.storing:
                     claim.lost.append((claim.first, claim.end))
         for claim in storing:
-            claim.done.wait()
+            claim.wait()
 
     def fill_hole(self, first: int, end: int, asked: int, *, skipped: bool = False) -> bool:
         """Make the absent, unowned blocks of `first..end` present as zeros.
@@ -238,7 +238,7 @@ class Hydration:
                     claims = [Claim(*blocks, storing=True) for blocks in absent]
                     self._claims += claims
                     return claims
-            busy.done.wait()
+            busy.wait()
 
     def _unowned_locked(self, first: int, end: int) -> Iterator[Range]:
         """Absent blocks of `first..end` that nobody has claimed.
@@ -310,6 +310,6 @@ class Hydration:
                 self._claims.remove(claim)
             complete = self._store.all_present
         for claim in claims:
-            claim.done.set()
+            claim.release()
         if complete:
             self._on_complete()

@@ -89,6 +89,12 @@ class Bitmap:
 
     def set(self, first: int, end: int) -> int:
         """Set `first..end`; return how many of them were clear before."""
+        if end - first == 1:  # what a small write does several times
+            at, bit = self._start + (first >> 3), 1 << (first & 7)
+            self._used[first >> (_CHUNK_SHIFT + 3)] = 1
+            old = self._buffer[at]
+            self._buffer[at] = old | bit
+            return not old & bit
         self.expect(first >> 3, (end + 7) >> 3)
         return self._flip(first, end, -1)
 
@@ -166,6 +172,10 @@ class Bitmap:
 
     def clear_runs(self, first: int, end: int) -> Iterator[tuple[int, int]]:
         """The maximal runs `(first, end)` of clear bits within `first..end`, ascending."""
+        if end - first == 1:
+            if not self[first]:
+                yield first, end
+            return
         while (first := self.next_clear(first, end)) < end:
             run_end = self.next_set(first, end)
             yield first, run_end
