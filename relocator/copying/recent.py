@@ -18,7 +18,7 @@ of it is believed only if its checksum is right. Lost, it costs nothing but orde
 import struct
 import zlib
 from array import array
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -57,7 +57,9 @@ class Recent:
         self._half = most // 2
         self._room = min(most, _MOST_GATHERED)
         self._path = path
-        self._gathered: dict[int, bool] = {}
+        #: first block -> how many follow, with `LONGEST_BLOCKS` added if it was read again. (Places
+        #: would make poor keys: a dict tells numbers apart by their low bits.)
+        self._gathered: dict[int, int] = {}
         self._again, self._once = _load(path)
         self._next_turn_s = now() + TURN_S
 
@@ -66,12 +68,13 @@ class Recent:
         first = offset >> BLOCK_SHIFT
         more = (offset + length - 1 >> BLOCK_SHIFT) - first
         if more < LONGEST_BLOCKS:
-            place = first << _LENGTH_BITS | more
             gathered = self._gathered
-            if place in gathered:
-                gathered[place] = True
-            elif len(gathered) < self._room:
-                gathered[place] = False
+            seen = gathered.get(first)
+            if seen is None:
+                if len(gathered) < self._room:
+                    gathered[first] = more
+            elif seen < LONGEST_BLOCKS:
+                gathered[first] = seen | LONGEST_BLOCKS
 
     def tick(self) -> None:
         """Let time pass: called once a second, by one thread."""
@@ -85,21 +88,18 @@ class Recent:
         """Merge what was gathered into the lists, and keep them."""
         gathered, self._gathered = self._gathered, {}
         gathered = gathered.copy()  # a reader may still be adding to it
-        known = {place for place in chain(self._again, self._once) if place in gathered}
-        fresh = list(reversed(gathered))
-        again = [place for place in fresh if gathered[place] or place in known]
-        once = [place for place in fresh if not (gathered[place] or place in known)]
+        blocks = (place >> _LENGTH_BITS for place in chain(self._again, self._once))
+        for block in {block for block in blocks if block in gathered}:
+            gathered[block] |= LONGEST_BLOCKS
+        again, once = _places(gathered)
         self._again = _merged(again, self._again, gathered, self._half)
         self._once = _merged(once, self._once, gathered, self._half)
         self._save()
 
     def places(self, most: int | None = None) -> bytes:
         """Packed: the places that should come first, at most `most` of them; a few come twice."""
-        gathered = self._gathered.copy()
-        fresh = list(reversed(gathered))
-        found = array("Q", [place for place in fresh if gathered[place]])
-        found += self._again[:most]
-        found += array("Q", [place for place in fresh if not gathered[place]])
+        again, once = _places(self._gathered.copy())
+        found = again + self._again[:most] + once
         found += self._once[:_MOST_ONCE_TOLD]
         return zlib.compress(found[:most].tobytes(), 1)
 
@@ -114,12 +114,22 @@ class Recent:
             fresh.rename(self._path)
 
 
-def _merged(fresh: Iterable[int], older: Places, known: Container[int], most: int) -> Places:
-    """`fresh` before what of `older` is not in `known`, cut at `most`."""
-    merged = array("Q", fresh)
-    merged.extend(place for place in older if place not in known)
-    del merged[most:]
-    return merged
+def _places(gathered: dict[int, int]) -> tuple[Places, Places]:
+    """What was gathered, the last first: places read again, and read once."""
+    again, once = array("Q"), array("Q")
+    for first in reversed(gathered):
+        more = gathered[first]
+        (again if more & LONGEST_BLOCKS else once).append(
+            first << _LENGTH_BITS | more & (LONGEST_BLOCKS - 1)
+        )
+    return again, once
+
+
+def _merged(fresh: Places, older: Places, known: Container[int], most: int) -> Places:
+    """`fresh` before the places of `older` whose block is not in `known`, cut at `most`."""
+    fresh.extend(place for place in older if place >> _LENGTH_BITS not in known)
+    del fresh[most:]
+    return fresh
 
 
 def _load(path: Path | None) -> tuple[Places, Places]:
