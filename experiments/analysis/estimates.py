@@ -12,7 +12,10 @@ from scipy import stats
 from experiments.analysis.metrics import IDENTITY, columns
 from experiments.running.rundir import RunError
 
-TEXTS = (*IDENTITY, "congestion", "events", "workloads", "settings", "background", "lost_kinds")
+TEXTS = (
+    *(*IDENTITY, "congestion", "events", "guest", "workloads", "settings", "background"),
+    "lost_kinds",
+)
 
 
 @dataclass(frozen=True)
