@@ -21,6 +21,7 @@ from relocator.store import geometry
 
 ORDERS = ("recent", "in-use", "hot", "sequential", "random")
 MOST_CONNECTIONS = 16
+REFRESH_S = 5.0
 LARGEST_COUNT = 1 << 24
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _DECIMAL = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
@@ -53,6 +54,7 @@ class Config:
     seeds: tuple[Path, ...] = ()
     seed_rate_bits_per_s: float | None = 2e9
     seal_brings_bytes: int | None = None
+    refresh_s: float | None = REFRESH_S
     retry_timeout_s: float = 60.0
     connections: int = 2
     shared: bool = False
@@ -189,6 +191,14 @@ def parse_seconds(key: str, text: str) -> float:
     return value
 
 
+def parse_refresh(key: str, text: str) -> float | None:
+    """Seconds from one round to the next, or `off` (None)."""
+    value = None if text == "off" else parse_seconds(key, text)
+    if value is not None and value < 0.1:
+        raise ConfigError(f"{key}={text}: too often; write 0.1 s at least, or off")
+    return value
+
+
 def _parse_source(key: str, text: str) -> str:
     """A URI that can be connected to."""
     if problem := Endpoint(text).problem():
@@ -277,6 +287,7 @@ KEYS: dict[str, tuple[bool, str, Callable[[str, str], object]]] = {
     "seed": (True, "seeds", _parse_seeds),
     "seed-rate": (True, "seed_rate_bits_per_s", parse_rate),
     "seal-brings": (True, "seal_brings_bytes", parse_amount),
+    "refresh": (True, "refresh_s", parse_refresh),
     "retry-timeout": (True, "retry_timeout_s", parse_seconds),
     "connections": (True, "connections", parse_connections),
     "demand": (True, "shared", _whether("shared", "own", "shared")),

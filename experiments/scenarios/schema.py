@@ -143,7 +143,7 @@ SETTINGS: Mapping[str, Check] = {
     "block": _setting(config.parse_block),
     "source": _choice("file"),
     "activate-on-write": _choice("yes"),
-    "preseed": _choice("yes", "no"),
+    "preseed": _choice("yes", "no", "rounds"),
     "return": _choice("yes", "no"),
     "seed": _FRACTION,
     "copy-mode": _choice("background", "write-blocking"),  # of the mirror

@@ -31,6 +31,8 @@ Metric = Any
 _COUNTERS = (
     ("on_demand_bytes", "Payload fetched because a request of the VM waited for it"),
     ("background_bytes", "Payload fetched by the background copy"),
+    ("brought_bytes", "Payload that came with seals; it is counted above, too"),
+    ("rounds", "Rounds in standby: epochs of the source that the copy has followed"),
     ("hole_bytes", "Holes of the source, made present without being transferred"),
     ("skipped_bytes", "Free blocks, made present as zeros"),
     ("seeded_bytes", "Taken from seeds, made present without being transferred"),
@@ -58,6 +60,8 @@ _GAUGES: tuple[tuple[str, str, Callable[[Status], Any] | None], ...] = (
     ("in_flight_bytes", "Background bytes that are asked for and not yet received", None),
     ("source_connected", "Whether a read of an absent block would be sent at once", None),
     ("rate_cap_bytes_per_second", "The operator's cap of the background copy, if any", _cap),
+    ("behind_bytes", "What a switch now would leave at the source; in standby", None),
+    ("behind_seconds", "How long that takes to copy", itemgetter("behind_s")),
     ("late_seconds", "By how much `finish-by` will be missed; 0: it holds", itemgetter("late_s")),
     ("time_left_seconds", "At the present rate; absent while nothing arrives", itemgetter("eta_s")),
     (

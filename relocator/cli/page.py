@@ -143,6 +143,13 @@ def time_left_text(status: dict[str, Any], history: History) -> str:
     return f"{clock(left.expected_s)} ({clock(left.least_s)} to {clock(left.most_s)})"
 
 
+def behind_text(status: dict[str, Any]) -> str:
+    """What a switch now would leave at the source."""
+    behind_s = status["behind_s"]
+    takes = "" if behind_s is None else f", {behind_s:.1f} s of copying"
+    return f"{human_bytes(status['behind_bytes'])} behind{takes}, {status['rounds']} rounds"
+
+
 def deadline_text(status: dict[str, Any]) -> str | None:
     """The deadline, and whether it holds; None if there is none."""
     if (at_s := status["finish_by_s"]) is None:

@@ -21,7 +21,7 @@ from relocator.cli.common import (
     human_rate,
     human_time,
 )
-from relocator.cli.page import History, Page, deadline_text, line
+from relocator.cli.page import History, Page, behind_text, deadline_text, line
 from relocator.client import Client
 from relocator.errors import RelocatorError
 
@@ -94,6 +94,8 @@ def _of_copy(status: dict[str, Any]) -> list[tuple[str, str]]:
     if status["seeding"] != "off":
         taken, digests = human_bytes(status["seeded_bytes"]), human_bytes(status["digest_bytes"])
         rows.append(("from seeds", f"{taken} ({status['seeding']}, for {digests} of digests)"))
+    if status["behind_bytes"] is not None:
+        rows.append(("in step", behind_text(status)))
     if status["role"] == "proxy":
         told = filter(None, [human_time(status["eta_s"]), deadline_text(status)])
         rows.append(("time left", ", ".join(told)))

@@ -1,34 +1,52 @@
-"""`relocator wait`: until every block is here and the source may be switched off."""
+"""`relocator wait`: until every block is here and the source may be switched off.
+
+With `--ready` it waits for what comes before: that the copy ahead is in step.
+"""
 
 import argparse
+import re
 import time
+from collections.abc import Callable
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from relocator.cli.common import Commands, add_control, human_rate
+from relocator.cli.page import behind_text
 from relocator.client import Client
-from relocator.config import parse_seconds
-from relocator.errors import RelocatorError
+from relocator.config import parse_seconds, parse_size
+from relocator.errors import ConfigError, RelocatorError
 
 EVERY_S = 0.5
+_ABOUT = (
+    "Wait until every block is here and the source may be switched off; with --ready for what "
+    "comes before: that the copy ahead is in step."
+)
 
 
 def add(commands: Commands) -> None:
     """Add the command's parser."""
     parser = commands.add_parser(
-        "wait", help="wait until the relocation is complete", description=__doc__.partition(": ")[2]
+        "wait",
+        help="wait until the relocation is complete",
+        description=_ABOUT,
     )
     add_control(parser)
     parser.add_argument("--timeout", metavar="S", help="give up after so many seconds (never)")
+    parser.add_argument(
+        "--ready",
+        metavar="SIZE|Ns",
+        help="in standby: until a switch would leave no more than this at the source, 64M or 2s",
+    )
     parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
     limit_s = parse_seconds("--timeout", options.timeout) if options.timeout else float("inf")
+    goal = _complete if options.ready is None else _ready(options.ready)
     give_up_s = time.monotonic() + limit_s
     client = Client(options.control)
-    status = client.call("status")
     columns = (
         TextColumn("present"),
         BarColumn(),
@@ -37,16 +55,53 @@ def _run(options: argparse.Namespace) -> int:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("present", total=status.get("total_blocks", 1), rate="")
-        while status["state"] != "complete":
-            if time.monotonic() > give_up_s:
-                raise RelocatorError(f"gave up after {limit_s:g} s: not complete yet")
+        task = progress.add_task("present", total=1, rate="")
+        while True:
+            status = client.call("status")
+            missing = goal(status)
             progress.update(
                 task,
+                total=status["total_blocks"] or 1,
                 completed=status["present_blocks"],
-                rate=human_rate(status["rate_bits_per_s"]),
+                rate=human_rate(status["rate_bits_per_s"]) if missing else "there",
             )
+            if missing is None:
+                return 0
+            if time.monotonic() > give_up_s:
+                raise RelocatorError(f"gave up after {limit_s:g} s: {missing}")
             time.sleep(min(EVERY_S, max(0.0, give_up_s - time.monotonic())))
-            status = client.call("status")
-        progress.update(task, completed=status.get("total_blocks", 1), rate="complete")
-    return 0
+
+
+def _complete(status: dict[str, Any]) -> str | None:
+    """What is missing; None if nothing is."""
+    return None if status["state"] == "complete" else "not complete yet"
+
+
+def _ready(text: str) -> Callable[[dict[str, Any]], str | None]:
+    """The same for a switch that would leave `text` at most: a size, or seconds.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    wanted = re.fullmatch(r"(\d+(?:\.\d+)?)s|\d+[kmgt]?(?:i?b)?", text.strip().lower())
+    if wanted is None:
+        raise ConfigError(f"--ready={text}: write a size such as 64M, or seconds such as 2s")
+    field, most = ("behind_s", float(wanted[1])) if wanted[1] else ("behind_bytes", 0.0)
+    if field == "behind_bytes":
+        most = parse_size("--ready", text)
+
+    def missing(status: dict[str, Any]) -> str | None:
+        if status["state"] != "standby":
+            raise RelocatorError(f"--ready: the disk is {status['state']}, not in standby")
+        if status["source_offers"] != "everything":
+            raise RelocatorError("--ready: not with a source that is not a relocator")
+        if status["refresh_s"] is None:
+            raise RelocatorError("--ready: refresh is off; give it with `relocator set refresh=5`")
+        if status["background"] != "on":
+            raise RelocatorError(f"--ready: the background copy is {status['background']}")
+        behind = status[field]
+        if behind is not None and behind <= most:
+            return None
+        return "not all was copied ahead yet" if behind is None else behind_text(status)
+
+    return missing

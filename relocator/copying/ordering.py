@@ -21,11 +21,15 @@ _RANDOM_SEED = 1
 
 @dataclass(frozen=True)
 class Knowledge:
-    """What an order may rest on. `heat[i]` is that of the bytes `i << heat_shift` onwards."""
+    """What an order may rest on. `heat[i]` is that of the bytes `i << heat_shift` onwards.
+
+    `written` is that of writes alone: as long as only it is known, the hottest come last.
+    """
 
     total_blocks: int
     block_bytes: int
     heat: Sequence[float] = ()
+    written: Sequence[float] = ()
     heat_shift: int = 20
     in_use: Bitmap | None = None
     trace: Sequence[int] = ()
@@ -83,7 +87,7 @@ def _rank(key: str, knowledge: Knowledge) -> Callable[[Item], float]:
     if key == "in-use":
         return lambda item: 1.0 if item.in_use is False else 0.0
     if key == "hot":
-        heat = knowledge.heat
+        heat = knowledge.heat or [-written for written in knowledge.written]
         return lambda item: -heat[item.first // step] if item.first // step < len(heat) else 0.0
     if key == "random":
         shuffle = random.Random(_RANDOM_SEED)

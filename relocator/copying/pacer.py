@@ -104,6 +104,11 @@ class Pacer:
         return self._window.round_trip_bytes
 
     @property
+    def bytes_per_s(self) -> float:
+        """What the link brings of the background copy, as it was measured last; 0 before."""
+        return self._window.bytes_per_s
+
+    @property
     def in_flight_bytes(self) -> int:
         """How many background bytes are on their way."""
         return self._window.in_flight_bytes

@@ -159,6 +159,11 @@ class Window:
         return int(self._rate * self._base_s) if self._round_rates else None
 
     @property
+    def bytes_per_s(self) -> float:
+        """The delivery rate."""
+        return self._rate
+
+    @property
     def request_bytes(self) -> int:
         """A request's size: several fit into the window, and none delays a demand read for long."""
         few_ms = int(self._rate * REQUEST_S)

@@ -1,15 +1,14 @@
 """What comes before a move: copying ahead, keeping in step, and waiting for the operator's word.
 
-The proxies copy ahead by themselves while they stand by. Once all is there, what the guest has
-written since is dropped and copied again, every `REFRESH_S`: so however long the wait, the switch
-finds little that is stale. There is no expiry.
+The proxies copy ahead by themselves while they stand by, and then keep in step with the guest
+(running/rounds.py): so however long the wait, the switch finds little that is stale. There is no
+expiry.
 
 The word comes over a Unix socket of the waiting process (`relocator migrate --go SOCKET`), or with
 the time: a window, every day between two times of this host's clock.
 """
 
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,12 +16,12 @@ from datetime import time as Clock
 from pathlib import Path
 from typing import Any
 
+from relocator import config
 from relocator.errors import ConfigError, RelocatorError, StateError
 from relocator.moving.ends import Disk, of_all
 from relocator.running.control import ControlServer
 
 LOOK_EVERY_S = 0.5
-REFRESH_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,11 @@ class Conditions:
     window: Window | None = None
 
 
+def _in_step(status: dict[str, Any]) -> bool:
+    """Whether all was there once; what is missing by now is what was written since."""
+    return bool(status["rounds"]) or status["present_blocks"] == status["total_blocks"]
+
+
 class Ahead:
     """Waits until a move may begin; `tell` hears what it waits for, and how the disks stand."""
 
@@ -82,7 +86,6 @@ class Ahead:
         self._tell = tell
         self._now = now
         self._go = threading.Event()
-        self._refreshed_s = 0.0
         self._waits_for = ""
 
     def __call__(self) -> None:
@@ -110,18 +113,18 @@ class Ahead:
                 disk.call("resume")
             elif status["background"] == "off":
                 disk.call("set", background="on")
+            if status["refresh_s"] is None:
+                disk.call("set", refresh=str(config.REFRESH_S))
         while True:
             states = of_all(self._disks, lambda disk: disk.call("status"))
             for disk, state in zip(self._disks, states, strict=True):
                 if state["state"] != "standby":
                     raise RelocatorError(f"disk {disk.name}: its proxy is no longer in standby")
-            ahead = all(state["present_blocks"] == state["total_blocks"] for state in states)
+            ahead = all(map(_in_step, states))
             self._waits_for = self._reason(ahead=ahead)
             self._tell(tuple(states), self._waits_for)
             if not self._waits_for:
                 return
-            if ahead:
-                self._keep_in_step()
             self._go.wait(LOOK_EVERY_S)
 
     def _reason(self, *, ahead: bool) -> str:
@@ -138,12 +141,6 @@ class Ahead:
             waits.append(f"the window {wanted.window}")
         step = "in step" if ahead else "copying ahead"
         return f"{step}, waiting for {' or '.join(waits)}" if waits else ""
-
-    def _keep_in_step(self) -> None:
-        if time.monotonic() < self._refreshed_s + REFRESH_S:
-            return
-        of_all(self._disks, lambda disk: disk.call("refresh"))
-        self._refreshed_s = time.monotonic()
 
     def _answer(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """`go` begins the move, `status` says what is waited for."""

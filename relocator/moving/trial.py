@@ -45,7 +45,7 @@ def catch_up(disks: Sequence[Disk], guest: Monitor | None, timeout_s: float) -> 
     _refresh(disks)
     _all_here(disks, give_up_s)
     with _stopped(guest):
-        while _refresh(disks):
+        while _refresh(disks) or not _here(disks):
             _all_here(disks, give_up_s)
         epochs = of_all(disks, lambda disk: int(disk.call("identify")["base"]["epoch"]))
         for disk in disks:
@@ -58,11 +58,13 @@ def _refresh(disks: Sequence[Disk]) -> int:
     return sum(of_all(disks, lambda disk: int(disk.call("refresh")["refreshed_blocks"])))
 
 
+def _here(disks: Sequence[Disk]) -> bool:
+    states = of_all(disks, lambda disk: disk.call("status"))
+    return all(state["present_blocks"] == state["total_blocks"] for state in states)
+
+
 def _all_here(disks: Sequence[Disk], give_up_s: float) -> None:
-    while True:
-        states = of_all(disks, lambda disk: disk.call("status"))
-        if all(state["present_blocks"] == state["total_blocks"] for state in states):
-            return
+    while not _here(disks):
         if time.monotonic() > give_up_s:
             raise RelocatorError(
                 "not all of the disks could be copied in time: give more (--timeout), or let the "

@@ -1,6 +1,5 @@
 """How a disk is taken over, and given back: the destination's side of the handover.
 
-    refresh:  what was written at the source since it was copied ahead is dropped, and copied again
     activate: the intent durable, writes wait -> the VMM may let the guest go on: its reads pass
               through, and the source stands still, for the guest runs there no more
               -> seal -> dirty since the epoch -> drop those blocks (some come with the seal, see
@@ -30,16 +29,17 @@ from relocator.copying import hints
 from relocator.errors import ConfigError, RelocatorError, StateError, UpstreamError
 from relocator.running import states
 from relocator.running.parts import HANDOVER, Parts
+from relocator.running.rounds import NO_ROUNDS, Rounds
 from relocator.running.sealing import Sealing
 from relocator.running.states import State
 from relocator.source.connection import backoff
-from relocator.source.remote import Answer, Source, base_of, stale
+from relocator.source.remote import Answer, Source, base_of
 from relocator.store.meta import Takeover, new_token
 
 #: at most so long until the source is told again, and asked again what the order may rest on
 AGAIN_S = 30.0
-#: so often it is looked whether the connection for the seal still suits the link
-READY_EVERY_S = 2.0
+#: so often it is looked, in standby, whether a round is due
+LOOK_EVERY_S = 0.2
 
 
 class Activation:
@@ -50,11 +50,14 @@ class Activation:
         self._store = parts.store
         self._lifecycle = parts.lifecycle
         self._source = source
+        self._lock = threading.Lock()
         self._sealing: Sealing | None = None
+        #: None if this disk can't stand by
+        self.rounds: Rounds | None = None
         if source is not None and parts.transfer is not None:
             self._sealing = Sealing(parts, source, parts.transfer)
+            self.rounds = Rounds(parts, source, self._lock)
         self._then = then
-        self._lock = threading.Lock()
         self._settled = threading.Condition()
         self._withdrawing = threading.Event()
         self._thread: threading.Thread | None = None
@@ -81,6 +84,8 @@ class Activation:
 
     def join(self) -> None:
         """Wait until nothing is stored any more; once the lifecycle is stopping."""
+        if self._lock.acquire(timeout=1.0):  # what a round brings is no longer applied
+            self._lock.release()
         if self._sealing is not None:
             self._sealing.join()
 
@@ -88,6 +93,7 @@ class Activation:
         """The handover's part of the status object."""
         takeover = self._store.meta.takeover
         return {
+            **(NO_ROUNDS if self.rounds is None else self.rounds.status()),
             "held": takeover is not None and takeover.held,
             "seal_confirmed": self._sealed or not self._lifecycle.pass_through,
             "dropped_blocks": self._dropped_blocks,
@@ -137,27 +143,6 @@ class Activation:
             self._await_activation()
         return already
 
-    def refresh(self) -> dict[str, int]:
-        """Drop what was written at the source since it was copied ahead, to be copied again.
-
-        The source begins a new epoch with the same answer, so nothing written is missed. Should
-        this process die before it has noted that epoch, everything is dropped at the switch.
-
-        Raises:
-            StateError: not in standby, or the source is not a relocator.
-            UpstreamError: the source can't be asked; nothing has changed.
-        """
-        source, transfer = self._source, self._parts.transfer
-        if source is None or transfer is None or not self._is_ours:
-            raise StateError("'refresh' needs a source that is a relocator")
-        with self._lock:
-            states.check(self._lifecycle.state, "refresh")
-            answer = source.call("epoch")
-            transfer.hydration.disown_fetches()
-            dropped = self._store.drop(stale(self._store, answer, "ended", began=1))
-            self._store.update(base=base_of(answer))
-        return {"refreshed_blocks": dropped}
-
     def release(self) -> None:
         """The guest runs here: its writes wait for nothing but the source's seal."""
         with self._lock:
@@ -205,13 +190,16 @@ class Activation:
         return self._store.meta.base is not None
 
     def _stay_ready(self) -> None:
-        """Keep a connection ready for the seal, as long as this is in standby (a thread)."""
-        token, sealing = self._token, self._sealing
-        while sealing is not None and token == self._token and self._lifecycle.pass_through:
-            with suppress(UpstreamError):  # it is connected to at the switch, then: round trips
-                if self._lifecycle.state is State.STANDBY:
+        """Keep the copy in step, and a connection ready for the seal, in standby (a thread)."""
+        token, sealing, rounds = self._token, self._sealing, self.rounds
+        if sealing is None or rounds is None:
+            return
+        while token == self._token and self._lifecycle.pass_through:
+            if self._lifecycle.state is State.STANDBY:
+                with suppress(UpstreamError):  # it is connected to at the switch, then
                     sealing.prepare(token)
-            if self._lifecycle.stopping.wait(READY_EVERY_S):
+                rounds.step()
+            if self._lifecycle.stopping.wait(LOOK_EVERY_S):
                 return
 
     def _go_on_locked(self) -> None:

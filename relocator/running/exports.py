@@ -75,7 +75,7 @@ def verb_export(store: Store, call: Callable[[], Reply], rest_bytes: int = 0) ->
         except RelocatorError as error:
             return encode(Reply({"ok": False, "error": str(error)})), None
 
-    maps_bytes = 3 * runs.most_bytes(store.geometry.total_blocks)
+    maps_bytes = 4 * runs.most_bytes(store.geometry.total_blocks)
     return Snapshot(-(-(STATUS_BYTES + maps_bytes + rest_bytes) // 4096) * 4096, make)
 
 

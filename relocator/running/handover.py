@@ -79,6 +79,12 @@ class Handover:
                 epoch, packed = self._ended
         return {**self.identify(), "epoch": epoch}, packed
 
+    def ended(self) -> dict[str, bytes]:
+        """What was dirty in the epoch before this one (packed), if that is still known."""
+        with self._epochs:
+            known = self._ended is not None and self._ended[0] == self._store.meta.epoch
+            return {"ended": self._ended[1]} if known and self._ended is not None else {}
+
     def seal(self, token: str | None = None) -> dict[str, Any]:
         """Let no write pass from here on; all that were acknowledged are durable."""
         self._lifecycle.seal(token)

@@ -56,6 +56,8 @@ class Sealing:
         """How much may come with the seal as things are now; 0 for nothing."""
         wanted = self._parts.settings.seal_brings_bytes
         if wanted is None:
+            if not self._store.present_blocks:
+                return 0  # nothing was copied ahead: nothing is to be kept in step
             wanted = self._transfer.pacer.round_trip_bytes or UNMEASURED_BYTES
             wanted = min(max(wanted, LEAST_BYTES), MOST_BYTES)
         return min(wanted, MOST_REST_BYTES)

@@ -17,6 +17,7 @@ from relocator.running import exports, rest, states
 from relocator.running.disk import Disk
 from relocator.running.handover import Handover
 from relocator.running.parts import Parts, Transfer
+from relocator.running.rounds import Rounds
 from relocator.running.status import MAP_CELLS, Status
 from relocator.source import digests
 from relocator.source.digests import DigestsExport
@@ -50,7 +51,7 @@ class Verbs:
             "resume": lambda: self._transfer.pacer.set_paused(False),
             "measure": handover.measure,
             "reserve": parts.store.image.reserve,
-            "refresh": handover.activation.refresh,
+            "refresh": self._refresh,
             "release": handover.activation.release,
             "withdraw": handover.activation.withdraw,
             "identify": handover.identify,
@@ -66,6 +67,7 @@ class Verbs:
             "window": self._set_window,
             "background": self._set_background,
             "order": self._set_order,
+            "refresh": self._set_refresh,
         }
 
     def call(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -129,6 +131,7 @@ class Verbs:
         """Seal; `TOKEN/BYTES`: and let what was written last come with the answer."""
         token, wanted, _ = argument.partition("/")
         fields, maps = self._handover.seal(token or None), self._maps()
+        maps.update(self._handover.ended())
         maps["recent"] = self._parts.recent.places(FIRST_PLACES)
         if not wanted:
             return Reply(fields, maps)
@@ -193,6 +196,15 @@ class Verbs:
             raise StateError(f"nothing is being copied in state '{self._parts.lifecycle.state}'")
         return self._parts.transfer
 
+    def _refresh(self) -> dict[str, int]:
+        return self._rounds.refresh()
+
+    @property
+    def _rounds(self) -> Rounds:
+        if (rounds := self._handover.activation.rounds) is None:
+            raise StateError("'refresh' needs a source")
+        return rounds
+
     def _set_rate(self, key: str, text: str) -> Callable[[], None]:
         value, pacer = config.parse_timetable(key, text), self._transfer.pacer
         return lambda: pacer.set_rate(value)
@@ -208,6 +220,10 @@ class Verbs:
     def _set_background(self, key: str, text: str) -> Callable[[], None]:
         value, pacer = config.parse_switch(key, text), self._transfer.pacer
         return lambda: pacer.set_enabled(value)
+
+    def _set_refresh(self, key: str, text: str) -> Callable[[], None]:
+        value, rounds = config.parse_refresh(key, text), self._rounds
+        return lambda: setattr(rounds, "refresh_s", value)
 
     def _set_order(self, key: str, text: str) -> Callable[[], None]:
         keys = config.parse_order(key, text)

@@ -88,12 +88,18 @@ def stale(
 ) -> list[tuple[int, int]]:
     """What changed at the source since the copy began; everything, if that can't be told.
 
-    `name` is the map that tells, `began` how many epochs began with the answer.
+    `name` is the map that tells, `began` how many epochs began with the answer. With a seal comes
+    what `ended` before, too, for a copy that had not heard of it.
     """
     base = store.meta.base
-    if base is None or (base.id, base.epoch + began) != (answer["id"], answer["epoch"]):
+    if base is None or base.id != answer["id"]:
         return [(0, store.geometry.total_blocks)]
-    return answer.blocks(name, store.geometry)
+    begun = answer["epoch"] - base.epoch
+    if begun == began:
+        return answer.blocks(name, store.geometry)
+    if begun == began + 1 and name != "ended" and "ended" in answer.attachments:
+        return [*answer.blocks("ended", store.geometry), *answer.blocks(name, store.geometry)]
+    return [(0, store.geometry.total_blocks)]
 
 
 def _known(found: Mapping[str, T], name: str) -> T:

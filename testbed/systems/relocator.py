@@ -3,9 +3,10 @@
 Settings are the plugin's own keys (with `activate-on-write=yes` nobody says when the guest moves),
 and five of the evaluation's: `source=file` has `nbdkit file` as the source's server;
 `congestion=NAME` gives the target's connections a congestion control, as its command does;
-`preseed=yes` copies ahead before the move; `return=yes` makes the destination a site that the disk
-once came from, with what it held then; `seed=5%` gives it a template, the disk as it was made with
-so many of its pieces of 4 KiB changed. A trace that an order names (`order=trace:NAME`) is a file
+`preseed=yes` copies ahead before the move, once; `preseed=rounds` keeps in step until it, and has
+the seal bring the rest; `return=yes` makes the destination a site that the disk once came from,
+with what it held then; `seed=5%` gives it a template, the disk as it was made with so many of its
+pieces of 4 KiB changed. A trace that an order names (`order=trace:NAME`) is a file
 that was shipped into the lab (`--file`).
 """
 
@@ -58,7 +59,15 @@ class Relocator(System):
 
     @property
     def copies_ahead(self) -> bool:
-        return self._returns or self.settings.get("preseed") == "yes"
+        return self._returns or self._preseeds
+
+    @property
+    def _preseeds(self) -> bool:
+        return self.settings.get("preseed", "no") != "no"
+
+    @property
+    def _in_rounds(self) -> bool:
+        return self.settings.get("preseed") == "rounds"
 
     @property
     def _template(self) -> Path:
@@ -101,13 +110,13 @@ class Relocator(System):
         return away
 
     def prepare(self) -> None:
-        ahead = self.settings.get("preseed") == "yes"
         settings = self.settings
         if "order" in settings:
             shipped = f"trace:{os.environ.get('LAB_FILES', '.')}/"
             settings = settings | {"order": settings["order"].replace("trace:", shipped)}
         keys = [f"{key}={settings[key]}" for key in PASSED_ON if key in settings]
-        keys += ["mode=standby", f"background={'on' if ahead else 'off'}"]
+        keys += ["mode=standby", f"background={'on' if self._preseeds else 'off'}"]
+        keys += [] if self._in_rounds else ["refresh=off", "seal-brings=0"]
         keys += [f"seed={self._template}"] if "seed" in settings else []
         keys += [f"disk={self._image}"] if self._returns else []
         command = services.proxy_command(
@@ -115,14 +124,16 @@ class Relocator(System):
         )
         self.place.at_destination("proxy", command)
         self._client = Client(self._control)
-        if ahead:
+        if self._preseeds:
             self._wait_until_seeded()
 
     def _wait_until_seeded(self) -> None:
         deadline_s = time.monotonic() + COPY_LIMIT_S
         while True:
             status = self._client.call("status")
-            if status["present_blocks"] == status["total_blocks"]:
+            if self._in_rounds and status["rounds"] > 1:
+                return
+            if not self._in_rounds and status["present_blocks"] == status["total_blocks"]:
                 break
             if time.monotonic() > deadline_s:
                 raise ProcessError(f"not copied ahead after {COPY_LIMIT_S:g} s: {status}")

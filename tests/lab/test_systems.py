@@ -25,6 +25,7 @@ SMALL = (
 )
 RUNS = {
     "preseed": "--system relocator --set preseed=yes",
+    "hybrid": "--system relocator --set preseed=rounds",
     "return": "--system relocator --set return=yes",
     "seeded": "--system relocator --set seed=5%",
     "stay": "--system stay",
@@ -78,6 +79,14 @@ def test_what_was_copied_ahead_is_not_fetched_again(printed: dict[str, tuple[Pat
     assert fetched["background"] >= 6 * 2**20, "the copy ahead"
     after = run["summary"]["background"]["bytes"]
     assert after < 3 * 2**20, "only what was written meanwhile"
+
+
+def test_what_is_kept_in_step_lacks_little_at_the_switch(
+    printed: dict[str, tuple[Path, Any]],
+) -> None:
+    run, _ = run_of(printed, "hybrid")
+    assert run["summary"]["fetched_bytes"]["background"] >= 6 * 2**20, "the copy ahead"
+    assert run["summary"]["background"]["bytes"] < 2**20
 
 
 def test_a_disk_that_comes_back_brings_what_was_written_away(

@@ -283,7 +283,7 @@ def test_the_disks_of_a_vm_are_taken_over_all_or_none(
     for site in sites:
         site.mkdir()
     with sources[0].serve() as first, sources[1].serve() as second:
-        with standby(sites[0], first) as one, standby(sites[1], second, "retry-timeout=1") as two:
+        with standby(sites[0], first) as one, standby(sites[1], second) as two:
             controls = [str(one.control_path), str(two.control_path)]
             assert main(["activate", "--hold", *controls]) == 0
             written = guest(one.connect().pwrite, b"mine", 0)

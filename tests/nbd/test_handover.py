@@ -71,7 +71,7 @@ def scribble(handle: Any, model: bytearray, seed: int, count: int = 40) -> None:
 def test_preseed_drops_what_was_written_at_the_source_meanwhile(sites: Any) -> None:
     a, b, _ = sites
     model = source_bytes(SIZE_BYTES)
-    with a.target() as target, b.proxy(target, "mode=standby") as proxy:
+    with a.target() as target, b.proxy(target, "mode=standby", "refresh=off") as proxy:
         guest, there = target.connect(), proxy.connect()
         scribble(guest, model, 1)
         wait_for(lambda: all_present(proxy), "the pre-seed")
@@ -97,7 +97,7 @@ def test_preseed_drops_what_was_written_at_the_source_meanwhile(sites: Any) -> N
 def test_a_refresh_in_standby_leaves_little_for_the_switch(sites: Any) -> None:
     a, b, _ = sites
     model = source_bytes(SIZE_BYTES)
-    with a.target() as target, b.proxy(target, "mode=standby") as proxy:
+    with a.target() as target, b.proxy(target, "mode=standby", "refresh=off") as proxy:
         guest = target.connect()
         wait_for(lambda: all_present(proxy), "the copy ahead")
         scribble(guest, model, 1)
@@ -118,12 +118,12 @@ def test_a_refresh_that_the_proxy_did_not_live_to_note_costs_the_copy_not_the_da
     a, b, _ = sites
     model = source_bytes(SIZE_BYTES)
     with a.target() as target:
-        with b.proxy(target, "mode=standby") as proxy:
+        with b.proxy(target, "mode=standby", "refresh=off") as proxy:
             wait_for(lambda: all_present(proxy), "the copy ahead")
             scribble(target.connect(), model, 1)
             proxy.kill()
             target.control.call("epoch")  # all that came of the refresh
-        with b.proxy(target, "mode=standby") as proxy:
+        with b.proxy(target, "mode=standby", "refresh=off") as proxy:
             proxy.control.call("activate", wait=True)
             assert proxy.connect().pread(SIZE_BYTES, 0) == model
 
@@ -155,7 +155,7 @@ def test_sites_whose_blocks_differ_understand_each_other(sites: Any, there: str,
     model = source_bytes(SIZE_BYTES)
     home = (f"disk={a.image}", f"store={a.maps}")
     with plugin(a.directory, "target", *home, f"block={there}") as target:
-        with b.proxy(target, "mode=standby", f"block={here}") as proxy:
+        with b.proxy(target, "mode=standby", f"block={here}", "refresh=off") as proxy:
             same = proxy.status()["block_bytes"] == target.status()["block_bytes"]
             assert same == (here == "auto")  # a relocator's block is taken over
             wait_for(lambda: all_present(proxy), "the pre-seed")

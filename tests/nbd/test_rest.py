@@ -70,7 +70,7 @@ def site(tmp_path: Path) -> Site:
 @contextmanager
 def in_step(tmp_path: Path, target: Server, *keys: str) -> Iterator[Server]:
     """A proxy in standby with all copied ahead, which from now on copies nothing by itself."""
-    wanted = (f"store={tmp_path / 'store'}", f"source={target.uri}", "mode=standby")
+    wanted = (f"store={tmp_path / 'store'}", f"source={target.uri}", "mode=standby", "refresh=off")
     with plugin(tmp_path, "proxy", *wanted, *keys) as proxy:
         try:
             wait_for(lambda: absent(proxy) == 0, "the copy ahead")

@@ -1,0 +1,165 @@
+"""In standby a copy keeps in step with the guest, round by round, and loses nothing that way."""
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from relocator.errors import RelocatorError
+from tests.nbd.test_rest import SIZE_BYTES, Site, absent
+from tests.support.servers import Server, plugin, wait_for
+
+#: a source that doesn't give an answer again that was lost
+_OLD = """
+from relocator.running.handover import Handover
+_identify = Handover.identify
+Handover.identify = lambda self: {k: v for k, v in _identify(self).items() if k != "digests"}
+"""
+#: a source whose answer to the first round with something in it comes only once a file is there
+_SLOW = """
+import time as _time
+from relocator.running.handover import Handover
+_epoch = Handover.epoch
+def _slow(self, known=None):
+    fields, ended = _epoch(self, known)
+    while fields["epoch"] != known and known is not None and not Path(GO).exists():
+        _time.sleep(0.01)
+    return fields, ended
+Handover.epoch = _slow
+"""
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path)
+
+
+def standby(tmp_path: Path, target: Server, *keys: str) -> Any:
+    wanted = (f"store={tmp_path / 'store'}", f"source={target.uri}", "mode=standby")
+    return plugin(tmp_path, "proxy", *wanted, *keys)
+
+
+def epoch(target: Server) -> int:
+    return int(target.control.call("identify")["epoch"])
+
+
+def relocator(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "relocator.cli.main", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_copy_keeps_in_step_and_says_how_far_behind_it_is(tmp_path: Path, site: Site) -> None:
+    with site.serve() as target, standby(tmp_path, target, "refresh=0.2") as proxy:
+        wait_for(lambda: proxy.status()["rounds"], "the copy ahead")
+        begun = epoch(target)
+        site.write(target.connect(), 100, 50)
+        wait_for(lambda: epoch(target) > begun, "a round")
+        wait_for(lambda: absent(proxy) == 0, "what was written")
+        wait_for(
+            lambda: proxy.status()["behind_bytes"] == 0, "a round in which nothing was written"
+        )
+        rounds = proxy.status()["rounds"]
+        wait_for(lambda: proxy.status()["rounds"] > rounds, "another round")
+        assert epoch(target) == begun + 1  # in which nothing was written
+        proxy.control.call("activate", wait=True)
+        done = proxy.wait()
+        assert (done["dropped_blocks"], done["behind_bytes"]) == (0, None)
+    assert (tmp_path / "store" / "disk.img").read_bytes() == site.model
+
+
+def test_the_switch_is_whole_while_the_guest_writes_until_the_last(
+    tmp_path: Path, site: Site
+) -> None:
+    with site.serve() as target, standby(tmp_path, target, "refresh=0.1") as proxy:
+        guest, stop = target.connect(), threading.Event()
+
+        def write() -> None:
+            block = 0
+            while not stop.is_set():
+                block = (block * 5 + 7) % 1000
+                site.write(guest, block, 1 + block % 9)
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        try:
+            wait_for(lambda: proxy.status()["rounds"] > 8, "some rounds")
+        finally:
+            stop.set()
+            writer.join()
+        proxy.control.call("activate", wait=True)
+        assert proxy.connect().pread(SIZE_BYTES, 0) == site.model
+        proxy.wait()
+    assert (tmp_path / "store" / "disk.img").read_bytes() == site.model
+
+
+def test_a_switch_does_not_wait_for_a_round_and_drops_what_that_ended(
+    tmp_path: Path, site: Site
+) -> None:
+    with site.serve(mistake=_SLOW) as target, standby(tmp_path, target, "refresh=0.1") as proxy:
+        wait_for(lambda: proxy.status()["rounds"], "the copy ahead")
+        begun, guest = epoch(target), target.connect()
+        site.write(guest, 100, 3)
+        wait_for(lambda: epoch(target) > begun, "a round whose answer does not come")
+        site.write(guest, 101, 5)
+        assert proxy.control.call("activate", wait=True)["dropped_blocks"] == 6
+        assert proxy.connect().pread(SIZE_BYTES, 0) == site.model
+        site.go_on()
+        proxy.wait()
+    assert (tmp_path / "store" / "disk.img").read_bytes() == site.model
+
+
+def test_a_proxy_killed_in_a_round_is_told_again(tmp_path: Path, site: Site) -> None:
+    with site.serve(mistake=_SLOW) as target:
+        with standby(tmp_path, target, "refresh=0.1") as proxy:
+            wait_for(lambda: proxy.status()["rounds"], "the copy ahead")
+            begun = epoch(target)
+            site.write(target.connect(), 100, 3)
+            wait_for(lambda: epoch(target) > begun, "a round whose answer does not come")
+            proxy.kill()
+        site.go_on()
+        with standby(tmp_path, target, "refresh=off", "background=off") as proxy:
+            assert proxy.control.call("refresh")["refreshed_blocks"] == 3
+            assert absent(proxy) == 3
+            proxy.control.call("activate", wait=True)
+            assert proxy.connect().pread(SIZE_BYTES, 0) == site.model
+
+
+def test_a_source_of_an_older_version_is_asked_by_the_operator_only(
+    tmp_path: Path, site: Site
+) -> None:
+    with site.serve(mistake=_OLD) as target, standby(tmp_path, target, "refresh=0.1") as proxy:
+        wait_for(lambda: absent(proxy) == 0, "the copy ahead")
+        begun = epoch(target)
+        site.write(target.connect(), 100, 3)
+        assert proxy.control.call("refresh")["refreshed_blocks"] == 3
+        assert (epoch(target), proxy.status()["rounds"]) == (begun + 1, 1)
+        proxy.control.call("activate", wait=True)
+        assert proxy.connect().pread(SIZE_BYTES, 0) == site.model
+
+
+def test_an_orchestrator_waits_until_little_is_left(tmp_path: Path, site: Site) -> None:
+    with site.serve() as target, standby(tmp_path, target, "refresh=0.2") as proxy:
+        control = str(proxy.control_path)
+        assert relocator("wait", control, "--ready", "1M").returncode == 0
+        assert relocator("wait", control, "--ready", "0.5s").returncode == 0
+        assert "behind" in relocator("status", control).stdout
+        wrong = relocator("wait", control, "--ready", "soon")
+        assert wrong.returncode == 2
+        assert "--ready=soon: write a size such as 64M, or seconds such as 2s" in wrong.stderr
+        proxy.control.call("pause")
+        site.write(target.connect(), 0, 100)
+        paused = relocator("wait", control, "--ready", "1M")
+        assert (paused.returncode, "copy is paused" in paused.stderr) == (1, True)
+        proxy.control.call("resume")
+        with pytest.raises(RelocatorError, match="refresh=0: too often"):
+            proxy.control.call("set", refresh="0")
+        proxy.control.call("set", refresh="off")
+        off = relocator("wait", control, "--ready", "1M")
+        assert (off.returncode, "refresh is off" in off.stderr) == (1, True)
+        proxy.control.call("activate", wait=True)
+        moved = relocator("wait", control, "--ready", "1M")
+        assert (moved.returncode, "not in standby" in moved.stderr) == (1, True)
+        assert proxy.connect().pread(SIZE_BYTES, 0) == site.model
