@@ -157,26 +157,21 @@ class Sites:
             assert kept == source_bytes(1 << 20)
 
 
-def command(*arguments: str, program: Sequence[str] = ("-m", "relocator.cli.main")) -> list[str]:
-    """`relocator migrate ARGUMENTS`; `program` is what Python runs for it."""
-    return [sys.executable, *program, "migrate", *arguments]
+def command(*arguments: str) -> list[str]:
+    """`relocator migrate ARGUMENTS`."""
+    return [sys.executable, "-m", "relocator.cli.main", "migrate", *arguments]
 
 
-def stopped(
-    sites: Sites, place: str, *more: str, **how: Sequence[str]
-) -> AbstractContextManager[subprocess.Popen[str]]:
-    """`relocator migrate`, begun and standing at `place`; it goes on when told by a line.
-
-    `how` is as in `command`.
-    """
-    return standing(place, *sites.arguments(*more), **how)
+def stopped(sites: Sites, place: str, *more: str) -> AbstractContextManager[subprocess.Popen[str]]:
+    """`relocator migrate`, begun and standing at `place`; it goes on when told by a line."""
+    return standing(place, *sites.arguments(*more))
 
 
 @contextmanager
-def standing(place: str, *arguments: str, **how: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
+def standing(place: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """The same, with these arguments."""
     with subprocess.Popen(
-        command("--stop-at", place, *arguments, **how),
+        command("--stop-at", place, *arguments),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

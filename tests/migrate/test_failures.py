@@ -12,14 +12,6 @@ from tests.support.servers import Server
 from tests.support.sources import daemon
 
 NBD_PORT = 10809
-# The command, which else lets the guest's last state be on its way for a minute.
-HASTY = """
-import sys
-from relocator.cli.main import main
-from relocator.moving import steps
-steps.SEND_S = 3.0
-sys.exit(main())
-"""
 
 
 def test_memory_that_can_not_be_sent_leaves_the_guest_where_it_is(tmp_path: Path) -> None:
@@ -60,7 +52,7 @@ class Apart(Sites):
     """Each site in a network namespace of its own; what runs the move reaches both."""
 
     def __init__(self, directory: Path, link: Link) -> None:
-        super().__init__(directory, 2)
+        super().__init__(directory, 2, "retry-timeout=3")
         self.link = link
         self.uri = f"tcp:{PROXY_ADDRESS}:4444"
 
@@ -84,7 +76,7 @@ class Apart(Sites):
 
 def test_a_link_that_is_cut_while_the_guest_stands_still_brings_it_back(tmp_path: Path) -> None:
     with namespaces() as link, Apart(tmp_path, link) as sites:
-        with stopped(sites, "continued", program=("-c", HASTY)) as process:
+        with stopped(sites, "continued") as process:
             link.cut()
             assert process.stdin is not None
             process.stdin.write("\n")
@@ -97,6 +89,8 @@ def test_a_link_that_is_cut_while_the_guest_stands_still_brings_it_back(tmp_path
         assert settled_owner(sites) == "source"
         sites.new_destination()
         sites.moved()
+        for server in sites.targets:
+            server.kill()  # rather than to wait for the relays
         sites.destination.goes_on()
         sites.destination.kill()
         sites.prove(sites.source, sites.destination, site=sites.b)
