@@ -11,7 +11,7 @@ from pathlib import Path
 
 LINE = "0123456789 abcdefghijklmnopqrstuvwxyz äöü €\n"
 PRINTED_BYTES = 1_000_000
-LARGE_BYTES = 100 << 20
+LARGE_BYTES = 32 << 20
 STATUS = 7
 
 

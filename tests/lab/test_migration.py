@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 PROJECT = Path(__file__).parents[2]
 SMALL = (
-    "--disk 48M --fill 24M --memory 4M --switch-at 4s --background-delay 3s --duration 9s --tail 2s"
+    "--disk 40M --fill 12M --memory 2M --switch-at 3s --background-delay 2s --duration 7s --tail 1s"
 )
 PROOFS = {
     "nothing-kept-early",
@@ -33,23 +33,21 @@ PROOFS = {
 }
 
 
-def start(out: Path, *extra: str) -> subprocess.Popen[bytes]:
+def start(out: Path) -> subprocess.Popen[bytes]:
     """A small migration in the lab's VM."""
     command = [sys.executable, "-m", "testbed.lab", "run", "--where", "vm", "--out", str(out), "--"]
     return subprocess.Popen(
-        [*command, "testbed.migration", *SMALL.split(), *extra],
+        [*command, "testbed.migration", *SMALL.split()],
         cwd=PROJECT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
 
 
-def finish(process: subprocess.Popen[bytes], status: int) -> str:
-    """Its output, once it has ended with `status`."""
+def finish(process: subprocess.Popen[bytes]) -> None:
+    """Wait until it has ended well."""
     output, _ = process.communicate(timeout=800)
-    text = output.decode()
-    assert process.returncode == status, text[-3000:]
-    return text
+    assert process.returncode == 0, output.decode()[-3000:]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +56,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     outs = [directory / "one", directory / "two"]
     processes = [start(out) for out in outs]
     for process in processes:
-        finish(process, 0)
+        finish(process)
     return outs
 
 
@@ -93,16 +91,3 @@ def test_equal_seeds_give_equal_bytes_on_a_busy_machine(
 ) -> None:
     status = compare([str(out) for out in runs])
     assert status == 0, capsys.readouterr().out
-
-
-def test_a_link_that_is_off_is_refused(tmp_path: Path) -> None:
-    text = finish(start(tmp_path / "out", "--tolerance", "0.0000001%"), 3)
-    assert "off the expected" in text
-    assert read(tmp_path / "out")["outcome"] == "refused"
-
-
-def test_a_process_on_a_kernel_nbd_device_moves_though_nobody_says_so(tmp_path: Path) -> None:
-    """The first write at the destination is what seals the source: no verb is called."""
-    finish(start(tmp_path / "out", "--set", "activate-on-write=yes"), 0)
-    run = read(tmp_path / "out")
-    assert {check["name"] for check in run["checks"] if check["ok"]} == PROOFS

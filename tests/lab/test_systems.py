@@ -24,6 +24,7 @@ SMALL = (
     "--switch-at 3s --background-delay 1s --duration 5s --tail 1s"
 )
 RUNS = {
+    "unsaid": "--system relocator --set activate-on-write=yes",
     "preseed": "--system relocator --set preseed=yes",
     "hybrid": "--system relocator --set preseed=rounds",
     "return": "--system relocator --set return=yes",
@@ -34,22 +35,23 @@ RUNS = {
     "qemu-stream": "--system qemu-stream",
     "nbdkit-cow": "--system nbdkit-cow",
     "nbdkit-cache": "--system nbdkit-cache",
+    "refused": "--tolerance 0.0000001%",
     "gpt": "--system remote --partition gpt --file-system ext4 --event 1s:rtt:30ms",
 }
 
 
-def move(out: Path, options: str, along: Sequence[str] = ()) -> str:
-    """One run, with files that are taken into the lab; returns what it printed."""
+def move(out: Path, options: str, along: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    """One run, with files that are taken into the lab; its status, and what it printed."""
     lab = [sys.executable, "-m", "testbed.lab", "run", "--where", "vm", "--out", str(out)]
     files = [word for path in along for word in ("--file", path)]
     command = [*lab, *files, "--", "testbed.migration", *SMALL.split(), *options.split()]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
-    return done.stdout + done.stderr
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.run(command, cwd=PROJECT, **both, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[Path, Any]]]:
-    """Every run's directory and its output, which is there when it is asked for."""
+    """Every run's directory and how it ended, which is there when it is asked for."""
     top = tmp_path_factory.mktemp("systems")
     with ThreadPoolExecutor(2) as pool:
         yield {
@@ -60,8 +62,8 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tupl
 
 def run_of(printed: dict[str, tuple[Path, Any]], name: str) -> tuple[dict[str, Any], list[str]]:
     """run.json and the names of the run's events; fails with the run's output."""
-    out, text = printed[name]
-    said = text.result()[-3000:]
+    out, run_ended = printed[name]
+    said = run_ended.result().stdout[-3000:]
     assert (out / "run.json").exists(), said
     run: dict[str, Any] = json.loads((out / "run.json").read_text())
     lost = [check["name"] for check in run["checks"] if not check["ok"]]
@@ -71,6 +73,23 @@ def run_of(printed: dict[str, tuple[Path, Any]], name: str) -> tuple[dict[str, A
         assert run["outcome"] == "ok", said
     lines = (out / "events.jsonl").read_text().splitlines()
     return run, [json.loads(line)["event"] for line in lines]
+
+
+def test_a_process_on_a_kernel_nbd_device_moves_though_nobody_says_so(
+    printed: dict[str, tuple[Path, Any]],
+) -> None:
+    """The first write at the destination is what seals the source: no verb is called."""
+    run, _ = run_of(printed, "unsaid")
+    proofs = {check["name"] for check in run["checks"]}
+    assert {"nothing-kept-early", "source-untouched", "ledger", "mixed"} <= proofs
+
+
+def test_a_link_that_is_off_is_refused(printed: dict[str, tuple[Path, Any]]) -> None:
+    out, run_ended = printed["refused"]
+    done = run_ended.result()
+    assert done.returncode == 3
+    assert "off the expected" in done.stdout
+    assert json.loads((out / "run.json").read_text())["outcome"] == "refused"
 
 
 def test_what_was_copied_ahead_is_not_fetched_again(printed: dict[str, tuple[Path, Any]]) -> None:
@@ -160,7 +179,7 @@ def test_the_kernel_s_requests_cover_what_the_guest_read(
 )
 def test_xnbd_where_it_is_installed(tmp_path: Path) -> None:
     programs = [str(shutil.which(name)) for name in ("xnbd-server", "xnbd-bgctl")]
-    said = move(tmp_path, "--system xnbd", programs)
+    said = move(tmp_path, "--system xnbd", programs).stdout
     run = json.loads((tmp_path / "run.json").read_text())
     assert run["outcome"] == "ok", said
     assert run["summary"]["relocation_s"] > 0
