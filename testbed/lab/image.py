@@ -38,6 +38,7 @@ PACKAGES = (
     *("fio", "tcc", "git"),  # workloads
     *("qemu-system-x86", "qemu-utils", "qemu-block-extra"),  # live migration, and peers
     *("openssh-client", "openssh-server", "socat", "zstd"),  # tunnels and transports
+    "drbd-utils",  # a peer
 )
 PYTHON_PACKAGES = ("pyroute2", "rich", "pytest", "pytest-timeout", "qemu.qmp")
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from testbed.network.wan import ProfileError
 from testbed.systems.base import Place, System
+from testbed.systems.drbd import Drbd
 from testbed.systems.nbdkit import Cache, CopyOnWrite
 from testbed.systems.offline import Offline
 from testbed.systems.qemu import Mirror, Stream
@@ -19,7 +20,10 @@ __all__ = ["SYSTEMS", "Place", "System", "check", "make", "parse_settings"]
 
 SYSTEMS: dict[str, type[System]] = {
     system.name: system
-    for system in (Relocator, Remote, Stay, Offline, Mirror, Stream, CopyOnWrite, Cache, Xnbd)
+    for system in (
+        *(Relocator, Remote, Stay, Offline, Mirror, Stream),
+        *(CopyOnWrite, Cache, Drbd, Xnbd),
+    )
 }
 
 

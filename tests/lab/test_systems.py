@@ -36,6 +36,7 @@ RUNS = {
     "nbdkit-cow": "--system nbdkit-cow",
     "nbdkit-cache": "--system nbdkit-cache",
     "refused": "--tolerance 0.0000001%",
+    "drbd": "--system drbd",
     "gpt": "--system remote --partition gpt --file-system ext4 --event 1s:rtt:30ms",
 }
 
@@ -137,8 +138,11 @@ def test_an_offline_copy_is_all_downtime(printed: dict[str, tuple[Path, Any]]) -
     assert "background-started" not in events
 
 
-def test_a_mirror_is_there_before_the_guest(printed: dict[str, tuple[Path, Any]]) -> None:
-    run, events = run_of(printed, "mirror")
+@pytest.mark.parametrize("name", ["mirror", "drbd"])
+def test_a_replica_is_there_before_the_guest(
+    printed: dict[str, tuple[Path, Any]], name: str
+) -> None:
+    run, events = run_of(printed, name)
     assert events.index("copy-first-done") < events.index("switch-started")
     assert run["summary"]["relocation_s"] - run["summary"]["downtime_s"] < 1
     assert {"pre-copy", "complete"} <= set(run["phases"])
