@@ -66,7 +66,7 @@ def system(text: str) -> str:
         ('events = [{at = "1s"}]' + GOOD, "events = [{'at': '1s'}]: give a time and one of"),
         ('events = [{at = "1", cut = "1s"}]' + GOOD, "give a number and one of"),
         ('title = "T"\nabout = "A"', "systems: give at least one"),
-        (system('name = "x"'), "systems[0].system = 'x': known: mirror,"),
+        (system('name = "x"'), "systems[0].system = 'x': known: drbd, mirror,"),
         (system('name = "a/b"\nsystem = "stay"'), "systems[0].name = 'a/b': letters, digits"),
         (system('name = "stay"\nsize = 1'), "systems[0].size: unknown key; known: background,"),
         (system('name = "stay"\nsettings = {rate = "none"}'), "stay has none"),

@@ -26,6 +26,7 @@ COLOURS = {
     "qemu-stream": "#c98a12",
     "nbdkit-cow": "#a0522d",
     "nbdkit-cache": "#d16ba5",
+    "drbd": "#4c5a9e",
     "oracle": "#22262b",
     "on-demand": "#e07b1a",
     "background": "#2f6fb3",
