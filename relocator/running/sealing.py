@@ -19,7 +19,6 @@ import threading
 import time
 from bisect import bisect_right
 from collections.abc import Callable
-from contextlib import suppress
 
 from relocator.copying.claims import Claim
 from relocator.errors import RelocatorError, StateError, UpstreamError
@@ -171,8 +170,7 @@ class Sealing:
                 else:
                     self.brought_bytes += length
             self._transfer.hydration.arrive(claim, data, failure)
-        with suppress(RelocatorError):  # beyond it there is padding
-            answer.drain(wanted)
+        answer.end(wanted)  # a connection that stayed would keep the source's server from ending
 
     def join(self) -> None:
         """Wait until nothing is stored any more: once stopping, or for another answer."""

@@ -9,6 +9,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import nbd
@@ -84,6 +85,13 @@ class Incoming:
         To hang up on a server that still owes several answers is hard on nbdkit before 1.34.
         """
         self.read(0, self._asked, idle=idle)
+
+    def end(self) -> None:
+        """Hang up; nothing is read any more."""
+        with suppress(nbd.Error):  # the source has gone by itself
+            self._handle.aio_disconnect(0)
+        self._flights.clear()
+        self._handle = None
 
     def _gather(self) -> bool:
         """Append what has arrived next, if it has."""

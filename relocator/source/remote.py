@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from relocator.errors import StateError, UpstreamError
+from relocator.errors import RelocatorError, StateError, UpstreamError
 from relocator.filesystem.rounds import Rounds, serve
 from relocator.source.endpoint import Endpoint
 from relocator.source.handles import connected, open_handle, read, read_many
@@ -52,10 +52,12 @@ class Answer:
             raise UpstreamError("the source's answer has fewer bytes than its map of them says")
         return self._incoming.read(self._rest_at + at, length, idle=idle)
 
-    def drain(self, idle: Callable[[], None]) -> None:
-        """Let the last of it come, so that nothing is owed; see `Incoming.drain`."""
+    def end(self, idle: Callable[[], None]) -> None:
+        """Let the last of it come, so that nothing is owed (see `Incoming.drain`), and hang up."""
         if self._incoming is not None:
-            self._incoming.drain(idle)
+            with suppress(RelocatorError):
+                self._incoming.drain(idle)
+            self._incoming.end()
 
     def geometry(self, size_bytes: int) -> Geometry:
         """The source's blocks, of a disk of that size."""

@@ -1,6 +1,7 @@
 """What was written last comes with the seal: as if it had been copied ahead, and never instead of
 what the guest writes at the destination."""
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.support.servers import Server, mistaken, plugin, wait_for
 
 SIZE_BYTES = 4 << 20
 BLOCK = 4096
+BRINGS = "seal-brings=256K"
 
 #: a source that knows nothing of what may come with a seal
 _OLD = """
@@ -69,8 +71,12 @@ def site(tmp_path: Path) -> Site:
 
 @contextmanager
 def in_step(tmp_path: Path, target: Server, *keys: str) -> Iterator[Server]:
-    """A proxy in standby with all copied ahead, which from now on copies nothing by itself."""
+    """A proxy in standby with all copied ahead, which from now on copies nothing by itself.
+
+    How much may come is told: a size of its own choice it would take a moment after the copy.
+    """
     wanted = (f"store={tmp_path / 'store'}", f"source={target.uri}", "mode=standby", "refresh=off")
+    keys = keys if any(key.startswith("seal-brings=") for key in keys) else (*keys, BRINGS)
     with plugin(tmp_path, "proxy", *wanted, *keys) as proxy:
         try:
             wait_for(lambda: absent(proxy) == 0, "the copy ahead")
@@ -98,6 +104,9 @@ def test_a_disk_that_was_in_step_is_complete_by_the_seal_alone(tmp_path: Path, s
         assert done["brought_bytes"] == 5 * BLOCK
         assert done["background_bytes"] == before["background_bytes"] + 5 * BLOCK
         assert done["on_demand_bytes"] == 0
+        guest.shutdown()
+        target.process.send_signal(signal.SIGTERM)
+        assert target.process.wait(20) == 0, "nothing holds the source's server back"
     assert (tmp_path / "store" / "disk.img").read_bytes() == site.model
 
 
