@@ -6,12 +6,12 @@ here, because nbdkit changes its directory when it goes into the background.
 
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from relocator.copying import deadline, ordering
+from relocator.copying import deadline
 from relocator.copying.recent import MOST_PLACES
 from relocator.copying.timetable import MOST_ENTRIES, Timetable
 from relocator.errors import ConfigError
@@ -338,18 +338,3 @@ def _check_security(settings: Config) -> None:
         raise ConfigError(f"{keys}: needs tls=require (or on), or an nbds:// source")
     if source.certificates and source.psk:
         raise ConfigError("tls-psk: excludes tls-certificates; give one of them")
-
-
-def load_trace(order: Sequence[str], block_bytes: int) -> list[int]:
-    """The blocks of an order's `trace:FILE`, in order of first access; none if it has no trace.
-
-    Raises:
-        ConfigError: the file can't be read, or is no trace.
-    """
-    key = next((one for one in order if one.startswith("trace:")), None)
-    if key is None:
-        return []
-    try:
-        return ordering.read_trace(Path(key.removeprefix("trace:")).read_text(), block_bytes)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"order={key}: {error}") from error

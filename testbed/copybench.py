@@ -11,13 +11,10 @@ copies. The clients keep to a timetable (open loop): a slow answer doesn't make 
     qemu         qemu-storage-daemon: copy-on-read and block-stream into a qcow2 overlay
     relocator    proxy and target; `relocator-file`: the same with `nbdkit file` as the source
 
-They are the evaluation's systems (testbed/systems), without a guest's device and file system.
-
-Peers copy from `nbdkit file`, which costs the source least. The link is calibrated first and
-refused (status 3) when it is off. Results go to LAB_OUT/copybench.json.
-
-One virtual CPU of one instruction a nanosecond serves all hosts; `cpu_share` says how much of it a
-copy used. Near 1 the CPU was measured, not the link.
+They are the evaluation's systems (testbed/systems), without a guest's device and file system. Peers
+copy from `nbdkit file`, which costs the source least. The link is calibrated first and refused
+(status 3) when it is off. Results go to LAB_OUT/copybench.json.
+One virtual CPU serves all hosts; near a `cpu_share` of 1 it was measured, not the link.
 """
 
 import argparse

@@ -11,8 +11,10 @@ here: the copier skips that.
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from relocator.copying import recent
+from relocator.errors import ConfigError
 from relocator.store.bitmap import Bitmap
 
 Range = tuple[int, int]
@@ -129,3 +131,18 @@ def read_trace(text: str, block_bytes: int) -> list[int]:
         for block in range(offset // block_bytes, -(-(offset + length) // block_bytes)):
             seen[block] = None
     return list(seen)
+
+
+def load_trace(order: Sequence[str], block_bytes: int) -> list[int]:
+    """The blocks of an order's `trace:FILE`, in order of first access; none if it has no trace.
+
+    Raises:
+        ConfigError: the file can't be read, or is no trace.
+    """
+    key = next((one for one in order if one.startswith("trace:")), None)
+    if key is None:
+        return []
+    try:
+        return read_trace(Path(key.removeprefix("trace:")).read_text(), block_bytes)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"order={key}: {error}") from error

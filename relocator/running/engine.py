@@ -9,8 +9,8 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-from relocator import config
 from relocator.config import Config
+from relocator.copying import ordering
 from relocator.copying.cap import Cap
 from relocator.copying.copier import Copier
 from relocator.copying.heat import Heat
@@ -55,7 +55,7 @@ class Engine:
             store.geometry,
             settings.order,
             heat_shift=self._heat.shift,
-            trace=config.load_trace(settings.order, store.geometry.block_bytes),
+            trace=ordering.load_trace(settings.order, store.geometry.block_bytes),
         )
         self._transfer = self._make_transfer(settings) if self._lifecycle.unfinished else None
         self._parts = Parts(

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from relocator import config
-from relocator.copying import deadline
+from relocator.copying import deadline, ordering
 from relocator.copying.recent import FIRST_PLACES
 from relocator.errors import ConfigError, StateError
 from relocator.running import exports, rest, states
@@ -227,7 +227,7 @@ class Verbs:
 
     def _set_order(self, key: str, text: str) -> Callable[[], None]:
         keys = config.parse_order(key, text)
-        trace = config.load_trace(keys, self._parts.store.geometry.block_bytes)
+        trace = ordering.load_trace(keys, self._parts.store.geometry.block_bytes)
         return lambda: self._parts.plan.set_keys(keys, trace)
 
 
