@@ -44,6 +44,18 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     return Estimate(mean, mean - half, mean + half, len(known))
 
 
+def paired_ratio(one: pd.Series, other: pd.Series) -> Estimate | None:
+    """How many times `other` `one` is, seed by seed (their index): the geometric mean and its 95 %
+    t interval, of the seeds for which both are known and above 0; None if there are none."""
+    both = pd.concat([one, other], axis=1, keys=["one", "other"]).dropna()
+    both = both[(both > 0).all(axis=1)]
+    found = estimate(np.log(both["one"] / both["other"]).tolist())
+    if found is None:
+        return None
+    low, mean, high = (math.exp(value) for value in (found.low, found.mean, found.high))
+    return Estimate(mean, low, high, found.count)
+
+
 def read_metrics(path: Path) -> pd.DataFrame:
     """metrics.csv as it was written; RunError if it is something else."""
     try:

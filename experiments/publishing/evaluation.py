@@ -119,6 +119,7 @@ def content(evidence: Evidence, drawn: Mapping[str, Drawn]) -> dict[str, Any]:
         "verdicts": drawn["compare"].sentences,
         "terms": TERMS,
         "scored": [measure.label.replace("\n", " ") for measure in verdicts.SCORED],
+        "front": verdicts.front(evidence.scenario("compare")),
         "scores": verdicts.scores(evidence.scenario("compare")),
         "drawn": drawn,
         "questions": {name: _about(name) for name in drawn},

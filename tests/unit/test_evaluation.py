@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from experiments.analysis import metrics
-from experiments.analysis.estimates import Estimate, estimate
+from experiments.analysis.estimates import Estimate, estimate, paired_ratio
 from experiments.publishing import evaluation
 from experiments.publishing.figures import ALL, ablations, evidence, paper, verdicts
 from experiments.publishing.figures.evidence import Evidence
@@ -191,6 +191,33 @@ def test_the_table_says_how_many_times_better_and_who_is_ahead() -> None:
     assert found["during_read_p99_s"] == verdicts.Score("0.5 ×", "bad")
     assert found["during_write_p99_s"] == verdicts.Score("1 ×", "")
     assert found["recovered_s"] == verdicts.Score("there: not seen", "ok")
+
+
+def test_ratios_are_taken_seed_by_seed() -> None:
+    ours = pd.Series([1.0, 10.0, 2.0, math.nan], index=[1, 2, 3, 4])
+    theirs = pd.Series([2.0, 20.0, 4.0, 7.0], index=[1, 2, 3, 4])
+    found = paired_ratio(theirs, ours)
+    assert found is not None
+    assert (found.mean, found.low, found.high, found.count) == pytest.approx((2, 2, 2, 3))
+    assert paired_ratio(theirs, ours[3:]) is None
+    other = paired_ratio(pd.Series([1.0, 4.0]), pd.Series([1.0, 1.0]))
+    assert other is not None
+    assert other.mean == pytest.approx(2)
+    assert other.low * other.high == pytest.approx(4), "as far below as above, as a factor"
+
+
+def test_the_first_table_has_the_best_of_both_sides() -> None:
+    frame = compared(downtime_s=3.0, during_read_p99_s=0.5, recovered_s=math.nan)
+    base = {**frame.iloc[0].to_dict(), "name": "hybrid", "during_read_p99_s": 0.51}
+    worse = {**frame.iloc[1].to_dict(), "name": "offline", "downtime_s": 9.0}
+    (row,) = verdicts.front(pd.concat([frame, pd.DataFrame([base, worse])])).values()
+    found = dict(zip((m.column for m in verdicts.SCORED), row, strict=True))
+    assert found["downtime_s"] in (
+        verdicts.Score("3 ×: mirror to relocator", "ok"),
+        verdicts.Score("3 ×: mirror to hybrid", "ok"),
+    )
+    assert found["during_read_p99_s"] == verdicts.Score("0.98 ×: mirror to hybrid", "")
+    assert found["recovered_s"] == verdicts.Score("nobody else: not seen", "ok")
 
 
 def test_a_cut_lasts_until_the_link_is_back(out: Path) -> None:

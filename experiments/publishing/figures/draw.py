@@ -18,6 +18,7 @@ from experiments.publishing import plots
 
 COLOURS = {
     "relocator": "#2f6fb3",
+    "hybrid": "#5b9bd5",
     "remote": "#c0504d",
     "stay": "#7d838c",
     "offline": "#8358a8",

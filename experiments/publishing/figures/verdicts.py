@@ -1,4 +1,7 @@
-"""Relocator against each peer, over all conditions of the comparison: in a table and in words."""
+"""Relocator against each peer, over all conditions of the comparison: in tables and in words.
+
+Systems are compared seed by seed: one seed is the same disk, the same guest and the same load.
+"""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from experiments.analysis.estimates import estimate
+from experiments.analysis.estimates import Estimate, paired_ratio
 from experiments.publishing.figures import draw
 from experiments.publishing.figures.evidence import seconds
 
@@ -42,6 +45,10 @@ SCORED = [measure for measure in MEASURES if measure.log]
 ALIKE = 1.1
 LITTLE_S = 0.1  # of lost work
 KEYS = ["axis_rtt", "axis_rate"]
+#: ours; `hybrid` copies ahead and keeps in step, `relocator` copies after the switch
+OURS = ("relocator", "hybrid")
+#: what is no peer: it has what the others lack, or does less
+NO_PEERS = (*OURS, "stay", "seeded")
 
 
 def conditions(frame: pd.DataFrame) -> list[tuple[str, str]]:
@@ -103,22 +110,65 @@ def duels(frame: pd.DataFrame, peer: str) -> list[Duel]:
             sides = [here[here["name"] == name] for name in ("relocator", peer)]
             if any(side.empty for side in sides):
                 continue
-            ours, theirs = (estimate(side[measure.column].tolist()) for side in sides)
-            if ours and theirs and measure.log and ours.mean > 0:
-                ratios.append(theirs.mean / ours.mean)
-            elif measure.never and ours and not theirs:
+            ours, theirs = (_values(side, measure) for side in sides)
+            ratio = paired_ratio(theirs, ours) if measure.log else None
+            if ratio is not None:
+                ratios.append(ratio.mean)
+            elif measure.never and ours.notna().any() and theirs.isna().all():
                 theirs_never += 1
-            elif measure.never and theirs and not ours:
+            elif measure.never and theirs.notna().any() and ours.isna().all():
                 ours_never += 1
         found.append(Duel(measure, tuple(ratios), ours_never, theirs_never))
     return found
+
+
+def _values(rows: pd.DataFrame, measure: Measure) -> pd.Series:
+    """What was measured, by seed."""
+    values: pd.Series = rows.set_index("seed")[measure.column]
+    return values
 
 
 def peers(frame: pd.DataFrame) -> list[str]:
     """Whom relocator can be compared with."""
     names = draw.ordered(frame["name"]) if len(frame) else []
     there = "relocator" in names
-    return [name for name in names if there and name not in ("relocator", "stay")]
+    return [name for name in names if there and name not in NO_PEERS]
+
+
+def front(frame: pd.DataFrame) -> dict[str, list[Score | None]]:
+    """Condition -> for each of SCORED the best of the peers against the best of ours."""
+    others = peers(frame)
+    found = {}
+    for rtt, rate in conditions(frame) if others else ():
+        here = frame[(frame["axis_rtt"] == rtt) & (frame["axis_rate"] == rate)]
+        found[f"{rtt}, {rate}"] = [_front(here, others, measure) for measure in SCORED]
+    return found
+
+
+def _front(here: pd.DataFrame, others: Sequence[str], measure: Measure) -> Score | None:
+    ours, theirs = _best(here, OURS, measure), _best(here, others, measure)
+    if theirs is None:
+        return None if ours is None else Score(f"nobody else: {measure.never}", "ok")
+    if ours is None:
+        return Score(f"ours: {measure.never}; {theirs}", "bad")
+    sides = (_values(here[here["name"] == name], measure) for name in (theirs, ours))
+    ratio = paired_ratio(*sides)
+    if ratio is None:
+        return None
+    kind = "ok" if ratio.mean >= ALIKE else "bad" if ratio.mean <= 1 / ALIKE else ""
+    return Score(f"{_interval(ratio)}: {theirs} to {ours}", kind)
+
+
+def _best(here: pd.DataFrame, names: Sequence[str], measure: Measure) -> str | None:
+    """Which of the systems has least."""
+    means = here[here["name"].isin(names)].groupby("name")[measure.column].mean().dropna()
+    return None if means.empty else str(means.idxmin())
+
+
+def _interval(ratio: Estimate) -> str:
+    """A ratio as it is shown, with its interval if there are several seeds."""
+    low, mean, high = (draw.times(value) for value in (ratio.low, ratio.mean, ratio.high))
+    return f"{mean} ×" if ratio.count == 1 else f"{mean} × ({low} to {high})"
 
 
 def scores(frame: pd.DataFrame) -> dict[str, list[Score | None]]:
