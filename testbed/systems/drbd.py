@@ -13,9 +13,8 @@ be opened, so what serves it at the destination gets it at the switch (`blockdev
 
 import os
 
-from testbed.hosts import services
+from testbed.hosts import qmp, services
 from testbed.hosts.drbd import Node
-from testbed.hosts.qmp import Monitor
 from testbed.hosts.supervise import run, wait_until
 from testbed.network.crossing import End, Way
 from testbed.network.topology import ADDRESS
@@ -62,7 +61,7 @@ class Drbd(System):
         ]
         listen = f"addr.type=inet,addr.host={EVERYWHERE},addr.port={services.PORT}"
         place.at_destination("moved", storage_daemon.daemon(monitor, nodes, "disk", listen))
-        self._qmp = Monitor(monitor)
+        self._qmp = qmp.connect(monitor)
 
     def _relay(self, here: str, there: str) -> None:
         """The relays of one site: out to the other, and in from it."""
@@ -90,8 +89,8 @@ class Drbd(System):
         self._there.set_role("primary")
         self._here.disconnect(*_ends("src", "dst"))  # or the source would get the guest's writes
         cache = {"direct": True, "no-flush": False}
-        replica = {"driver": "host_device", "node-name": "replica", "cache": cache}
-        self._qmp.call("blockdev-add", **replica, filename=str(self._there.device))
+        replica = {"driver": "host_device", "filename": str(self._there.device)}
+        self._qmp.call("blockdev-add", node_name="replica", cache=cache, **replica)
         served = {"driver": "raw", "node-name": "disk", "file": "replica"}
         self._qmp.call("blockdev-reopen", options=[served])
 

@@ -95,7 +95,7 @@ class Daemon:
         (["store=/tmp/x", "rate=fast"], "rate=fast: not a rate in bits a second"),
         (["store=/tmp/x", "block=5000"], "block=5000: must be a power of two"),
         (["store=/tmp/x", "background=maybe"], "background=maybe: must be one of on, off"),
-        (["store=/tmp/x", "order=backwards"], "order=backwards: must be one of in-use, hot"),
+        (["store=/tmp/x", "order=backwards"], "order=backwards: must be one of recent, in-use"),
         (["store=/tmp/x", "window=1"], "window=1: too small"),
         (["store=/tmp/x-never-made"], "source is missing"),
         (["store=/etc/passwd", "source=nbd://h"], "store=/etc/passwd: is a file"),
