@@ -201,6 +201,7 @@ class Activation:
                 rounds.step()
             if self._lifecycle.stopping.wait(LOOK_EVERY_S):
                 return
+        sealing.unprepare()  # such as what became ready while the source was being sealed
 
     def _go_on_locked(self) -> None:
         """Let the activation's thread go on with what has been decided."""

@@ -81,6 +81,11 @@ class Sealing:
                 return
         raise refused
 
+    def unprepare(self) -> None:
+        """The seal is not asked for any more."""
+        self._ready = "", 0
+        self._source.unprepare()
+
     def ask(self, token: str, pause: Callable[[float], None]) -> Answer:
         """The source's answer to the seal. `pause` waits for so many seconds, or raises.
 

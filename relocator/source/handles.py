@@ -103,8 +103,13 @@ def connected(endpoint: Endpoint) -> Iterator[Any]:
     try:
         yield handle
     finally:
-        with suppress(nbd.Error):  # the source has gone by itself
-            handle.aio_disconnect(0)
+        hang_up(handle)
+
+
+def hang_up(handle: Any) -> None:
+    """Say goodbye, and wait for no answer; the handle is used no more."""
+    with suppress(nbd.Error):  # the source has gone by itself
+        handle.aio_disconnect(0)
 
 
 def _tunnel(endpoint: Endpoint) -> Tunnel | None:

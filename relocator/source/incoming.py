@@ -9,13 +9,12 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import nbd
 
 from relocator.errors import UpstreamError
-from relocator.source.handles import CONNECT_S, aio_pread, progress
+from relocator.source.handles import CONNECT_S, aio_pread, hang_up, progress
 from relocator.source.replies import FIRST_READ_BYTES
 from relocator.store.geometry import Extent
 
@@ -88,8 +87,7 @@ class Incoming:
 
     def end(self) -> None:
         """Hang up; nothing is read any more."""
-        with suppress(nbd.Error):  # the source has gone by itself
-            self._handle.aio_disconnect(0)
+        hang_up(self._handle)
         self._flights.clear()
         self._handle = None
 

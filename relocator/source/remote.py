@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from relocator.errors import RelocatorError, StateError, UpstreamError
 from relocator.filesystem.rounds import Rounds, serve
 from relocator.source.endpoint import Endpoint
-from relocator.source.handles import connected, open_handle, read, read_many
+from relocator.source.handles import connected, hang_up, open_handle, read, read_many
 from relocator.source.incoming import Incoming
 from relocator.source.replies import FIRST_READ_BYTES, decode_line
 from relocator.store import runs
@@ -124,6 +124,12 @@ class Source:
             UpstreamError: the source can't be reached, or has no such export.
         """
         self._ready = {verb: self._open(verb)}
+
+    def unprepare(self) -> None:
+        """Hang up what is ready and was not used: it would keep the source's server from ending."""
+        ready, self._ready = self._ready, {}
+        for handle in ready.values():
+            hang_up(handle)
 
     def _open(self, verb: str) -> Any:
         return open_handle(self.endpoint.with_export(f"control/{verb}"))

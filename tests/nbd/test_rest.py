@@ -2,6 +2,7 @@
 what the guest writes at the destination."""
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,20 @@ def _slow(self, buffer, offset):
     _read(self, buffer, offset)
 _Rest.read_into = _slow
 """
+#: a source that takes its time the first time that somebody makes ready for a seal
+_LATE = """
+import time as _time
+from relocator.running.verbs import Verbs as _Verbs
+_open, _first = _Verbs.open_export, [True]
+def _late(self, name):
+    if name.startswith("control/seal/") and _first:
+        _first.clear()
+        Path(GO).write_text("asked")
+        _time.sleep(3)
+        Path(GO).write_text("opened")
+    return _open(self, name)
+_Verbs.open_export = _late
+"""
 
 
 class Site:
@@ -56,6 +71,10 @@ class Site:
 
     def go_on(self) -> None:
         self._go.touch()
+
+    def has(self, what: str) -> bool:
+        """Whether that has come of making ready for a seal."""
+        return self._go.exists() and self._go.read_text() == what
 
     def write(self, handle: Any, block: int, blocks: int = 1) -> None:
         """The guest writes whole blocks, everywhere it is."""
@@ -107,6 +126,20 @@ def test_a_disk_that_was_in_step_is_complete_by_the_seal_alone(tmp_path: Path, s
         guest.shutdown()
         target.process.send_signal(signal.SIGTERM)
         assert target.process.wait(20) == 0, "nothing holds the source's server back"
+    assert (tmp_path / "store" / "disk.img").read_bytes() == site.model
+
+
+def test_what_becomes_ready_too_late_does_not_hold_the_source_back(
+    tmp_path: Path, site: Site
+) -> None:
+    with site.serve(mistake=_LATE) as target, in_step(tmp_path, target) as proxy:
+        wait_for(lambda: site.has("asked"), "the connection for the seal")
+        proxy.control.call("activate", wait=True)
+        proxy.wait()
+        wait_for(lambda: site.has("opened"), "that connection to be ready")
+        time.sleep(0.5)  # until both ends have it
+        target.process.send_signal(signal.SIGTERM)
+        assert target.process.wait(20) == 0
     assert (tmp_path / "store" / "disk.img").read_bytes() == site.model
 
 
