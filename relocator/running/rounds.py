@@ -157,10 +157,8 @@ class Rounds:
         """How far the copy is behind; part of the status object."""
         behind = behind_s = None
         if self._parts.lifecycle.state is State.STANDBY and self._began_s is not None:
-            geometry = self._store.geometry
-            absent = (geometry.total_blocks - self._store.present_blocks) * geometry.block_bytes
-            since_s = self._now() - self._began_s
-            behind = min(geometry.size_bytes, absent + int(self._bytes_per_s * since_s))
+            written = int(self._bytes_per_s * (self._now() - self._began_s))
+            behind = min(self._store.geometry.size_bytes, self._store.absent_bytes + written)
             behind_s = self._seconds(behind)
         return {
             "rounds": self._count,

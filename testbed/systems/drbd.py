@@ -59,8 +59,8 @@ class Drbd(System):
             f"driver=null-co,node-name=nothing,size={place.size_bytes},read-zeroes=on",
             "driver=raw,node-name=disk,file=nothing",
         ]
-        listen = f"addr.type=inet,addr.host={EVERYWHERE},addr.port={services.PORT}"
-        place.at_destination("moved", storage_daemon.daemon(monitor, nodes, "disk", listen))
+        daemon = storage_daemon.daemon(monitor, nodes, "disk", storage_daemon.LISTEN)
+        place.at_destination("moved", daemon)
         self._qmp = qmp.connect(monitor)
 
     def _relay(self, here: str, there: str) -> None:

@@ -5,10 +5,9 @@ from pathlib import Path
 from testbed.hosts import qmp, services
 from testbed.network.topology import ADDRESS
 from testbed.systems import storage_daemon as qemu
-from testbed.systems.base import EVERYWHERE, System
+from testbed.systems.base import System
 
 CONVERGE_S = 60.0  # a mirror that owes something at every instant until then never gets ready
-_LISTEN = f"addr.type=inet,addr.host={EVERYWHERE},addr.port={services.PORT}"
 
 
 class Stream(System):
@@ -18,7 +17,7 @@ class Stream(System):
 
     def prepare(self) -> None:
         place, monitor = self.place, self.place.work / "stream.qmp"
-        command = qemu.streaming(place.work, place.size_bytes, monitor, _LISTEN)
+        command = qemu.streaming(place.work, place.size_bytes, monitor, qemu.LISTEN)
         place.at_destination("moved", command)
         self._monitor = qmp.connect(monitor)
 
@@ -47,7 +46,7 @@ class Mirror(System):
     def start_source(self) -> None:
         monitor = self.place.work / "mirror.qmp"
         image = f"driver=file,node-name=image,filename={self.place.image},locking=off"
-        command = qemu.daemon(monitor, [image], "image", _LISTEN)
+        command = qemu.daemon(monitor, [image], "image", qemu.LISTEN)
         self.source = self.place.at_source("source", command)
         self._monitor = qmp.connect(monitor)
 

@@ -7,8 +7,11 @@ from relocator.moving.monitor import Monitor
 from testbed.hosts import qmp, services
 from testbed.hosts.supervise import ProcessError, run
 from testbed.network.topology import ADDRESS
+from testbed.systems.base import EVERYWHERE
 
 JOB_LIMIT_S = 3600.0
+#: where a daemon that guests and the other site reach listens
+LISTEN = f"addr.type=inet,addr.host={EVERYWHERE},addr.port={services.PORT}"
 
 
 def daemon(monitor: Path, blockdevs: Sequence[str], exported: str, listen: str) -> list[str]:

@@ -109,18 +109,11 @@ def test_what_is_kept_in_step_lacks_little_at_the_switch(
     assert run["summary"]["background"]["bytes"] < 2**20
 
 
-def test_a_disk_that_comes_back_brings_what_was_written_away(
-    printed: dict[str, tuple[Path, Any]],
+@pytest.mark.parametrize("name", ["return", "seeded"])
+def test_a_disk_of_which_much_is_there_brings_what_differs(
+    printed: dict[str, tuple[Path, Any]], name: str
 ) -> None:
-    run, _ = run_of(printed, "return")
-    fetched = run["summary"]["fetched_bytes"]
-    assert 0 < fetched["background"] + fetched["on_demand"] < 3 * 2**20
-
-
-def test_a_disk_of_a_known_template_brings_what_differs(
-    printed: dict[str, tuple[Path, Any]],
-) -> None:
-    run, _ = run_of(printed, "seeded")
+    run, _ = run_of(printed, name)
     fetched = run["summary"]["fetched_bytes"]
     assert 0 < fetched["background"] + fetched["on_demand"] < 3 * 2**20
 
