@@ -1,7 +1,7 @@
 # `make demo` and `make test` do all the set-up on a fresh Debian or Ubuntu machine.
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
-.PHONY: help install demo test check power matrix soak bench reproduce lab clean
+.PHONY: help install demo test check power matrix soak bench reproduce lab package clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -40,6 +40,9 @@ reproduce: install  ## all runs, tables, figures (QUICK=1: in 25 minutes; OUT=DI
 
 lab: install     ## a shell in the lab
 	$(PYTHON) -m testbed.lab shell
+
+package: install ## the wheel and the source archive, in out/packages
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(PYTHON) -m build --outdir out/packages
 
 clean:           ## what was generated here (not the lab's cached image)
 	rm -rf out .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -35,6 +35,7 @@ COMMANDS = {
     "libvirt-hook": "libvirt",
     "metrics": "metrics",
     "doctor": "doctor",
+    "plugin-path": "plugin_path",
     "completion": "completion",
 }
 

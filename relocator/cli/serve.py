@@ -13,10 +13,10 @@ from relocator import config
 from relocator.cli import graduate, launch
 from relocator.cli.common import Commands
 from relocator.cli.listening import add_address, address_of, inherit
+from relocator.cli.plugin_path import PLUGIN
 from relocator.errors import ConfigError
 from relocator.running.control import remove_stale
 
-PLUGIN = Path(__file__).resolve().parent.parent / "plugin.py"
 #: nbdkit's threads a connection. A proxy's requests may wait for the WAN, so many before others
 #: must wait too. A target's never do; one is fastest (threads hand the interpreter around), and
 #: nbdkit before 1.34 can abort if a client hangs up while several threads owe it replies.

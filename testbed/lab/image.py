@@ -21,7 +21,7 @@ RECIPE_VERSION = 1
 SUITE = "bookworm"
 IMAGES_KEPT = 2
 GUEST = Path(__file__).parent / "guest"
-CONSTRAINTS = Path(__file__).parent.parent.parent / "scripts" / "constraints.txt"
+CONSTRAINTS = Path(__file__).parent / "constraints.txt"
 # A point in time for tools that would write today's date into the tree.
 SOURCE_DATE_EPOCH = 1_700_000_000
 NVDIMM_ALIGNMENT_BYTES = 2 << 20
