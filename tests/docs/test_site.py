@@ -1,4 +1,4 @@
-"""The documentation's site is built without a warning; no page is left out, no link leads astray."""
+"""The documentation as a site is built without a warning; no page is left out, no link is dead."""
 
 import html
 import subprocess
