@@ -1,7 +1,7 @@
 # `make demo` and `make test` do all the set-up on a fresh Debian or Ubuntu machine.
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
-.PHONY: help install demo test check power matrix soak bench reproduce docs lab package clean
+.PHONY: help install demo test check power matrix soak bench reproduce claims docs lab package clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -37,6 +37,10 @@ bench: install   ## local path, size and WAN against the peers (BENCH=--quick: i
 reproduce: install  ## all runs, tables, figures (QUICK=1: in 25 minutes; OUT=DIR SEEDS=N)
 	@scripts/install --reproduce
 	$(PYTHON) -m experiments.reproduce $(if $(QUICK),--quick) $(if $(OUT),--out $(OUT)) $(if $(SEEDS),--seeds $(SEEDS))
+
+claims: install  ## what is claimed, checked by small runs (some 15 minutes): claim, published, measured, verdict
+	@scripts/install --reproduce
+	$(PYTHON) -m experiments.claims
 
 docs: install    ## the documentation as a site: out/site/index.html
 	@scripts/install --reproduce
