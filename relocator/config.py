@@ -55,6 +55,7 @@ class Config:
     seed_rate_bits_per_s: float | None = 2e9
     seal_brings_bytes: int | None = None
     refresh_s: float | None = REFRESH_S
+    source_bitmap: str | None = None
     retry_timeout_s: float = 60.0
     connections: int = 2
     shared: bool = False
@@ -206,6 +207,13 @@ def _parse_source(key: str, text: str) -> str:
     return text
 
 
+def _parse_name(key: str, text: str) -> str:
+    """A name, as QEMU's are: of at most 1023 bytes."""
+    if 0 < len(text.encode()) < 1024:
+        return text
+    raise ConfigError(f"{key}={text}: not a name; write 1 to 1023 bytes")
+
+
 def parse_connections(key: str, text: str) -> int:
     """How many connections: one for demand, the others for the background copy."""
     if not text.isdecimal() or not 2 <= int(text) <= MOST_CONNECTIONS:
@@ -258,8 +266,7 @@ def _parse_file(key: str, text: str) -> Path:
 
 def _parse_seeds(key: str, text: str) -> tuple[Path, ...]:
     """Comma-separated paths of images that exist; one that is no raw image is refused later."""
-    paths = tuple(_parse_path(key, part) for part in text.split(","))
-    for path in paths:
+    for path in (paths := tuple(_parse_path(key, part) for part in text.split(","))):
         if not (path.is_file() or path.is_block_device()):
             raise ConfigError(f"{key}={path}: there is no such file or block device")
     return paths
@@ -288,6 +295,7 @@ KEYS: dict[str, tuple[bool, str, Callable[[str, str], object]]] = {
     "seed-rate": (True, "seed_rate_bits_per_s", parse_rate),
     "seal-brings": (True, "seal_brings_bytes", parse_amount),
     "refresh": (True, "refresh_s", parse_refresh),
+    "source-bitmap": (True, "source_bitmap", _parse_name),
     "retry-timeout": (True, "retry_timeout_s", parse_seconds),
     "connections": (True, "connections", parse_connections),
     "demand": (True, "shared", _whether("shared", "own", "shared")),
@@ -316,6 +324,8 @@ def parse(pairs: Mapping[str, str]) -> Config:
             raise ConfigError(f"{key}={text}: is for a proxy, and a proxy needs store=DIR")
         fields[field] = read(key, text)
     settings = Config(**fields)
+    if (name := settings.source_bitmap) and not settings.standby:
+        raise ConfigError(f"source-bitmap={name}: is for mode=standby")
     _check_security(settings)
     return settings
 

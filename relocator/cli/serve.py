@@ -49,6 +49,7 @@ _PROXY_KEYS = (
     ("seed", "PATH,...", "raw images here that may hold the same content, such as a template"),
     ("seed-rate", "BITS/S", "most that the source reads and hashes for them (2G)"),
     ("refresh", "S|off", "in standby, seconds until what was written is copied again (5)"),
+    ("source-bitmap", "NAME", "a dirty bitmap of a QEMU source: what is not in it is copied ahead"),
     ("retry-timeout", "S", "how long an absent read waits for a lost source (60)"),
     ("connections", "N", "connections to the source, one of them for demand (2)"),
     ("demand", "own|shared", "a connection of its own for what the guest waits for, or none (own)"),

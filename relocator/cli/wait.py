@@ -93,8 +93,8 @@ def _ready(text: str) -> Callable[[dict[str, Any]], str | None]:
     def missing(status: dict[str, Any]) -> str | None:
         if status["state"] != "standby":
             raise RelocatorError(f"--ready: the disk is {status['state']}, not in standby")
-        if status["source_offers"] != "everything":
-            raise RelocatorError("--ready: not with a source that is not a relocator")
+        if status["source_offers"] == "blocks":
+            raise RelocatorError("--ready: needs a source that is a relocator, or --source-bitmap")
         if status["refresh_s"] is None:
             raise RelocatorError("--ready: refresh is off; give it with `relocator set refresh=5`")
         if status["background"] != "on":

@@ -124,7 +124,7 @@ class Copier:
             self._pacer.wait_turn()
             if self._outdated:
                 break
-            if not seeded:
+            if not seeded and not self._hydration.sets_aside(first, end):
                 self._holes.fill(first, end)
             at = first
             while (claim := self._claim(at, end)) is not None:

@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from relocator.copying.claims import Claim, Range, subtract
 from relocator.errors import NotKeptError, RelocatorError, StoreError, UpstreamError
 from relocator.source.upstream import Request, Upstream
+from relocator.store.bitmap import Bitmap
 from relocator.store.store import Store
 
 #: told of a fetch's end: None, or why it failed
@@ -54,6 +55,8 @@ class Hydration:
         self._claims: list[Claim] = []
         self.on_demand_bytes = 0
         self.background_bytes = 0
+        #: blocks that the background copy leaves alone for now
+        self.aside: Bitmap | None = None
         #: how often what the source had been asked was disowned
         self.disowned = 0
         self.hole_bytes = 0
@@ -116,13 +119,17 @@ class Hydration:
         Returns None if there is none. The caller must `send` the claim.
         """
         with self._store.lock:
-            run = next(self._unowned_locked(first, end), None)
+            run = next(self._wanted_locked(first, end), None)
             if run is None:
                 return None
             stop = min(run[1], run[0] + most_blocks)
             claim = Claim(run[0], stop, of_source=True, background=True)
             self._claims.append(claim)
             return claim
+
+    def sets_aside(self, first: int, end: int) -> bool:
+        """Whether the background copy leaves all of `first..end` alone."""
+        return self.aside is not None and self.aside.all(first, end)
 
     def expect(self, ranges: Iterable[Range], most_blocks: int) -> list[Claim]:
         """Claim what is absent and unowned of disjoint ranges, `most_blocks` a claim.
@@ -197,7 +204,7 @@ class Hydration:
         with self._store.lock:
             if asked != self.disowned:
                 return None
-            ranges = self._unowned_locked(first, end)
+            ranges = self._wanted_locked(first, end)
             claims = [Claim(*blocks, of_source=True, storing=True) for blocks in ranges]
             self._claims += claims
             return claims
@@ -248,6 +255,14 @@ class Hydration:
         claimed = [(claim.first, claim.end) for claim in self._claims if claim.overlaps(first, end)]
         for run in self._store.present.clear_runs(first, end):
             yield from subtract([run], claimed)
+
+    def _wanted_locked(self, first: int, end: int) -> Iterator[Range]:
+        """The same for the background copy: without what is set aside."""
+        if (aside := self.aside) is None:
+            yield from self._unowned_locked(first, end)
+            return
+        for run in self._unowned_locked(first, end):
+            yield from aside.clear_runs(*run)
 
     def read_through(self, buffer: memoryview, offset: int) -> None:
         """Fill `buffer` from the source's bytes at `offset`, keeping nothing.

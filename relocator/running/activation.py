@@ -25,15 +25,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from relocator.copying import hints
 from relocator.errors import ConfigError, RelocatorError, StateError, UpstreamError
 from relocator.running import states
+from relocator.running.epochs import Epochs
 from relocator.running.parts import HANDOVER, Parts
+from relocator.running.recorded import Recorded
 from relocator.running.rounds import NO_ROUNDS, Rounds
 from relocator.running.sealing import Sealing
 from relocator.running.states import State
 from relocator.source.connection import backoff
-from relocator.source.remote import Answer, Source, base_of
+from relocator.source.remote import Source
 from relocator.store.meta import Takeover, new_token
 
 #: at most so long until the source is told again, and asked again what the order may rest on
@@ -51,12 +52,17 @@ class Activation:
         self._lifecycle = parts.lifecycle
         self._source = source
         self._lock = threading.Lock()
-        self._sealing: Sealing | None = None
-        #: None if this disk can't stand by
+        #: how it is known what became stale; None if there is nothing that could
+        self._sealing: Sealing | Recorded | None = None
+        #: None if nothing can be copied ahead
         self.rounds: Rounds | None = None
-        if source is not None and parts.transfer is not None:
-            self._sealing = Sealing(parts, source, parts.transfer)
-            self.rounds = Rounds(parts, source, self._lock)
+        if source is not None and (transfer := parts.transfer) is not None:
+            if self._store.meta.bitmap is not None:
+                self._sealing = recorded = Recorded(parts, source.endpoint, transfer, self._lock)
+                self.rounds = Rounds(parts, recorded)
+            elif self._is_ours:
+                self._sealing = Sealing(parts, source, transfer)
+                self.rounds = Rounds(parts, Epochs(parts, source, transfer, self._lock))
         self._then = then
         self._settled = threading.Condition()
         self._withdrawing = threading.Event()
@@ -64,7 +70,6 @@ class Activation:
         self._token = new_token()
         self._sealed = False
         self._failure: RelocatorError | None = None
-        self._dropped_blocks = 0
         self._seal_s: float | None = None
         self._drop_s: float | None = None
 
@@ -78,8 +83,8 @@ class Activation:
                     self._go_on_locked()
         elif self._lifecycle.state is not State.STANDBY:
             _start(self._then)
-        elif self._is_ours:
-            withdrawn = self._store.meta.takeover is not None
+        elif self.rounds is not None:
+            withdrawn = self._is_ours and self._store.meta.takeover is not None
             _start(self._give_back_later if withdrawn else self._stay_ready)
 
     def join(self) -> None:
@@ -96,7 +101,8 @@ class Activation:
             **(NO_ROUNDS if self.rounds is None else self.rounds.status()),
             "held": takeover is not None and takeover.held,
             "seal_confirmed": self._sealed or not self._lifecycle.pass_through,
-            "dropped_blocks": self._dropped_blocks,
+            "notes": () if self._sealing is None else self._sealing.notes,
+            "dropped_blocks": 0 if self._sealing is None else self._sealing.dropped_blocks,
             "brought_bytes": 0 if self._sealing is None else self._sealing.brought_bytes,
             "seal_s": self._seal_s,
             "drop_s": self._drop_s,
@@ -240,11 +246,11 @@ class Activation:
         try:
             began_s = time.monotonic()
             self._lifecycle.gate.longest_wait_s = 0.0
-            answer = self._seal()
+            self._seal()
             self._seal_s = time.monotonic() - began_s
             self._sealed = True
             self._tell()
-            changes = {} if answer is None else self._settle(answer)
+            changes = self._settle()
             with self._settled:
                 while self._held and not self._interrupted:
                     self._settled.wait(0.1)
@@ -263,12 +269,11 @@ class Activation:
     def _interrupted(self) -> bool:
         return self._withdrawing.is_set() or self._lifecycle.stopping.is_set()
 
-    def _seal(self) -> Answer | None:
-        """The source's answer to the seal; None if it is not a relocator. Errors as `ask`."""
+    def _seal(self) -> None:
+        """Learn what is stale, of a source that is made to stand still; errors as of `insist`."""
         takeover = self._store.meta.takeover
-        if self._sealing is None or takeover is None or not self._is_ours:
-            return None
-        return self._sealing.ask(takeover.token, self._pause)
+        if self._sealing is not None and takeover is not None:
+            self._sealing.ask(takeover.token, self._pause)
 
     def _pause(self, delay_s: float) -> None:
         if not self._interrupted:
@@ -276,14 +281,12 @@ class Activation:
         if self._interrupted:
             raise _Interrupted
 
-    def _settle(self, answer: Answer) -> dict[str, Any]:
+    def _settle(self) -> dict[str, Any]:
         """The source stands still: drop what is older than that; what is then known of it."""
-        assert self._sealing is not None
         began_s = time.monotonic()
-        self._dropped_blocks = self._sealing.settle(answer)
-        hints.tell_recent(answer, self._parts.plan)
+        changes = {} if self._sealing is None else self._sealing.settle()
         self._drop_s = time.monotonic() - began_s
-        return {"base": base_of(answer), "origin_id": answer["id"], "origin_samples": None}
+        return changes
 
     def _become_active(self, changes: dict[str, Any]) -> None:
         """Let writes pass."""

@@ -151,7 +151,7 @@ class Engine:
         if self._transfer is None:
             return
         self._transfer.upstream.start()
-        preseeds = not self._lifecycle.pass_through or self._handover.source_is_ours
+        preseeds = not self._lifecycle.pass_through or self._handover.copies_ahead
         self._transfer.pacer.set_enabled(self._parts.settings.background and preseeds)
         if self._transfer.seeding is not None:
             self._transfer.seeding.start()

@@ -47,6 +47,11 @@ class Handover:
         """Whether the source was found to be a relocator when the copy began."""
         return self._store.meta.base is not None
 
+    @property
+    def copies_ahead(self) -> bool:
+        """Whether something may be copied before the disk is taken over."""
+        return self.activation.rounds is not None
+
     def identify(self) -> dict[str, Any]:
         """Who this disk is."""
         meta = self._store.meta

@@ -11,6 +11,8 @@ from dataclasses import replace
 
 from relocator.config import Config
 from relocator.errors import ConfigError, UpstreamError
+from relocator.running import recorded
+from relocator.source.bitmaps import DirtyBitmap
 from relocator.source.identity import mismatch, samples_at
 from relocator.source.remote import Source, base_of
 from relocator.source.upstream import probe_size
@@ -48,7 +50,7 @@ def _copy_of(settings: Config) -> Store:
         if found is None or found.complete:
             message = f"source={settings.source}: can't be connected to: {error}"
             raise ConfigError(message) from error
-        return open_store(settings.store, found)  # what is here can be served meanwhile
+        return _open(settings, found)  # what is here can be served meanwhile
     if found is None:
         return _begin(settings, source, size_bytes)
     wanted = replace(
@@ -64,6 +66,7 @@ def _begin(settings: Config, source: Source, size_bytes: int) -> Store:
     if (answer := source.identify()) is not None:
         block_bytes = block_bytes or answer.geometry(size_bytes).block_bytes
         base = base_of(source.call("epoch" if settings.standby else "seal"))
+    _check_bitmap(settings, source, ours=base is not None)
     samples = None if settings.standby else samples_at(source.endpoint)  # it stands still by now
     fresh = Meta(
         id=new_token(),
@@ -73,11 +76,38 @@ def _begin(settings: Config, source: Source, size_bytes: int) -> Store:
         complete=False,
         standby=settings.standby,
         base=base,
+        bitmap=settings.source_bitmap,
         disk=None if settings.disk is None else str(settings.disk),
         origin_id=None if base is None else base.id,
         origin_samples=samples,
     )
     return open_store(settings.store, fresh)
+
+
+def _check_bitmap(settings: Config, source: Source, *, ours: bool) -> None:
+    """A bitmap must be there before anything is copied that it is to speak of."""
+    if (name := settings.source_bitmap) is None:
+        return
+    if ours:
+        raise ConfigError(f"source-bitmap={name}: the source is a relocator; leave it out")
+    if not DirtyBitmap(source.endpoint, name).exists():
+        raise ConfigError(
+            f"source-bitmap={name}: {settings.source} offers no such bitmap; add it by QMP at the "
+            f"source (block-dirty-bitmap-add with name={name}), and export the disk with it "
+            f'(block-export-add with bitmaps=["{name}"])'
+        )
+
+
+def _open(settings: Config, found: Meta) -> Store:
+    """The store; what was copied ahead by another bitmap than now is dropped."""
+    assert settings.store is not None
+    store = open_store(settings.store, found)
+    if found.standby and found.base is None and found.bitmap != settings.source_bitmap:
+        store.drop([(0, store.geometry.total_blocks)])
+        store.commit()
+        recorded.forget(settings.store)
+        store.update(bitmap=settings.source_bitmap)
+    return store
 
 
 def _resume(settings: Config, source: Source, found: Meta) -> Store:
@@ -96,7 +126,7 @@ def _resume(settings: Config, source: Source, found: Meta) -> Store:
         )
     if found.base is not None and not found.standby and answer is not None:
         _check_unchanged(settings, source, found)
-    return open_store(settings.store, found)
+    return _open(settings, found)
 
 
 def _check_unchanged(settings: Config, source: Source, found: Meta) -> None:

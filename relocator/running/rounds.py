@@ -1,14 +1,11 @@
 """Rounds in standby: the copy is kept in step with a guest that goes on writing at the source.
 
-    copy ahead, what is written often last
-    round:  a new epoch at the source -> what became dirty in the ended one is dropped here,
-            and noted: the copy is of the new epoch -> fetched again
-    again at once, as long as it is less each time; then every `refresh_s`
+    round:  the source says what was written -> it is dropped here
 
-Nobody waits for an epoch to begin at the source. The source tells what became dirty in the epoch
-that the copy is of, again if its answer was lost, and once more with its seal: so a round may be
-interrupted anywhere, by a switch too, and costs no more than its blocks. An older source doesn't:
-it is asked only when an operator says so, and an answer that is lost makes everything stale.
+When a round is due: at once, as long as each is less than the one before; then every `refresh_s`.
+What the source can say, and what becomes of what is dropped, differs: see epochs.py for one that
+is a relocator, and recorded.py for one whose QEMU keeps a bitmap. A guest at the source waits for
+nothing of that.
 
 `_one` lets one round begin at a time and is held across I/O. What it brings is applied under the
 lock that the activation gives, if this is still in standby then: no switch waits for the source.
@@ -17,74 +14,85 @@ lock that the activation gives, if this is still in standby then: no switch wait
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
-from relocator.copying import heat
+from relocator.config import REFRESH_S
 from relocator.errors import StateError, UpstreamError
 from relocator.running import states
-from relocator.running.parts import HANDOVER, Parts, Transfer
+from relocator.running.parts import HANDOVER, Parts
 from relocator.running.states import State
-from relocator.source.remote import Answer, Source, base_of, stale
-from relocator.store.meta import Base
 
 #: a round that leaves more than this of the one before is the last of those at once
 _SHRINKS = 0.75
-_NOT_OURS = "'refresh' needs a source that is a relocator"
+
+
+class Changes(Protocol):
+    """What is written at the source, as it says it. Used by one thread at a time."""
+
+    @property
+    def absent_blocks(self) -> int:
+        """How many blocks the copy ahead still has to bring."""
+
+    @property
+    def due(self) -> bool | None:
+        """Whether a round makes sense now; None: the first one is needed, even if there are none.
+
+        Raises:
+            UpstreamError: the source can't be asked.
+        """
+
+    def begin(self) -> None:
+        """Copying ahead begins."""
+
+    def drop(self) -> int:
+        """Drop what was written at the source since it was copied; how many blocks those were.
+
+        Raises:
+            StateError: not in standby any more.
+            UpstreamError: the source can't be asked; nothing has changed.
+        """
 
 
 class Rounds:
-    """Keeps the copy of what `source` has in step. `lock` orders what it does with a switch."""
+    """Keeps a copy in step with `changes`."""
 
     def __init__(
-        self,
-        parts: Parts,
-        source: Source,
-        lock: threading.Lock,
-        now: Callable[[], float] = time.monotonic,
+        self, parts: Parts, changes: Changes, now: Callable[[], float] = time.monotonic
     ) -> None:
         self._parts = parts
         self._store = parts.store
-        self._source = Source(source.endpoint)  # its own: the other keeps a connection for the seal
-        self._lock = lock
+        self._changes = changes
         self._now = now
         self._one = threading.Lock()
         #: seconds between rounds once they shrink no more; None is no rounds
         self.refresh_s = parts.settings.refresh_s
         self._count = 0
-        self._began_s: float | None = None  # of the epoch that the copy is of
-        self._bytes_per_s = 0.0  # written at the source in the epoch before
+        self._began_s: float | None = None  # what the copy is of
+        self._bytes_per_s = 0.0  # written at the source in the round before
         self._last_blocks = self._store.geometry.total_blocks
-        self._asked = self._holding = False
+        self._begun = self._holding = False
         self._again_s = 0.0
-        self._tells_again: bool | None = None
         self._failing = False
-
-    def _begin(self) -> None:
-        """Ask which places are written often, to copy them last; it is only order."""
-        try:
-            answer = self._source.call("identify")
-            self._tells_again = "digests" in answer.fields  # it came a little later than epoch/N
-            written = heat.unpack(self._source.export("write-heat"))
-            shift = int(answer["group_bytes"]).bit_length() - 1
-        except (UpstreamError, ValueError):
-            return
-        self._parts.plan.add(written=written, heat_shift=shift)
 
     def step(self) -> None:
         """Begin a round if it is time; called now and then, by one thread."""
-        if not self._asked and self._copying:
-            self._asked = True
-            self._begin()
-        if self.refresh_s is None or not self._in_step or self._now() < self._again_s:
+        if not self._copying or self._parts.lifecycle.state is not State.STANDBY:
             return
+        if not self._begun:
+            self._begun = True
+            self._changes.begin()
+        if self._now() < self._again_s:
+            return
+        wait_s = self.refresh_s or REFRESH_S
         try:
-            if not self._asks_again():
+            due = self._changes.due
+            if not (due is None or (due and self.refresh_s is not None)):
                 return
             dropped = self.refresh()["refreshed_blocks"]
         except StateError:
             return  # it moves
         except UpstreamError as error:
-            self._again_s = self._now() + self.refresh_s
+            self._again_s = self._now() + wait_s
             self._failing = True
             self._parts.faults.report(HANDOVER, f"the copy is not kept in step: {error}")
             return
@@ -93,65 +101,31 @@ class Rounds:
             self._parts.faults.report(HANDOVER, None)
         self._holding = self._holding or not 0 < dropped < self._last_blocks * _SHRINKS
         self._last_blocks = dropped
-        self._again_s = self._now() + (self.refresh_s if self._holding else 0.0)
+        self._again_s = self._now() + (wait_s if self._holding else 0.0)
 
     @property
     def _copying(self) -> bool:
         transfer = self._parts.transfer
         return transfer is not None and transfer.pacer.running
 
-    @property
-    def _in_step(self) -> bool:
-        """Whether all is here that was asked for, and the copy goes on."""
-        standing_by = self._parts.lifecycle.state is State.STANDBY
-        return standing_by and self._copying and self._store.all_present
-
-    def _asks_again(self) -> bool:
-        """Whether the source gives an answer again that was lost."""
-        if self._tells_again is None:
-            self._tells_again = "digests" in self._source.call("identify").fields
-        return self._tells_again
-
     def refresh(self) -> dict[str, int]:
-        """One round: drop what was written at the source since it was copied, to be copied again.
+        """One round.
 
         Raises:
-            StateError: not in standby, or the source is not a relocator.
+            StateError: not in standby.
             UpstreamError: the source can't be asked; nothing has changed.
         """
         with self._one:
-            transfer, base = self._parts.transfer, self._store.meta.base
-            if transfer is None or base is None:
-                raise StateError(_NOT_OURS)
-            self._check()
-            if self._asks_again():
-                answer = self._source.call(f"epoch/{base.epoch}")
-                with self._lock:
-                    return {"refreshed_blocks": self._apply(transfer, base, answer)}
-            with self._lock:  # its answer can't be had twice: a switch has to wait for it
-                self._check()
-                return {"refreshed_blocks": self._apply(transfer, base, self._source.call("epoch"))}
-
-    def _check(self) -> None:
-        states.check(self._parts.lifecycle.state, "refresh")
-        if self._parts.lifecycle.stopping.is_set():
-            raise StateError("'refresh' is refused: the proxy is being stopped")
-
-    def _apply(self, transfer: Transfer, base: Base, answer: Answer) -> int:
-        """Drop what is stale, and note the epoch that the copy is of; with the lock."""
-        self._check()
-        dropped = 0
-        if base_of(answer) != base:
-            transfer.hydration.disown_fetches()
-            dropped = self._store.drop(stale(self._store, answer, "ended", began=1))
-            self._store.update(base=base_of(answer))
-        now_s = self._now()
-        if self._began_s is not None and now_s > self._began_s:
-            written = dropped * self._store.geometry.block_bytes
-            self._bytes_per_s = written / (now_s - self._began_s)
-        self._began_s = now_s
-        self._count += 1
-        return dropped
+            check_standby(self._parts)
+            in_step = self._changes.absent_blocks == 0
+            dropped = self._changes.drop()
+            now_s = self._now()
+            if self._began_s is not None and now_s > self._began_s:
+                written = dropped * self._store.geometry.block_bytes
+                self._bytes_per_s = written / (now_s - self._began_s)
+            self._began_s = now_s
+            self._count += in_step
+            return {"refreshed_blocks": dropped}
 
     def status(self) -> dict[str, Any]:
         """How far the copy is behind; part of the status object."""
@@ -173,6 +147,17 @@ class Rounds:
             return 0.0
         rate = self._parts.transfer.pacer.bytes_per_s if self._parts.transfer else 0.0
         return length / rate if rate else None
+
+
+def check_standby(parts: Parts) -> None:
+    """Refuse a round where it would come too late.
+
+    Raises:
+        StateError: not in standby, or about to end.
+    """
+    states.check(parts.lifecycle.state, "refresh")
+    if parts.lifecycle.stopping.is_set():
+        raise StateError("'refresh' is refused: the proxy is being stopped")
 
 
 #: what a disk that never stands by says of it

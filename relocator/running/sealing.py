@@ -16,16 +16,17 @@ A source of an older version knows nothing of this, and is asked for its seal al
 
 import errno
 import threading
-import time
 from bisect import bisect_right
 from collections.abc import Callable
+from typing import Any
 
+from relocator.copying import hints
 from relocator.copying.claims import Claim
 from relocator.errors import RelocatorError, StateError, UpstreamError
-from relocator.running.parts import HANDOVER, Parts, Transfer
+from relocator.running.insisting import insist
+from relocator.running.parts import Parts, Transfer
 from relocator.running.rest import MOST_REST_BYTES
-from relocator.source.connection import backoff
-from relocator.source.remote import Answer, Source, stale
+from relocator.source.remote import Answer, Source, base_of, stale
 from relocator.store.store import Runs
 
 LEAST_BYTES = 64 << 10
@@ -49,6 +50,9 @@ class Sealing:
         self._thread: threading.Thread | None = None
         #: bytes that have come with the seal
         self.brought_bytes = 0
+        self.dropped_blocks = 0
+        #: what an operator should know: of a relocator there is nothing that it doesn't say itself
+        self.notes: tuple[str, ...] = ()
 
     @property
     def _most_bytes(self) -> int:
@@ -86,24 +90,10 @@ class Sealing:
         self._ready = "", 0
         self._source.unprepare()
 
-    def ask(self, token: str, pause: Callable[[float], None]) -> Answer:
-        """The source's answer to the seal. `pause` waits for so many seconds, or raises.
-
-        Raises:
-            UpstreamError: it did not answer within the retry timeout.
-            StateError: it refused.
-        """
-        give_up_s = time.monotonic() + self._parts.settings.retry_timeout_s
-        for delay_s in backoff():
-            pause(0.0)
-            try:
-                return self._ask(token)
-            except UpstreamError as error:
-                if time.monotonic() + delay_s > give_up_s:
-                    raise
-                self._parts.faults.report(HANDOVER, f"the source can't be sealed yet: {error}")
-            pause(delay_s)
-        raise AssertionError("backoff goes on for ever")
+    def ask(self, token: str, pause: Callable[[float], None]) -> None:
+        """Have the source sealed; errors as of `insist`."""
+        why = "the source can't be sealed yet"
+        self._answer = insist(self._parts, lambda: self._ask(token), pause, why)
 
     def _ask(self, token: str) -> Answer:
         verb, most = self._ready
@@ -118,21 +108,23 @@ class Sealing:
                 raise
             return self._source.call(plain)  # unless it can't be reached, it is of an older version
 
-    def settle(self, answer: Answer) -> int:
+    def settle(self) -> dict[str, Any]:
         """Drop what is older than the seal, and let come what comes with it.
 
-        Returns how many blocks were dropped.
+        Returns what is then known of the source, as changes of `Meta`.
         """
-        self._answer = answer
+        answer = self._answer
+        assert answer is not None
         self.join()  # what came with an earlier seal, since withdrawn
         self._transfer.hydration.disown_fetches()
-        dropped = self._store.drop(stale(self._store, answer))
+        self.dropped_blocks = self._store.drop(stale(self._store, answer))
         arguments = answer, self._claim(answer)
         self._thread = threading.Thread(
             target=self._bring, args=arguments, name="rest", daemon=True
         )
         self._thread.start()
-        return dropped
+        hints.tell_recent(answer, self._parts.plan)
+        return {"base": base_of(answer), "origin_id": answer["id"], "origin_samples": None}
 
     def _claim(self, answer: Answer) -> list[tuple[Claim, int]]:
         """Claim the absent blocks of what comes with the answer; where in it each claim begins."""

@@ -52,13 +52,15 @@ class Status:
 
     def now(self) -> dict[str, Any]:
         """The status object."""
+        handover = self._handover()
         return {
             "version": __version__,
             "graduated": False,
             **self._of_disk(),
-            **self._handover(),
+            **handover,
             **self._of_source(),
             **self._of_copy(),
+            "notes": [*self._notes, *handover["notes"]],
             **self._disk.status(),
         }
 
@@ -109,7 +111,6 @@ class Status:
             "skipped_bytes": 0 if hydration is None else hydration.skipped_bytes,
             "seeded_bytes": 0 if hydration is None else hydration.seeded_bytes,
             **_of_seeds(seeding),
-            "notes": [*plan.notes, *(seeding.notes if seeding else ())],
             "known": plan.known,
             "background": _background(pacer),
             "order": ",".join(plan.keys),
@@ -124,6 +125,11 @@ class Status:
             "in_flight_bytes": 0 if pacer is None else pacer.in_flight_bytes,
             "eta_s": 0.0 if missing == 0 else (missing * 8 / rate if rate > 0 else None),
         }
+
+    @property
+    def _notes(self) -> tuple[str, ...]:
+        seeding = None if self._parts.transfer is None else self._parts.transfer.seeding
+        return (*self._parts.plan.notes, *(seeding.notes if seeding else ()))
 
     @property
     def _copying(self) -> Transfer | None:
@@ -164,7 +170,7 @@ def _offers(meta: Meta) -> str | None:
     """Whether the source is a relocator, with heat, pre-seed and sealing, or offers blocks only."""
     if meta.source is None:
         return None
-    return "everything" if meta.base is not None else "blocks"
+    return "everything" if meta.base is not None else "bitmap" if meta.bitmap else "blocks"
 
 
 def _of_seeds(seeding: Seeding | None) -> dict[str, Any]:

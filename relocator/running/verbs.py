@@ -202,7 +202,7 @@ class Verbs:
     @property
     def _rounds(self) -> Rounds:
         if (rounds := self._handover.activation.rounds) is None:
-            raise StateError("'refresh' needs a source")
+            raise StateError("'refresh' needs a source that is a relocator, or source-bitmap=")
         return rounds
 
     def _set_rate(self, key: str, text: str) -> Callable[[], None]:

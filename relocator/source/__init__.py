@@ -9,6 +9,7 @@ byte is taken from a server that is not the disk the copy was begun from.
     connection  one connection that heals itself, owned by one thread      -> Connection, Request
     upstream    several of them: demand apart from background              -> Upstream
     remote      the verbs and further exports of a source that is ours     -> Source, Answer
+    bitmaps     what QEMU has recorded of a source that is not ours       -> DirtyBitmap
     replies     a verb's reply on the wire
     identity    whether a source that comes back is still the same disk    -> Guard
     verify      proof of a copy by digests

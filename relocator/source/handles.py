@@ -58,10 +58,14 @@ def limits_of(handle: Any) -> Limits:
 
 
 def open_handle(
-    endpoint: Endpoint, *, idle: Callable[[], None] | None = None, wake_fd: int | None = None
+    endpoint: Endpoint,
+    *contexts: str,
+    idle: Callable[[], None] | None = None,
+    wake_fd: int | None = None,
 ) -> Any:
     """A handle connected to `endpoint`, ready for requests.
 
+    `contexts` are what block status may be asked for, if the server has it; holes unless given.
     `idle` is called while waiting, once a second and when `wake_fd` (an eventfd) was written to;
     what it raises ends the attempt.
 
@@ -71,7 +75,7 @@ def open_handle(
     tunnel: Tunnel | None = None
     give_up_s = time.monotonic() + CONNECT_S
     try:
-        handle = _new_handle(endpoint)
+        handle = _new_handle(endpoint, contexts or (ALLOCATION,))
         tunnel = _tunnel(endpoint)
         if tunnel is not None:
             weakref.finalize(handle, tunnel.end)
@@ -119,9 +123,10 @@ def _tunnel(endpoint: Endpoint) -> Tunnel | None:
     return Tunnel.on_listener(endpoint.iscsi_command()) if endpoint.scheme == "iscsi" else None
 
 
-def _new_handle(endpoint: Endpoint) -> Any:
+def _new_handle(endpoint: Endpoint, contexts: tuple[str, ...]) -> Any:
     handle = nbd.NBD()
-    handle.add_meta_context(ALLOCATION)
+    for context in contexts:
+        handle.add_meta_context(context)
     handle.set_pread_initialize(False)
     handle.set_tls(_TLS[endpoint.encryption])
     if endpoint.certificates is not None:

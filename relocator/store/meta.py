@@ -46,6 +46,7 @@ class Meta:
     `creating`: the store was being made when that was written, and holds nothing yet. `graduated`:
     the image was handed to a server that records no writes (see graduation.py). `origin_id` and
     `origin_samples` are what the source is known by when it comes back (see identity.py).
+    `bitmap`, one of the source's, says what of a copy is stale in standby where no epoch does.
     `void_seals` are the last tokens whose seal was withdrawn: a request for one may still arrive.
     """
 
@@ -63,6 +64,7 @@ class Meta:
     moved: bool = False
     void_seals: tuple[str, ...] = ()
     base: Base | None = None
+    bitmap: str | None = None
     takeover: Takeover | None = None
     disk: str | None = None
     origin_id: str | None = None
@@ -111,15 +113,20 @@ def _parse(directory: Path, found: Any) -> Meta:
 
 
 def write(directory: Path, meta: Meta) -> None:
-    """Replace meta.json atomically: write, fsync, rename, fsync the directory."""
-    fresh = directory / "meta.json.new"
-    with fresh.open("w") as file:
-        json.dump(asdict(meta), file, indent=1, sort_keys=True)
-        file.write("\n")
+    """Replace meta.json atomically."""
+    text = json.dumps(asdict(meta), indent=1, sort_keys=True) + "\n"
+    replace_file(directory / "meta.json", text.encode())
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Replace a file by another content, durably and at once: write, fsync, rename, fsync."""
+    fresh = path.with_name(f"{path.name}.new")
+    with fresh.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    fresh.rename(directory / "meta.json")
-    sync_directory(directory)
+    fresh.rename(path)
+    sync_directory(path.parent)
 
 
 def sync_directory(directory: Path) -> None:

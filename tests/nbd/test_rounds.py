@@ -3,6 +3,8 @@
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,26 @@ def epoch(target: Server) -> int:
     return int(target.control.call("identify")["epoch"])
 
 
+@contextmanager
+def at_work(write: Callable[[int, int], None], blocks: int) -> Iterator[None]:
+    """A guest that writes a few blocks, again and again, as `write(block, count)` does it."""
+    stop = threading.Event()
+
+    def run() -> None:
+        block = 0
+        while not stop.is_set():
+            block = (block * 5 + 7) % blocks
+            write(block, 1 + block % 9)
+
+    writer = threading.Thread(target=run)
+    writer.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        writer.join()
+
+
 def relocator(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "relocator.cli.main", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -74,21 +96,9 @@ def test_the_switch_is_whole_while_the_guest_writes_until_the_last(
     tmp_path: Path, site: Site
 ) -> None:
     with site.serve() as target, standby(tmp_path, target, "refresh=0.1") as proxy:
-        guest, stop = target.connect(), threading.Event()
-
-        def write() -> None:
-            block = 0
-            while not stop.is_set():
-                block = (block * 5 + 7) % 1000
-                site.write(guest, block, 1 + block % 9)
-
-        writer = threading.Thread(target=write)
-        writer.start()
-        try:
+        guest = target.connect()
+        with at_work(lambda block, count: site.write(guest, block, count), 1000):
             wait_for(lambda: proxy.status()["rounds"] > 8, "some rounds")
-        finally:
-            stop.set()
-            writer.join()
         proxy.control.call("activate", wait=True)
         assert proxy.connect().pread(SIZE_BYTES, 0) == site.model
         proxy.wait()

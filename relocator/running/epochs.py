@@ -1,0 +1,84 @@
+"""What is written at a source that is a relocator, epoch after epoch.
+
+    copy ahead, what is written often last
+    round:  a new epoch at the source -> what became dirty in the ended one is dropped here,
+            and noted: the copy is of the new epoch -> fetched again
+
+Nobody waits for an epoch to begin at the source. The source tells what became dirty in the epoch
+that the copy is of, again if its answer was lost, and once more with its seal: so a round may be
+interrupted anywhere, by a switch too, and costs no more than its blocks. An older source doesn't:
+it is asked only when an operator says so, and an answer that is lost makes everything stale.
+"""
+
+import threading
+
+from relocator.copying import heat
+from relocator.errors import StateError, UpstreamError
+from relocator.running.parts import Parts, Transfer
+from relocator.running.rounds import check_standby
+from relocator.source.remote import Answer, Source, base_of, stale
+from relocator.store.meta import Base
+
+
+class Epochs:
+    """What `source` says of its epochs. `lock` orders what is done about it with a switch."""
+
+    def __init__(
+        self, parts: Parts, source: Source, transfer: Transfer, lock: threading.Lock
+    ) -> None:
+        self._parts = parts
+        self._store = parts.store
+        self._source = Source(source.endpoint)  # its own: the other keeps a connection for the seal
+        self._transfer = transfer
+        self._lock = lock
+        self._tells_again: bool | None = None
+
+    def begin(self) -> None:
+        """Ask which places are written often, to copy them last; it is only order."""
+        try:
+            answer = self._source.call("identify")
+            self._tells_again = "digests" in answer.fields  # it came a little later than epoch/N
+            written = heat.unpack(self._source.export("write-heat"))
+            shift = int(answer["group_bytes"]).bit_length() - 1
+        except (UpstreamError, ValueError):
+            return
+        self._parts.plan.add(written=written, heat_shift=shift)
+
+    @property
+    def absent_blocks(self) -> int:
+        """How many blocks the copy ahead still has to bring."""
+        return self._store.geometry.total_blocks - self._store.present_blocks
+
+    @property
+    def due(self) -> bool:
+        """Whether all is here that was asked for, and the source gives an answer again."""
+        return self.absent_blocks == 0 and self._asks_again()
+
+    def _asks_again(self) -> bool:
+        """Whether the source gives an answer again that was lost."""
+        if self._tells_again is None:
+            self._tells_again = "digests" in self._source.call("identify").fields
+        return self._tells_again
+
+    def drop(self) -> int:
+        """Begin an epoch, and drop what became dirty in the one before, to be copied again."""
+        base = self._store.meta.base
+        if base is None:
+            raise StateError("'refresh' needs a source that is a relocator")
+        if self._asks_again():
+            answer = self._source.call(f"epoch/{base.epoch}")
+            with self._lock:
+                return self._apply(base, answer)
+        with self._lock:  # its answer can't be had twice: a switch has to wait for it
+            check_standby(self._parts)
+            return self._apply(base, self._source.call("epoch"))
+
+    def _apply(self, base: Base, answer: Answer) -> int:
+        """Drop what is stale, and note the epoch that the copy is of; with the lock."""
+        check_standby(self._parts)
+        if base_of(answer) == base:
+            return 0
+        self._transfer.hydration.disown_fetches()
+        dropped = self._store.drop(stale(self._store, answer, "ended", began=1))
+        self._store.update(base=base_of(answer))
+        return dropped
