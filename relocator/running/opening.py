@@ -11,7 +11,6 @@ from dataclasses import replace
 
 from relocator.config import Config
 from relocator.errors import ConfigError, UpstreamError
-from relocator.running import recorded
 from relocator.source.bitmaps import DirtyBitmap
 from relocator.source.identity import mismatch, samples_at
 from relocator.source.remote import Source, base_of
@@ -105,7 +104,6 @@ def _open(settings: Config, found: Meta) -> Store:
     if found.standby and found.base is None and found.bitmap != settings.source_bitmap:
         store.drop([(0, store.geometry.total_blocks)])
         store.commit()
-        recorded.forget(settings.store)
         store.update(bitmap=settings.source_bitmap)
     return store
 

@@ -18,8 +18,6 @@ older D knew to be stale.
 
 import threading
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from relocator.errors import RelocatorError, UpstreamError
@@ -32,8 +30,6 @@ from relocator.store import runs
 from relocator.store.bitmap import Bitmap
 from relocator.store.meta import replace_file
 from relocator.store.store import Runs
-
-_NAME = "bitmap"
 
 
 class Recorded:
@@ -48,7 +44,7 @@ class Recorded:
         self._lock = lock
         assert parts.store.directory is not None and parts.store.meta.bitmap is not None
         self._bitmap = DirtyBitmap(endpoint, parts.store.meta.bitmap)
-        self._path = parts.store.directory / _NAME
+        self._path = parts.store.directory / "bitmap"
         self._last = self._load()
         self._found: Bitmap | None = None
         self._read = False  # in this process; until then nothing is copied
@@ -102,9 +98,8 @@ class Recorded:
         if not known:
             self._store.commit()
             self._note(dropped, "missing" if found is None else "cleared, or replaced by another")
-        if found is None:
-            self._path.unlink(missing_ok=True)
-        elif not known or self._last is None or found.count() != self._last.count():
+        grown = self._last is None or found is None or found.count() != self._last.count()
+        if found is not None and (grown or not known):
             replace_file(self._path, runs.pack(found))
         self._last, self._read = found, found is not None
         return dropped
@@ -162,9 +157,3 @@ class Recorded:
 
     def join(self) -> None:
         """Nothing is stored by a thread of this."""
-
-
-def forget(directory: Path) -> None:
-    """No bitmap has been read for the store there."""
-    with suppress(FileNotFoundError):
-        (directory / _NAME).unlink()
