@@ -34,7 +34,7 @@ MS = 1e3
 
 
 def colours(picture: Mapping[str, Sequence[float]]) -> np.ndarray:
-    """Rows × COLUMNS × RGB of a map: what is absent fades into present, what was written stands out."""
+    """Rows × COLUMNS × RGB of a map; absent fades into present, what was written stands out."""
     present, dirty = (np.array(picture[name])[:, None] for name in ("present", "dirty"))
     mixed = np.array(ABSENT) * (1 - present) + np.array(PRESENT) * present
     mixed = np.where(dirty > 0, np.array(WRITTEN), mixed)
@@ -64,7 +64,8 @@ def draw(film: Mapping[str, Any], path: Path) -> None:
     every_s = EVERY * (seen[1]["at_s"] - seen[0]["at_s"])
     with mpl.rc_context(plots.STYLE):
         screen = Screen(film)
-        frames = [screen.picture(one) for one in [*seen[::EVERY], seen[-1]]]
+        drawn = [*seen[:-1:EVERY], seen[-1]]
+        frames = [screen.picture(one) for one in drawn]
     palette = frames[len(frames) // 2].quantize(PALETTE)
     flat = [one.quantize(palette=palette, dither=Image.Dither.NONE) for one in frames]
     shown_ms = [round(every_s * MS)] * (len(flat) - 1) + [LAST_MS]
@@ -82,10 +83,10 @@ class Screen:
         self._map = upper.imshow(
             colours(film["pictures"][0]), aspect="auto", interpolation="nearest"
         )
-        upper.set(xticks=[], yticks=[], xlabel="the disk, from its first block to its last")
+        upper.set(xticks=[], yticks=[], ylabel="the disk")
         kinds = {"still at the source": ABSENT, "here": PRESENT, "written by the VM here": WRITTEN}
         handles = [Patch(color=colour, label=label) for label, colour in kinds.items()]
-        figure.legend(handles=handles, loc="outside upper right", ncols=3)
+        upper.legend(handles=handles, loc="upper right", bbox_to_anchor=(1, -0.02), ncols=3)
         self._title = figure.suptitle(" ", x=0.01, ha="left", fontweight="bold")
         self._dots = _latencies(lower, film)
         self._now = lower.axvline(0, color=plots.INK, linewidth=1)
