@@ -1,7 +1,7 @@
 # `make demo` and `make test` do all the set-up on a fresh Debian or Ubuntu machine.
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
-.PHONY: help install demo test check power matrix soak bench reproduce claims docs lab package clean
+.PHONY: help install demo test check power matrix soak fuzz bench reproduce claims docs lab package clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -27,6 +27,10 @@ matrix: install  ## a VM's move broken at every place in every way (some 12 minu
 
 soak: install    ## the proxy killed at random moments, again and again (ROUNDS=1000)
 	$(PYTHON) -m tests.crash.kill $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED))
+
+fuzz: install    ## bad input made up, TIME=600 seconds a target (TARGET=... one of them); corpus in .cache/fuzz
+	@scripts/install --reproduce
+	$(PYTHON) -m tests.fuzz $(TARGET) $(if $(TIME),--time $(TIME))
 
 demo: install    ## relocates a disk across an emulated WAN; table, figures and page in out/demo (VM=qemu: a real VM)
 	$(PYTHON) -m experiments.demo $(if $(VM),--vm $(VM))

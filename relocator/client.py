@@ -28,9 +28,10 @@ class Client:
                 link.sendall(request.encode())
                 with link.makefile("rb") as lines:
                     line = lines.readline()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: no file can have that name
+            why = error.strerror if isinstance(error, OSError) else None
             raise RelocatorError(
-                f"control socket {self.path}: {error.strerror or error}; is the plugin running?"
+                f"control socket {self.path}: {why or error}; is the plugin running?"
             ) from error
         if not line:
             raise RelocatorError(f"control socket {self.path}: closed without an answer")

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from relocator import words
 from relocator.copying import deadline
-from relocator.copying.recent import MOST_PLACES
+from relocator.copying.recent import LARGEST_PLACES, MOST_PLACES
 from relocator.copying.timetable import MOST_ENTRIES, Timetable
 from relocator.errors import ConfigError
 from relocator.source import endpoint
@@ -22,9 +23,6 @@ from relocator.store import geometry
 ORDERS = ("recent", "in-use", "hot", "sequential", "random")
 MOST_CONNECTIONS = 16
 REFRESH_S = 5.0
-LARGEST_COUNT = 1 << 24
-_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-_DECIMAL = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 
 
 @dataclass(frozen=True)
@@ -74,31 +72,13 @@ class Config:
         )
 
 
-def parse_size(key: str, text: str) -> int:
-    """A size in bytes such as `4096`, `64K`, `1M` (powers of 1024)."""
-    match = re.fullmatch(r"(\d+)([kmgt]?)(?:i?b)?", text.strip().lower())
-    if not match:
-        raise ConfigError(f"{key}={text}: not a size; write bytes or a suffix, such as 64K or 1M")
-    return int(match[1]) * _UNITS[match[2]]
-
-
-def parse_rate(key: str, text: str) -> float | None:
-    """Bits a second such as `50M`, `50mbit`, `1.5G` (powers of 1000); `none` is no cap."""
-    if text.strip().lower() == "none":
-        return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmg]?)(?:bit|bit/s|bps)?", text.strip().lower())
-    if not match or float(match[1]) == 0:
-        raise ConfigError(f"{key}={text}: not a rate in bits a second; write 50M, 800K or none")
-    return float(match[1]) * _DECIMAL[match[2]]
-
-
 def parse_timetable(key: str, text: str) -> Timetable:
     """A rate, or entries `HH:MM,RATE` with spaces between them: from when on which rate holds."""
-    words = text.split()
-    if len(words) == 1 and "," not in text:
-        return Timetable((0, parse_rate(key, text)))
+    parts = text.split()
+    if len(parts) == 1 and "," not in text:
+        return Timetable((0, words.rate(key, text)))
     entries: dict[int, float | None] = {}
-    for word in words:
+    for word in parts:
         at, _, rate = word.partition(",")
         match = re.fullmatch(r"([01]?\d|2[0-3]):([0-5]\d)", at)
         if not match or not rate:
@@ -109,7 +89,7 @@ def parse_timetable(key: str, text: str) -> Timetable:
         minute = int(match[1]) * 60 + int(match[2])
         if minute in entries:
             raise ConfigError(f"{key}={text}: {at} is there twice; give each time once")
-        entries[minute] = parse_rate(key, rate)
+        entries[minute] = words.rate(key, rate)
     if not entries:
         raise ConfigError(f"{key}=: is empty; write 50M, none, or '07:00,20M 23:30,none'")
     if len(entries) > MOST_ENTRIES:
@@ -146,7 +126,7 @@ def parse_order(key: str, text: str) -> tuple[str, ...]:
 def _parse_order_key(key: str, text: str) -> str:
     if text.startswith("trace:"):
         path = _parse_path(key, text.removeprefix("trace:"))
-        if not path.is_file():
+        if not words.is_file(path):
             raise ConfigError(f"{key}={text}: there is no such file")
         return f"trace:{path}"
     if text not in ORDERS:
@@ -156,12 +136,12 @@ def _parse_order_key(key: str, text: str) -> str:
 
 def parse_amount(key: str, text: str) -> int | None:
     """A size in bytes, 0 for none, or `auto` (None)."""
-    return None if text == "auto" else parse_size(key, text)
+    return None if text == "auto" else words.size(key, text)
 
 
 def parse_window(key: str, text: str) -> int | None:
     """A size in bytes, or `auto` (None)."""
-    size = None if text == "auto" else parse_size(key, text)
+    size = None if text == "auto" else words.size(key, text)
     if size is not None and size < 1 << 12:
         raise ConfigError(f"{key}={text}: too small to make progress; at least 4K, or auto")
     return size
@@ -171,7 +151,7 @@ def parse_block(key: str, text: str) -> int | None:
     """The unit of the maps: a power of two, or `auto` (None)."""
     if text == "auto":
         return None
-    size = parse_size(key, text)
+    size = words.size(key, text)
     try:
         geometry.Geometry(0, size)
     except ValueError as error:
@@ -216,27 +196,29 @@ def _parse_name(key: str, text: str) -> str:
 
 def parse_connections(key: str, text: str) -> int:
     """How many connections: one for demand, the others for the background copy."""
-    if not text.isdecimal() or not 2 <= int(text) <= MOST_CONNECTIONS:
+    number = words.whole(text)
+    if number is None or not 2 <= number <= MOST_CONNECTIONS:
         raise ConfigError(
             f"{key}={text}: must be a number from 2 to {MOST_CONNECTIONS}; "
             "one is kept for what the guest waits for"
         )
-    return int(text)
+    return number
 
 
 def parse_count(key: str, text: str) -> int:
     """A number of places."""
-    if not text.isdecimal() or int(text) > LARGEST_COUNT:
-        raise ConfigError(f"{key}={text}: must be a number from 0 (none) to {LARGEST_COUNT}")
-    return int(text)
+    number = words.whole(text)
+    if number is None or number > LARGEST_PLACES:
+        raise ConfigError(f"{key}={text}: must be a number from 0 (none) to {LARGEST_PLACES}")
+    return number
 
 
 def _parse_certificates(key: str, text: str) -> Path:
     """A directory with ca-cert.pem and, where the server asks for them, client-{cert,key}.pem."""
     path = _parse_path(key, text)
-    if not (path / "ca-cert.pem").is_file():
+    if not words.is_file(path / "ca-cert.pem"):
         raise ConfigError(f"{key}={text}: must be a directory with ca-cert.pem in it")
-    if (path / "client-cert.pem").is_file() != (path / "client-key.pem").is_file():
+    if words.is_file(path / "client-cert.pem") != words.is_file(path / "client-key.pem"):
         raise ConfigError(f"{key}={text}: of client-cert.pem and client-key.pem one is missing")
     return path
 
@@ -253,13 +235,15 @@ def _parse_path(key: str, text: str) -> Path:
     """A path, made absolute."""
     if not text:
         raise ConfigError(f"{key}=: is empty; give a path")
+    if not words.is_path(text):
+        raise ConfigError(f"{key}={text}: no file can have that name; give another path")
     return Path(text).absolute()
 
 
 def _parse_file(key: str, text: str) -> Path:
     """The path of a file that exists."""
     path = _parse_path(key, text)
-    if not path.is_file():
+    if not words.is_file(path):
         raise ConfigError(f"{key}={text}: there is no such file")
     return path
 
@@ -267,7 +251,7 @@ def _parse_file(key: str, text: str) -> Path:
 def _parse_seeds(key: str, text: str) -> tuple[Path, ...]:
     """Comma-separated paths of images that exist; one that is no raw image is refused later."""
     for path in (paths := tuple(_parse_path(key, part) for part in text.split(","))):
-        if not (path.is_file() or path.is_block_device()):
+        if not (words.is_file(path) or words.is_device(path)):
             raise ConfigError(f"{key}={path}: there is no such file or block device")
     return paths
 
@@ -292,7 +276,7 @@ KEYS: dict[str, tuple[bool, str, Callable[[str, str], object]]] = {
     "window": (True, "window_bytes", parse_window),
     "readahead": (True, "readahead_bytes", parse_amount),
     "seed": (True, "seeds", _parse_seeds),
-    "seed-rate": (True, "seed_rate_bits_per_s", parse_rate),
+    "seed-rate": (True, "seed_rate_bits_per_s", words.rate),
     "seal-brings": (True, "seal_brings_bytes", parse_amount),
     "refresh": (True, "refresh_s", parse_refresh),
     "source-bitmap": (True, "source_bitmap", _parse_name),

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from relocator import config
+from relocator import config, words
 from relocator.errors import ConfigError
 from testbed import systems
 from testbed.network import wan
@@ -139,7 +139,7 @@ SETTINGS: Mapping[str, Check] = {
     "window": _setting(config.parse_window),
     "connections": _setting(config.parse_connections),
     "demand": _choice("own", "shared"),
-    "rate": _setting(config.parse_rate),
+    "rate": _setting(words.rate),
     "block": _setting(config.parse_block),
     "source": _choice("file"),
     "activate-on-write": _choice("yes"),

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from relocator import words
 from relocator.errors import ConfigError, RelocatorError
 from relocator.running.control import remove_stale
 
@@ -119,6 +120,8 @@ def address_of(options: argparse.Namespace) -> Address:
     if options.socket is not None and options.congestion is not None:
         raise ConfigError(f"--congestion={options.congestion}: is for TCP; not with --socket")
     if options.socket is not None:
+        if not words.is_path(options.socket):
+            raise ConfigError(f"--socket={options.socket}: no file can have that name")
         return Address(path=Path(options.socket))
     address = parse_address(options.listen, f"127.0.0.1:{DEFAULT_PORT}")
     if options.congestion is None:
@@ -151,9 +154,10 @@ def parse_address(text: str, example: str, least_port: int = 1) -> Address:
         ConfigError: it is not one.
     """
     host, colon, port = text.rpartition(":")
-    if not colon or not port.isdecimal() or not least_port <= int(port) < 65536:
+    number = words.whole(port)
+    if not colon or number is None or not least_port <= number < 65536:
         raise ConfigError(f"--listen={text}: not HOST:PORT; write {example}")
-    return Address(host.strip("[]"), int(port))
+    return Address(host.strip("[]"), number)
 
 
 def inherit(sockets: list[socket.socket], locks: Sequence[int]) -> None:

@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"relocator: {error}", file=sys.stderr)
         return 2
-    except RelocatorError as error:
+    except (RelocatorError, OSError) as error:
         print(f"relocator: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

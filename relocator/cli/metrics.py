@@ -12,6 +12,7 @@ import argparse
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from math import inf
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from relocator.client import Client
 from relocator.errors import ConfigError, RelocatorError
 from relocator.running.states import Role, State
 
+FOLDER = Path(__file__).resolve().parent.parent / "monitoring"
+_FILES = {"alerts": "alerts.yml", "dashboard": "dashboard.json"}
 DEFAULT_LISTEN = "127.0.0.1:9464"
 PATIENCE_S = 5.0
 Status = dict[str, Any]
@@ -51,6 +54,23 @@ def _bytes(status: Status, field: str) -> int:
     return min(int(status["size_bytes"]), int(status[field] * status["block_bytes"]))
 
 
+def _late(status: Status) -> float | None:
+    """Without an end in sight it is late for ever."""
+    ends = status["finish_by_s"] is None or status["late_s"] is not None
+    return status["late_s"] if ends else inf
+
+
+def _lost(status: Status) -> bool:
+    """A disk that is all here needs its source no more."""
+    return bool(status["role"] == Role.PROXY and not status["source_connected"])
+
+
+def _ready(status: Status) -> bool:
+    """All was copied ahead at least once, and is kept in step."""
+    in_step = status["behind_bytes"] is not None and status["faults"]["handover"] is None
+    return bool(status["state"] == State.STANDBY and in_step)
+
+
 #: name, meaning, and what it is of a status if not the field of that name; None is left out
 _GAUGES: tuple[tuple[str, str, Callable[[Status], Any] | None], ...] = (
     ("size_bytes", "Size of the disk", None),
@@ -59,10 +79,18 @@ _GAUGES: tuple[tuple[str, str, Callable[[Status], Any] | None], ...] = (
     ("window_bytes", "Background bytes that may be asked for and not yet received", None),
     ("in_flight_bytes", "Background bytes that are asked for and not yet received", None),
     ("source_connected", "Whether a read of an absent block would be sent at once", None),
+    ("source_lost", "Whether the source is still needed and can't be read", _lost),
+    ("ready", "Whether all was copied ahead, and is kept in step; in standby", _ready),
+    ("store_free_bytes", "Room on the image's file system", itemgetter("free_bytes")),
+    (
+        "store_unallocated_bytes",
+        "How much of the image has no place there yet",
+        itemgetter("unallocated_bytes"),
+    ),
     ("rate_cap_bytes_per_second", "The operator's cap of the background copy, if any", _cap),
     ("behind_bytes", "What a switch now would leave at the source; in standby", None),
     ("behind_seconds", "How long that takes to copy", itemgetter("behind_s")),
-    ("late_seconds", "By how much `finish-by` will be missed; 0: it holds", itemgetter("late_s")),
+    ("late_seconds", "By how much `finish-by` will be missed; 0: it holds", _late),
     ("time_left_seconds", "At the present rate; absent while nothing arrives", itemgetter("eta_s")),
     (
         "failing",
@@ -86,7 +114,12 @@ def add(commands: Commands) -> None:
         description="Serve Prometheus metrics of running plugins over HTTP, at /metrics.",
     )
     parser.add_argument(
-        "controls", metavar="CONTROL", nargs="+", help="control sockets of the plugins"
+        "controls", metavar="CONTROL", nargs="*", help="control sockets of the plugins"
+    )
+    parser.add_argument(
+        "--print",
+        choices=sorted(_FILES),
+        help="only print alert rules for Prometheus, or a dashboard for Grafana",
     )
     parser.add_argument(
         "--listen",
@@ -155,6 +188,12 @@ def families(answers: dict[str, Status | None]) -> Iterator[Metric]:
             for disk, status in alive.items()
         ]
         yield family(core.StateSetMetricFamily, name, text, states)
+    faults = [
+        ([disk, part], message is not None)
+        for disk, status in alive.items()
+        for part, message in status["faults"].items()
+    ]
+    yield family(gauge, "fault", "Whether a part fails at present", faults, "part")
     requests = [
         ([disk, kind], seen)
         for disk, status in alive.items()
@@ -172,6 +211,11 @@ def families(answers: dict[str, Status | None]) -> Iterator[Metric]:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.print is not None:
+        print((FOLDER / _FILES[options.print]).read_text(), end="")
+        return 0
+    if not options.controls:
+        raise ConfigError("CONTROL: is missing; give the control socket of each plugin")
     where = parse_address(options.listen, DEFAULT_LISTEN, least_port=0)
     collector = StatusCollector(options.controls)
     server, thread = _serve(collector, where.host, where.port)

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from relocator import words
 from relocator.cli import moves
 from relocator.cli.common import Commands
 from relocator.cli.movepage import Page, summary
 from relocator.client import Client
-from relocator.config import parse_rate
 from relocator.errors import ConfigError
 from relocator.moving import guard
 from relocator.moving.ahead import Ahead, Conditions, parse_window
@@ -87,7 +87,7 @@ def add(commands: Commands) -> None:
 
 
 def _plan(options: argparse.Namespace) -> Plan:
-    rate = None if options.bandwidth is None else parse_rate("--bandwidth", options.bandwidth)
+    rate = None if options.bandwidth is None else words.rate("--bandwidth", options.bandwidth)
     return Plan(
         uri=options.uri,
         incoming=options.incoming or options.uri,
@@ -104,9 +104,10 @@ def _plan(options: argparse.Namespace) -> Plan:
 def _number(option: str, text: str | None, most: int) -> int | None:
     if text is None:
         return None
-    if not text.isdecimal() or not 1 <= int(text) <= most:
+    number = words.whole(text)
+    if number is None or not 1 <= number <= most:
         raise ConfigError(f"{option}={text}: must be a number from 1 to {most}")
-    return int(text)
+    return number
 
 
 def _conditions(options: argparse.Namespace) -> Conditions:

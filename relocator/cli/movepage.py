@@ -28,7 +28,7 @@ class Page:
     def __init__(self, disks: list[str], *, as_json: bool) -> None:
         self._disks = disks
         self._as_json = as_json
-        self._console = Console(stderr=True)
+        self._console = Console(stderr=True, markup=False)
         self._stage: Stage | None = None
         self._said_s = 0.0
         self._note = ""

@@ -11,6 +11,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from relocator.cli.common import (
     Commands,
@@ -55,7 +56,7 @@ def page(status: dict[str, Any]) -> Table:
         total, present = status["total_blocks"], status["present_blocks"]
         rows.add_row("", ProgressBar(total=total, completed=present, width=50))
     for name, value in _rows(status):
-        rows.add_row(name, value)
+        rows.add_row(name, Text(value, "red" if name == "last error" else ""))
     return rows
 
 
@@ -73,7 +74,7 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str]]:
             times = f"p50 {seen['p50_s'] * 1e3:.2f} ms, p99 {seen['p99_s'] * 1e3:.2f} ms"
             rows.append((name, f"{seen['count']:,}: {times}"))
     if status["error"]:
-        rows.append(("last error", f"[red]{status['error']}[/red]"))
+        rows.append(("last error", str(status["error"])))
     return rows
 
 

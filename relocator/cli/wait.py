@@ -12,10 +12,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from relocator import words
 from relocator.cli.common import Commands, add_control, human_rate
 from relocator.cli.page import behind_text
 from relocator.client import Client
-from relocator.config import parse_seconds, parse_size
+from relocator.config import parse_seconds
 from relocator.errors import ConfigError, RelocatorError
 
 EVERY_S = 0.5
@@ -88,7 +89,7 @@ def _ready(text: str) -> Callable[[dict[str, Any]], str | None]:
         raise ConfigError(f"--ready={text}: write a size such as 64M, or seconds such as 2s")
     field, most = ("behind_s", float(wanted[1])) if wanted[1] else ("behind_bytes", 0.0)
     if field == "behind_bytes":
-        most = parse_size("--ready", text)
+        most = words.size("--ready", text)
 
     def missing(status: dict[str, Any]) -> str | None:
         if status["state"] != "standby":

@@ -14,6 +14,9 @@ before the weight overflows. Two threads may lose an addition to each other: thi
 
 from array import array
 from collections.abc import Callable
+from math import isfinite
+
+from relocator.errors import UpstreamError
 
 MOST_GROUPS = 1 << 16
 LEAST_GROUP_BYTES = 1 << 18
@@ -73,8 +76,31 @@ class Heat:
         return array("f", self.values(writes=writes)).tobytes()
 
 
+#: what a packed heat takes at most, in bytes
+MOST_PACKED_BYTES = 4 * (MOST_GROUPS + 1)
+
+
 def unpack(packed: bytes) -> list[float]:
-    """The values of a packed heat."""
+    """The values of a packed heat.
+
+    Raises:
+        UpstreamError: the data is damaged.
+    """
     values = array("f")
-    values.frombytes(packed)
-    return list(values)
+    try:
+        values.frombytes(packed)
+    except ValueError as error:
+        raise UpstreamError(f"the source's heat can't be read: {error}") from error
+    return [value if isfinite(value) else 0.0 for value in values]
+
+
+def shift_of(group_bytes: int, size_bytes: int) -> int:
+    """The groups of a source whose disk is that large, as a power of two.
+
+    Raises:
+        UpstreamError: there would be too many of them to plan by, or that is no such power.
+    """
+    shift = group_bytes.bit_length() - 1
+    if group_bytes < LEAST_GROUP_BYTES or size_bytes >> shift > MOST_GROUPS:
+        raise UpstreamError(f"the source's answer has group_bytes={group_bytes}")
+    return shift

@@ -49,7 +49,7 @@ def tell_recent(answer: Answer, plan: Plan) -> None:
 def _ask_recent(source: Source, plan: Plan) -> None:
     """The whole working set; a source of an older version has no such export."""
     try:
-        packed = source.export("recent")
+        packed = source.export("recent", recent.MOST_PACKED_BYTES)
     except UpstreamError:
         source.call("identify")  # else it is gone, and all is asked again
         return
@@ -57,12 +57,9 @@ def _ask_recent(source: Source, plan: Plan) -> None:
 
 
 def _ask_heat(source: Source, plan: Plan) -> None:
-    group_bytes = int(source.call("identify")["group_bytes"])
-    try:
-        values = heat.unpack(source.export("heat"))
-    except ValueError as error:
-        raise UpstreamError(f"the source's heat can't be read: {error}") from error
-    plan.add(heat=values, heat_shift=group_bytes.bit_length() - 1)
+    group_bytes = source.call("identify")["group_bytes"]
+    shift = heat.shift_of(group_bytes, plan.geometry.size_bytes)
+    plan.add(heat=heat.unpack(source.export("heat", heat.MOST_PACKED_BYTES)), heat_shift=shift)
 
 
 def _skip_free(

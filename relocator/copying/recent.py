@@ -30,12 +30,16 @@ BLOCK_SHIFT = 12
 _LENGTH_BITS = 4
 LONGEST_BLOCKS = 1 << _LENGTH_BITS
 MOST_PLACES = 1 << 20
+#: more can't be asked for
+LARGEST_PLACES = 1 << 24
 #: as many as the switch tells of at once: the answer has to come in one round trip
 FIRST_PLACES = 1024
 TURN_S = 60.0
 _MOST_GATHERED = 1 << 16
 _TOGETHER = 64
 _MOST_ONCE_TOLD = 1 << 14  # more of them may be a scan's: heat tells the rest
+#: what comes from a source, in bytes, packed or not: some places come twice
+MOST_PACKED_BYTES = 8 * (2 * LARGEST_PLACES + _MOST_ONCE_TOLD)
 _HEADER = struct.Struct("<8sII")  # magic, crc32 of what follows, how many were read again
 _CHECKED_FROM = 12
 _MAGIC = b"RELOCRD1"
@@ -150,11 +154,13 @@ def unpack(packed: bytes) -> Places:
     Raises:
         UpstreamError: the data is damaged.
     """
-    places = array("Q")
+    places, unpacker = array("Q"), zlib.decompressobj()
     try:
-        places.frombytes(zlib.decompress(packed))
+        places.frombytes(unpacker.decompress(packed, MOST_PACKED_BYTES))
     except (zlib.error, ValueError) as error:
         raise UpstreamError(f"the source's working set can't be read: {error}") from error
+    if not unpacker.eof:
+        raise UpstreamError("the source's working set is cut short, or too long")
     return places
 
 

@@ -8,8 +8,9 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
+from relocator import words
 from relocator.errors import ConfigError
 
 PORT = 3260
@@ -82,18 +83,19 @@ def check_uri(uri: str) -> str:
     Raises:
         ConfigError: it does not.
     """
-    parts = urlsplit(uri)
-    known = parts.scheme == "nbd+unix" and parse_qs(parts.query).get("socket", [""])[0][:1] == "/"
-    try:
-        known = known or (parts.scheme == "nbd" and bool(parts.hostname) and parts.port != 0)
-    except ValueError:
-        known = False
-    if not known:
+    parts = words.uri(uri)
+    if parts is None or not _is_nearby(parts):
         raise ConfigError(
             f"DISK={uri}: not an NBD server nearby; write nbd://HOST[:PORT][/EXPORT] or "
             "nbd+unix:///[EXPORT]?socket=/PATH"
         )
     return uri
+
+
+def _is_nearby(parts: SplitResult) -> bool:
+    if parts.scheme == "nbd+unix":
+        return parse_qs(parts.query).get("socket", [""])[0][:1] == "/"
+    return parts.scheme == "nbd" and bool(parts.hostname) and words.has_port(parts)
 
 
 def check_name(name: str) -> str:
@@ -118,7 +120,7 @@ def read_chap(path: Path) -> Chap:
     """
     try:
         user, colon, password = path.read_text().split("\n", 1)[0].partition(":")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else "not a text file"
         raise ConfigError(f"--chap={path}: can't be read: {why}") from error
     if not colon or not user or len(password) not in _SECRET:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
+from relocator import words
 from relocator.errors import ConfigError
 
 _TCP = re.compile(r"(?P<host>[^/:]+|\[[0-9a-fA-F:]+\]):(?P<port>[0-9]+)")
@@ -61,8 +62,8 @@ def parse(option: str, text: str, *, tcp: bool = True) -> Address:
                 f"{option}={text}: a control socket is a Unix socket; "
                 "write PATH or ssh://[USER@]HOST/PATH"
             )
-        port = int(found["port"])
-        if not 0 < port < 65536:
+        port = words.whole(found["port"])
+        if port is None or not 0 < port < 65536:
             raise ConfigError(f"{option}={text}: the port is not a number from 1 to 65535")
         return Address(text, host=found["host"].strip("[]"), port=port)
     path = text.removeprefix("unix:")
@@ -73,11 +74,8 @@ def parse(option: str, text: str, *, tcp: bool = True) -> Address:
 
 
 def _behind_ssh(option: str, text: str) -> Address:
-    parts = urlsplit(text)
-    try:
-        port = parts.port
-    except ValueError:
-        port = 0
-    if not parts.hostname or parts.hostname.startswith("-") or port == 0 or len(parts.path) < 2:
+    parts = words.uri(text)
+    known = parts is not None and words.has_port(parts) and len(parts.path) > 1
+    if parts is None or not known or (parts.hostname or "-").startswith("-"):
         raise ConfigError(f"{option}={text}: write ssh://[USER@]HOST[:PORT]/PATH/OF/SOCKET")
     return Address(text, path=unquote(parts.path), ssh=parts.hostname)

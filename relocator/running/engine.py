@@ -196,7 +196,8 @@ class Engine:
             self._heat.tick()
             self._recent.tick()
             seconds += 1
-            if seconds % COMMIT_EVERY_S == 0 and self._store.owes_commit:
+            due = self._store.owes_commit or self._store.failure
+            if seconds % COMMIT_EVERY_S == 0 and due:
                 try:
                     self._store.commit()
                     self._faults.report(COMMIT, None)

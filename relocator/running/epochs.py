@@ -38,9 +38,9 @@ class Epochs:
         try:
             answer = self._source.call("identify")
             self._tells_again = "digests" in answer.fields  # it came a little later than epoch/N
-            written = heat.unpack(self._source.export("write-heat"))
-            shift = int(answer["group_bytes"]).bit_length() - 1
-        except (UpstreamError, ValueError):
+            written = heat.unpack(self._source.export("write-heat", heat.MOST_PACKED_BYTES))
+            shift = heat.shift_of(answer["group_bytes"], self._store.geometry.size_bytes)
+        except UpstreamError:
             return
         self._parts.plan.add(written=written, heat_shift=shift)
 

@@ -19,7 +19,10 @@ from typing import Any
 from relocator import __version__
 from relocator.errors import StateError
 from relocator.running.latency import Histogram
+from relocator.running.parts import PARTS
+from relocator.running.rounds import NO_ROUNDS
 from relocator.running.states import Role, State
+from relocator.running.status import check_cells
 from relocator.store import meta as metadata
 from relocator.store.image import Image
 from relocator.store.meta import Meta
@@ -29,7 +32,6 @@ _REFUSAL = (
     "'{verb}' is refused: the disk has graduated, and what serves it now records no writes; "
     "stop it and start the proxy without --graduate"
 )
-_MOST_CELLS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Graduated:
         if verb == "activate":
             return {**self.status(), "already_active": True}
         if verb == "map":
-            cells = min(arguments.get("cells", 1), self._total_blocks, _MOST_CELLS)
+            cells = min(check_cells(arguments.get("cells", 1)), self._total_blocks)
             return {**self.status(), "map": {"present": [1.0] * cells, "dirty": [1.0] * cells}}
         raise StateError(_REFUSAL.format(verb=verb))
 
@@ -99,6 +101,17 @@ class Graduated:
             "in_flight_bytes": 0,
             "eta_s": 0.0,
             "error": None,
+            "faults": dict.fromkeys(PARTS),
+            **NO_ROUNDS,
+            "held": False,
+            "seal_confirmed": True,
+            "dropped_blocks": 0,
+            "brought_bytes": 0,
+            "image": str(self.image.path),
+            "free_bytes": self.image.free_bytes,
+            "unallocated_bytes": max(0, self.image.size_bytes - self.image.allocated_bytes),
+            **dict.fromkeys(("seal_s", "drop_s", "first_read_at_s", "first_write_at_s")),
+            "write_waited_s": 0.0,
             "requests": {kind: Histogram().as_dict() for kind in kinds},
         }
 

@@ -34,6 +34,11 @@ class Faults:
         self._found[part] = message
 
     @property
+    def all(self) -> dict[str, str | None]:
+        """The message of each part, None where it works."""
+        return self._found.copy()
+
+    @property
     def worst(self) -> str | None:
         """The message that an operator should read first."""
         return next((message for message in self._found.values() if message is not None), None)

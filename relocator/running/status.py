@@ -10,7 +10,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
-from relocator import __version__
+from relocator import __version__, words
 from relocator.copying.pacer import Pacer
 from relocator.copying.seeding import Seeding
 from relocator.errors import ConfigError
@@ -60,7 +60,7 @@ class Status:
             **handover,
             **self._of_source(),
             **self._of_copy(),
-            "notes": [*self._notes, *handover["notes"]],
+            "notes": [words.printable(one) for one in (*self._notes, *handover["notes"])],
             **self._disk.status(),
         }
 
@@ -83,13 +83,17 @@ class Status:
     def _of_source(self) -> dict[str, Any]:
         meta, transfer = self._parts.store.meta, self._copying
         connected = transfer is not None and transfer.upstream.connected
-        refusal = None if transfer is None else transfer.upstream.refusal
+        error = (transfer and transfer.upstream.refusal) or self._parts.faults.worst
         return {
             "source": meta.source,
             "source_connected": connected,
             "source_connections": transfer.upstream.connections if transfer and connected else 0,
             "source_offers": _offers(meta),
-            "error": refusal or self._parts.faults.worst,
+            "error": error and words.printable(error),
+            "faults": {
+                part: fault and words.printable(fault)
+                for part, fault in self._parts.faults.all.items()
+            },
         }
 
     def _of_copy(self) -> dict[str, Any]:
@@ -144,11 +148,9 @@ class Status:
         Raises:
             ConfigError: `cells` isn't a number from 1 to 65536.
         """
-        if type(cells) is not int or not 1 <= cells <= _MOST_CELLS:
-            raise ConfigError(f"cells={cells}: must be a number from 1 to {_MOST_CELLS}")
         store = self._parts.store
         total = store.geometry.total_blocks
-        cells = min(cells, total)
+        cells = min(check_cells(cells), total)
         edges = [total * at // cells for at in range(cells + 1)] if cells else []
 
         def shares(bitmap: Bitmap) -> list[float]:
@@ -159,6 +161,17 @@ class Status:
             "present": [1.0] * cells if all_here else shares(store.present),
             "dirty": shares(store.dirty) if store.dirty_blocks else [0.0] * cells,
         }
+
+
+def check_cells(cells: Any) -> int:
+    """How many stretches are asked for.
+
+    Raises:
+        ConfigError: it is no number, or not one from 1 to 65536.
+    """
+    if type(cells) is not int or not 1 <= cells <= _MOST_CELLS:
+        raise ConfigError(f"cells={cells}: must be a number from 1 to {_MOST_CELLS}")
+    return cells
 
 
 def _share(count: int, of: int) -> float:

@@ -19,6 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import parse_qs, quote, unquote, urldefrag, urlsplit
 
+from relocator import words
+
 SCHEMES = ("nbd", "nbds", "nbd+unix", "nbds+unix", "ssh", "iscsi")
 #: What is encrypted, or not, by other means than NBD's TLS.
 TUNNELLED = ("ssh", "iscsi")
@@ -78,8 +80,8 @@ class Endpoint:
 
     def problem(self) -> str | None:
         """What is wrong with the URI or doesn't go together, as the end of a line; None if fine."""
-        parts = urlsplit(self.uri)
-        if parts.scheme not in SCHEMES:
+        parts = words.uri(self.uri)
+        if parts is None or parts.scheme not in SCHEMES:
             return (
                 "not an NBD URI; write nbd://HOST[:PORT][/EXPORT], "
                 "nbd+unix:///[EXPORT]?socket=PATH, ssh://[USER@]HOST[/EXPORT] or "
@@ -87,11 +89,9 @@ class Endpoint:
             )
         if parts.scheme.endswith("+unix"):
             return None if "socket=/" in parts.query else "needs ?socket= with an absolute path"
-        try:
-            port = parts.port
-        except ValueError:
+        if not words.has_port(parts):
             return "its port is not a number from 1 to 65535"
-        if not parts.hostname or parts.hostname.startswith("-") or port == 0:
+        if not parts.hostname or parts.hostname.startswith("-"):
             return f"names no host and port; write {parts.scheme}://HOST[:PORT]"
         if parts.scheme == "iscsi" and not re.fullmatch(r"/[^/]+/\d+", parts.path):
             return "names no LUN; write iscsi://HOST[:PORT]/IQN/LUN"
@@ -132,7 +132,7 @@ def _ssh_problem(text: str) -> str | None:
     if not query.get("socket", "/").startswith("/"):
         return "socket= needs an absolute path"
     port = query.get("port", "1")
-    if not port.isdecimal() or not 0 < int(port) < 65536:
+    if not 0 < (words.whole(port) or 0) < 65536:
         return f"port={port} is not a number from 1 to 65535"
     if query.get("compression", "yes") not in ("yes", "no"):
         return "compression= must be yes or no"

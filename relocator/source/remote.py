@@ -10,12 +10,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from relocator import words
 from relocator.errors import RelocatorError, StateError, UpstreamError
 from relocator.filesystem.rounds import Rounds, serve
 from relocator.source.endpoint import Endpoint
 from relocator.source.handles import connected, hang_up, open_handle, read, read_many
 from relocator.source.incoming import Incoming
-from relocator.source.replies import FIRST_READ_BYTES, decode_line
+from relocator.source.replies import FIRST_READ_BYTES, check, decode_line
 from relocator.store import runs
 from relocator.store.geometry import Geometry
 from relocator.store.meta import Base
@@ -153,36 +154,44 @@ class Source:
             UpstreamError: the source can't be reached, or is not ours.
             StateError: it refused.
         """
+        at_once = FIRST_READ_BYTES + rest_bytes
         if (ready := self._ready.pop(verb, None)) is not None:
             with suppress(UpstreamError):  # it was made ready long ago and has died since
-                return self._ask(verb, Incoming(ready, FIRST_READ_BYTES + rest_bytes))
-        return self._ask(verb, Incoming(self._open(verb), FIRST_READ_BYTES + rest_bytes))
+                return self._ask(verb, Incoming(ready, at_once), rest_bytes)
+        return self._ask(verb, Incoming(self._open(verb), at_once), rest_bytes)
 
-    def _ask(self, verb: str, incoming: Incoming) -> Answer:
+    def _ask(self, verb: str, incoming: Incoming, asked_bytes: int) -> Answer:
         found = decode_line(incoming.read(0, FIRST_READ_BYTES))
         if found is None:
             raise UpstreamError(f"the source {self.endpoint.uri} is not a relocator")
         fields, start = found
         try:
-            places = {
-                name: (int(at), int(length)) for name, (at, length) in fields["attachments"].items()
-            }
-            refused = None if fields["ok"] else str(fields["error"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UpstreamError(f"the source's answer to '{verb}' can't be understood") from error
-        if refused is not None:
-            raise StateError(f"the source refused '{verb}': {refused}")
+            places = check(fields)
+        except ValueError as error:
+            what = f"the source's answer to '{verb}' can't be understood: {error}"
+            raise UpstreamError(what) from error
+        if not fields["ok"]:
+            why = words.printable(str(fields.get("error")))
+            raise StateError(f"the source refused '{verb}': {why}")
         rest_at, rest_bytes = places.pop("rest", (0, 0))
+        if rest_bytes > asked_bytes:
+            raise UpstreamError("the source's answer brings more than it was asked for")
         maps = {
             name: incoming.read(start + at, length, timeout_s=60.0)
             for name, (at, length) in places.items()
         }
         return Answer(fields, maps, rest_bytes, start + rest_at, incoming)
 
-    def export(self, name: str) -> bytes:
-        """The whole content of a further export, such as `heat`."""
+    def export(self, name: str, most_bytes: int) -> bytes:
+        """The whole content of a further export, such as `heat`.
+
+        Raises:
+            UpstreamError: it can't be read, or is longer than `most_bytes`.
+        """
         with connected(self.endpoint.with_export(name)) as handle:
             size = handle.get_size()
+            if size > most_bytes:
+                raise UpstreamError(f"the source's export '{name}' has {size} bytes; too many")
             return b"".join(
                 read(handle, at, min(1 << 20, size - at), timeout_s=60.0)
                 for at in range(0, size, 1 << 20)

@@ -2,12 +2,15 @@
 
 *Live* is a file mapped shared: what the engine sets is in the page cache at once and survives
 kill -9. It carries the kernel's boot id; after a reboot it proves nothing, as its pages may have
-reached the disk before the data they speak of, and is thrown away.
+reached the disk before the data they speak of, and is thrown away. It has no checksum, so it is
+used only where it has to be: not after a process that closed the store, when both say the same.
 
 *Durable* is rewritten only by a commit, after the data. It is an array of 4 KiB pages, each in two
 slots: a page goes to the slot that doesn't hold its newest version, with a sequence number and a
-checksum, so a torn write leaves the older version. Every bit speaks for itself, so pages need not
-be written as one, and a commit costs what has changed, not what the disk measures.
+checksum, so a torn write leaves the older version. How many versions there were in all is noted in
+meta.json now and then: if fewer are found, a page has lost one that was durable. Every bit speaks
+for itself, so pages need not be written as one, and a commit costs what has changed, not what the
+disk measures.
 
 Both hold the planes of `PLANES`, one bit a block. Both files have all of their room from the start;
 opening reads them piece by piece, only where something was ever written, and keeps no copy.
@@ -44,17 +47,18 @@ def boot_id() -> str:
 class LiveMap:
     """The planes in a file mapped shared; `believed` says whether its old content may be used.
 
-    Without a path they are in memory only, and end with the process.
+    Without a path they are in memory only, and end with the process. Not `wanted`: it is not used.
     """
 
     believed = False
 
-    def __init__(self, path: Path | None, bits: int, boot: str) -> None:
+    def __init__(self, path: Path | None, bits: int, boot: str, *, wanted: bool = True) -> None:
         plane_bytes = -(-bits // 8 // PAGE_BYTES) * PAGE_BYTES + PAGE_BYTES
         size_bytes = PAGE_BYTES + plane_bytes * len(PLANES)
         starts = [PAGE_BYTES + plane_bytes * index for index in range(len(PLANES))]
         self._header = _LIVE_HEADER.pack(_MAGIC, _VERSION, len(PLANES), bits, boot.encode())
         self._path = path
+        self._wanted = wanted
         self._memory = mmap.mmap(-1, size_bytes) if path is None else self._map(path, size_bytes)
         self.planes = {
             name: Bitmap(bits, self._memory, start, empty=True)
@@ -68,7 +72,8 @@ class LiveMap:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             header = os.pread(fd, len(self._header), 0)
-            self.believed = os.fstat(fd).st_size == size_bytes and header == self._header
+            whole = os.fstat(fd).st_size == size_bytes and header == self._header
+            self.believed = whole and self._wanted
             if not self.believed:
                 os.ftruncate(fd, 0)
             take_room(fd, path, size_bytes)
@@ -124,6 +129,7 @@ class DurableMap:
         count = self.pages_per_plane * len(PLANES)
         self._sequence = [0] * count
         self._written: list[int] = []
+        self._path = path
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             take_room(self._fd, path, count * 2 * PAGE_BYTES)
@@ -132,6 +138,11 @@ class DurableMap:
         except BaseException:
             os.close(self._fd)
             raise
+
+    @property
+    def versions(self) -> int:
+        """How often pages were written, all together."""
+        return sum(self._sequence)
 
     def close(self) -> None:
         """Close the file."""
@@ -158,7 +169,7 @@ class DurableMap:
         for page, slots in self._written_pages():
             newest = _newest(slots, page)
             if newest is None:
-                raise StoreError(f"page {page} of the durable map is damaged in both versions")
+                raise StoreError(f"{self._path}: page {page} is damaged in both versions")
             self._sequence[page], payload = newest
             if self._sequence[page]:
                 _, first, end = self.span(page)

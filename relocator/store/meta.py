@@ -4,17 +4,21 @@
 the token made when the disk was sealed: it names the exact content that was frozen then. `base`
 says what this copy was taken from: the source's id, epoch and seal. The return trip rests on that:
 a disk with `seal` S may take back only what diverged from a `base` whose seal is S.
+
+A checksum goes over all of it: a damaged file is refused. What it says would else be believed.
 """
 
 import json
 import os
+import zlib
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from relocator.errors import ConfigError
 
-FORMAT = 1
+FORMAT = 2
+_CHECKSUM = "checksum"
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Meta:
     `origin_samples` are what the source is known by when it comes back (see identity.py).
     `bitmap`, one of the source's, says what of a copy is stale in standby where no epoch does.
     `void_seals` are the last tokens whose seal was withdrawn: a request for one may still arrive.
+    `map_versions` is how often the durable map's pages had been written: fewer than that were lost.
     """
 
     id: str
@@ -69,6 +74,7 @@ class Meta:
     disk: str | None = None
     origin_id: str | None = None
     origin_samples: str | None = None
+    map_versions: int = 0
     format: int = FORMAT
 
 
@@ -89,7 +95,7 @@ def read(directory: Path) -> Meta | None:
         return None
     except NotADirectoryError as error:
         raise ConfigError(f"store={directory}: is a file; give a directory") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"store={directory}: meta.json can't be read: {error}") from error
     return _parse(directory, found)
 
@@ -98,6 +104,11 @@ def _parse(directory: Path, found: Any) -> Meta:
     kind = found.get("format") if isinstance(found, dict) else type(found).__name__
     if kind != FORMAT:
         raise ConfigError(f"store={directory}: format {kind}; this version reads format {FORMAT}")
+    if found.pop(_CHECKSUM, None) != _checksum(found):
+        raise ConfigError(
+            f"store={directory}: meta.json is damaged (its checksum is wrong), so nothing in it is "
+            "believed; put it back from a backup, or give another directory and copy anew"
+        )
     known = {field.name for field in fields(Meta)}
     base, takeover = found.get("base"), found.get("takeover")
     try:
@@ -114,7 +125,9 @@ def _parse(directory: Path, found: Any) -> Meta:
 
 def write(directory: Path, meta: Meta) -> None:
     """Replace meta.json atomically."""
-    text = json.dumps(asdict(meta), indent=1, sort_keys=True) + "\n"
+    content = asdict(meta)
+    whole = {**content, _CHECKSUM: _checksum(content)}
+    text = json.dumps(whole, indent=1, sort_keys=True) + "\n"
     replace_file(directory / "meta.json", text.encode())
 
 
@@ -127,6 +140,11 @@ def replace_file(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
     fresh.rename(path)
     sync_directory(path.parent)
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    """Over the fields, however they are laid out; 8 hexadecimal digits."""
+    return f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
 
 
 def sync_directory(directory: Path) -> None:

@@ -12,6 +12,7 @@ from relocator.errors import UpstreamError
 from relocator.store.bitmap import CHUNK_BYTES, Bitmap
 
 MOST_RUN_BYTES = 1 << 18
+_MOST_NUMBER_BITS = 63
 
 
 def pack(bitmap: Bitmap) -> bytes:
@@ -47,10 +48,14 @@ def unpack(packed: bytes, bits: int) -> list[tuple[int, int]]:
     Raises:
         UpstreamError: the data is damaged or speaks of more than `bits` bits.
     """
+    most = max(-(-bits // 8), MOST_RUN_BYTES) + 64
+    unpacker = zlib.decompressobj()
     try:
-        data = zlib.decompress(packed)
+        data = unpacker.decompress(packed, most)
     except zlib.error as error:
         raise UpstreamError(f"the source's map can't be unpacked: {error}") from error
+    if not unpacker.eof:
+        raise UpstreamError(f"the source's map is cut short, or longer than {most} bytes")
     if data[:1] == b"b" and len(data) == 1 + -(-bits // 8):
         return list(Bitmap(bits, bytearray(data), 1).set_runs(0, bits))
     if data[:1] != b"r":
@@ -81,6 +86,8 @@ def _numbers(data: bytes) -> list[int]:
     for byte in data:
         value |= (byte & 0x7F) << shift
         shift += 7
+        if shift > _MOST_NUMBER_BITS:
+            raise UpstreamError("the source's map has a number larger than any disk")
         if byte < 0x80:
             numbers.append(value)
             value = shift = 0

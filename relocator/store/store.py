@@ -56,7 +56,8 @@ class Store:
         self.lock = threading.Lock()
         self._lock_fd = lock_fd
         total = self.geometry.total_blocks
-        self._live = LiveMap(directory / "map.live" if directory else None, total, boot_id())
+        path = directory / "map.live" if directory else None
+        self._live = LiveMap(path, total, boot_id(), wanted=not meta.clean)
         self._durable = DurableMap(directory / "map.durable", total) if directory else None
         self._planes = [self._live.planes[name] for name in PLANES]
         self.present, self.dirty, self.diverged = self._planes
@@ -83,6 +84,11 @@ class Store:
             for page, bits in durable.committed():
                 plane, first, _ = durable.span(page)
                 self._planes[plane].insert(first, bits)
+            if durable.versions < self.meta.map_versions:
+                raise StoreError(
+                    f"store={self.directory}: map.durable is damaged, and what it says is older "
+                    "than what was durable; put it back from a backup, or copy anew elsewhere"
+                )
             # Then all counts as written; but in standby nothing was, and the base stays true.
             if not (self.meta.clean or self.meta.graduated or self.meta.standby):
                 self.meta = replace(self.meta, epoch=self.meta.epoch + 1, base=None)
@@ -94,10 +100,8 @@ class Store:
         for page, bits in durable.committed():
             known.add(page)
             plane, first, end = durable.span(page)
-            if not self.meta.clean and self._planes[plane].extract(first, end) != bits:
+            if self._planes[plane].extract(first, end) != bits:
                 self._changed.add(page)
-        if self.meta.clean:
-            return  # closed in order, by a process of this boot: both say the same
         for plane in range(len(PLANES)):
             self._changed.update(set(self._used_pages(durable, plane)) - known)
 
@@ -224,7 +228,8 @@ class Store:
 
     def _replace_meta(self, **changes: Any) -> None:
         """Change fields of `meta`, durably; with `_update_lock`."""
-        fresh = replace(self.meta, **changes)
+        versions = 0 if self._durable is None else self._durable.versions
+        fresh = replace(self.meta, map_versions=versions, **changes)
         if self.directory is not None:
             metadata.write(self.directory, fresh)
         with self.lock:

@@ -78,3 +78,25 @@ def test_a_thread_that_dies_of_a_mistake_ends_the_server_and_not_the_data(tmp_pa
             assert "a mistake" in server.log.read_text()
         with plugin(tmp_path, "proxy", *keys) as again:
             assert again.connect().pread(4096, 4096) == b"kept" * 1024
+
+
+def test_a_flush_that_failed_is_told_though_nothing_is_written_after_it(tmp_path: Path) -> None:
+    failing = tmp_path / "failing"
+    wrong = mistaken(
+        tmp_path,
+        "from relocator.store.image import Image\n"
+        "_sync = Image.sync\n"
+        "def sync(image):\n"
+        f"    if os.path.exists({str(failing)!r}):\n"
+        "        raise OSError(5, 'the disk fails')\n"
+        "    _sync(image)\n"
+        "Image.sync = sync\n",
+    )
+    with target(tmp_path, SIZE_BYTES, f"store={tmp_path / 'maps'}", file=wrong) as server:
+        handle = server.connect()
+        handle.pwrite(b"x" * 4096, 0)
+        failing.touch()
+        with pytest.raises(nbd.Error, match="EIO"):
+            handle.flush()
+        wait_for(lambda: server.status()["error"] is not None, "word")
+        assert "the disk fails" in server.status()["faults"]["commit"]

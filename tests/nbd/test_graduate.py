@@ -14,6 +14,7 @@ from typing import Any
 import nbd
 import pytest
 
+from relocator.cli import metrics
 from relocator.client import Client
 from relocator.errors import RelocatorError
 from tests.support.model import source_bytes
@@ -148,12 +149,16 @@ def test_a_guest_that_reconnects_notices_nothing(tmp_path: Path, tcp: bool) -> N
         source(tmp_path) as origin,
         graduate(tmp_path, origin.uri, "--rate", "40M", port=port) as server,
     ):
-        server.await_state(state="active")
+        fields = set(server.await_state(state="active"))
         model = source_bytes(SIZE_BYTES)
         guests = [Guest(server, model, part, 4) for part in range(4)]
         for guest in guests:
             guest.start()
         wait_for(lambda: _connects(server) and server.status()["graduated"], "the graduation")
+        assert set(server.status()) == fields
+        assert list(metrics.families({"disk": server.status()}))
+        with pytest.raises(RelocatorError, match="must be a number from 1"):
+            server.control.call("map", cells="many")
         before = [guest.requests for guest in guests]
         wait_for(
             lambda: all(

@@ -1,13 +1,14 @@
 """What a store is believed to be when it is opened, after whatever happened to it."""
 
 import errno
-import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from relocator.errors import ConfigError, StoreError
+from relocator.store import meta as metadata
 from relocator.store.opening import open_target
 from relocator.store.store import Store
 from tests.support.stores import make_store
@@ -25,8 +26,7 @@ def test_a_store_whose_making_was_cut_short_is_made_again(tmp_path: Path) -> Non
     mark(store, 0, 3)
     store.commit()
     store.abandon()
-    path = tmp_path / "s" / "meta.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "creating": True}))
+    metadata.write(tmp_path / "s", replace(store.meta, creating=True))
     again = make_store(tmp_path / "s", SIZE_BYTES)
     assert again.present_blocks == 0  # nothing of it had been promised to anybody
     again.close()

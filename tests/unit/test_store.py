@@ -203,7 +203,7 @@ def test_a_lost_image_is_never_taken_for_an_empty_one(tmp_path: Path) -> None:
 def test_a_store_of_another_format_is_refused(tmp_path: Path) -> None:
     open_small(tmp_path / "s").close()
     (tmp_path / "s" / "meta.json").write_text('{"format": 99}')
-    with pytest.raises(ConfigError, match="format 99; this version reads format 1"):
+    with pytest.raises(ConfigError, match="format 99; this version reads format 2"):
         open_small(tmp_path / "s")
 
 
