@@ -27,6 +27,7 @@ from rich.console import Console
 from experiments.bench import load
 from experiments.bench.load import Load, unix_uri
 from relocator.client import Client
+from testbed.hosts import usage
 from testbed.hosts.supervise import Process, ProcessError, Supervisor
 
 SIZES_BYTES = (2**30, 2**40, 2**43, 2**46)
@@ -38,19 +39,8 @@ _COMPLETE_LIMIT_S = 300.0
 
 
 def memory_mib(pid: int) -> dict[str, float]:
-    """What a process holds, see `parse_memory`."""
-    return parse_memory(Path(f"/proc/{pid}/status").read_text())
-
-
-def parse_memory(status: str) -> dict[str, float]:
-    """`rss_mib`, its peak, and how much of it is not file pages, from the text of /proc/PID/status.
-
-    File pages (`rss_mib` less `anonymous_mib`) are page cache that the process has mapped: the
-    kernel takes them back when it needs them.
-    """
-    fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
-    names = {"rss_mib": "VmRSS", "peak_mib": "VmHWM", "anonymous_mib": "RssAnon"}
-    return {key: round(int(fields[name].split()[0]) / 1024, 1) for key, name in names.items()}
+    """`rss_mib`, `peak_mib` and `anonymous_mib` of a process, see `usage.parse_memory_kib`."""
+    return {f"{key}_mib": round(kib / 1024, 1) for key, kib in usage.memory_kib(pid).items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from experiments.bench import load, size, tables, wan
+from experiments.bench import load, tables, wan
+from testbed.hosts import usage
 
 FIO = {
     "jobs": [
@@ -56,12 +57,12 @@ def test_nothing_has_no_quantile() -> None:
     assert tables.quantile([], 0.5) is None
 
 
-def test_memory_is_read_in_mebibytes() -> None:
+def test_memory_is_read_from_what_the_kernel_says_of_a_process() -> None:
     status = "Name:\tnbdkit\nVmHWM:\t  204800 kB\nVmRSS:\t  102400 kB\nRssAnon:\t 51200 kB\n"
-    assert size.parse_memory(status) == {
-        "rss_mib": 100.0,
-        "peak_mib": 200.0,
-        "anonymous_mib": 50.0,
+    assert usage.parse_memory_kib(status) == {
+        "rss": 102400,
+        "peak": 204800,
+        "anonymous": 51200,
     }
 
 
