@@ -1,7 +1,7 @@
 # `make demo` and `make test` do all the set-up on a fresh Debian or Ubuntu machine.
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
-.PHONY: help install demo test check power matrix soak fuzz bench reproduce claims docs lab package clean
+.PHONY: help install demo test check power matrix soak fuzz bench regress reproduce claims docs lab package clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -37,6 +37,9 @@ demo: install    ## relocates a disk across an emulated WAN; table, figures and 
 
 bench: install   ## local path, size and WAN against the peers (BENCH=--quick: in minutes); out/bench
 	$(PYTHON) -m experiments.bench $(BENCH)
+
+regress: install  ## worse than the committed baseline? On the virtual clock: exact (REGRESS="accept", "bisect A B")
+	$(PYTHON) -m experiments.regress $(REGRESS)
 
 reproduce: install  ## all runs, tables, figures (QUICK=1: in 25 minutes; OUT=DIR SEEDS=N)
 	@scripts/install --reproduce

@@ -6,6 +6,7 @@
     publishing  metrics become figures, tables, a page
     demo, reproduce   the two main commands
     bench       local measurements against the peers; no scenario, no run directory
+    regress     this code against the code before it, on the virtual clock
 
 Each uses only what stands above it. Nothing here talks to the test bed but through its command
 line and the run directories it leaves (results/FORMAT.md).

@@ -112,7 +112,7 @@ def relocation_figure(
 
     `decorate` may add something to a column's throughput and latency; `caption` stands at the foot.
     """
-    with _style():
+    with style():
         columns = len(runs)
         figure = Figure(figsize=(8.6 if columns == 1 else 7.0 * columns, 8.0), layout="constrained")
         figure.get_layout_engine().set(h_pad=0.06, w_pad=0.08)
@@ -150,7 +150,7 @@ def links_figure(run: Run) -> bytes:
         ("B", "B: VM – proxy, at the destination"),
         ("C", "C: proxy – target, over the WAN"),
     )
-    with _style():
+    with style():
         figure = Figure(figsize=(8.6, 5.6), layout="constrained")
         panels = figure.subplots(3, 1, sharex=True)
         scales = common_scales({"": run})
@@ -179,7 +179,7 @@ def links_figure(run: Run) -> bytes:
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
     """matplotlib's own defaults, whatever the user's matplotlibrc says, and ours on top."""
     with mpl.rc_context():
         mpl.rcdefaults()
