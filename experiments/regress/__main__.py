@@ -73,7 +73,7 @@ def _accept(options: Options, console: Console) -> int:
         _, here = _compare(options, console)
     else:
         here = _here(options, console)
-    commit = tree.commit_of("HEAD")
+    commit = tree.last_commit()
     if tree.differs_from(commit):
         raise RegressError("relocator/ has changes that are not committed: commit them first")
     baseline.save(Baseline(commit, baseline.measured_with(), here))
@@ -84,7 +84,7 @@ def _accept(options: Options, console: Console) -> int:
 def _noise(options: Options, console: Console) -> int:
     names = _known("change", options.names, noise.CHANGES)
     moved = noise.measured(names, console, **_how(options))
-    baseline.save_noise(moved, tree.commit_of("HEAD"))
+    baseline.save_noise(moved, tree.last_commit())
     worst = sorted(moved.items(), key=lambda item: -max(item[1].values()))
     for name, changes in worst[:10]:
         console.print(f"{max(changes.values()):.3%}  {name}", highlight=False)

@@ -67,6 +67,11 @@ def commit_of(revision: str) -> str:
     return git("rev-parse", "--verify", f"{revision}^{{commit}}").decode().strip()
 
 
+def last_commit() -> str:
+    """The last one that touched the product: it stays the same when others are put before it."""
+    return git("log", "-1", "--format=%H", "--", "relocator").decode().strip()
+
+
 def differs_from(commit: str) -> bool:
     """Whether the product on the disk is another than the commit's."""
     return bool(git("status", "--porcelain", "--", "relocator").strip()) or bool(
