@@ -237,7 +237,7 @@ def test_ctrl_c_ends_the_driver_with_130_and_leaves_nothing(tmp_path: Path) -> N
     )
     try:
         log = tmp_path / "x.log"
-        wait_for(lambda: log.exists() and log.read_text().startswith("pid"))
+        wait_for(lambda: log.exists() and log.read_text().endswith("\n"))
         pid = int(log.read_text().split()[1])
         driver.send_signal(signal.SIGINT)
         _, said = driver.communicate(timeout=30)
