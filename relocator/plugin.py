@@ -68,7 +68,7 @@ def _or_end(callback: Callable[..., None]) -> Callable[..., None]:
     def wrapped(*arguments: Any) -> None:
         try:
             callback(*arguments)
-        except RelocatorError as error:
+        except (RelocatorError, OSError) as error:
             sys.stderr.write(f"nbdkit: error: {error}\n")
             sys.stderr.flush()
             os._exit(1)

@@ -18,7 +18,7 @@ from relocator.source.upstream import probe_size
 from relocator.store import meta as metadata
 from relocator.store.geometry import Geometry, suited_block_bytes
 from relocator.store.meta import Meta, new_token
-from relocator.store.opening import check_same, open_store, open_target
+from relocator.store.opening import check_same, check_size, open_store, open_target
 from relocator.store.store import Store
 
 
@@ -50,6 +50,7 @@ def _copy_of(settings: Config) -> Store:
             message = f"source={settings.source}: can't be connected to: {error}"
             raise ConfigError(message) from error
         return _open(settings, found)  # what is here can be served meanwhile
+    check_size(f"source={settings.source}", size_bytes)
     if found is None:
         return _begin(settings, source, size_bytes)
     wanted = replace(

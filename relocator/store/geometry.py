@@ -13,6 +13,8 @@ MAX_BLOCK_BYTES = 1 << 20
 USUAL_BLOCK_BYTES = 4096
 #: Nine bits a block (three planes, live and twice durable) make 600 MiB of this many.
 MOST_BLOCKS = 1 << 29
+#: more can't be mapped: 512 TiB
+MOST_BYTES = MOST_BLOCKS * MAX_BLOCK_BYTES
 
 
 class Extent(NamedTuple):

@@ -59,7 +59,7 @@ class LiveMap:
         self._header = _LIVE_HEADER.pack(_MAGIC, _VERSION, len(PLANES), bits, boot.encode())
         self._path = path
         self._wanted = wanted
-        self._memory = mmap.mmap(-1, size_bytes) if path is None else self._map(path, size_bytes)
+        self._memory = _in_memory(size_bytes) if path is None else self._map(path, size_bytes)
         self.planes = {
             name: Bitmap(bits, self._memory, start, empty=True)
             for name, start in zip(PLANES, starts, strict=True)
@@ -102,6 +102,15 @@ class LiveMap:
     def close(self) -> None:
         """Unmap; the planes must not be used afterwards."""
         self._memory.close()
+
+
+def _in_memory(size_bytes: int) -> mmap.mmap:
+    try:
+        return mmap.mmap(-1, size_bytes)
+    except OSError as error:
+        raise ConfigError(
+            f"block: maps of {size_bytes} bytes: {error.strerror}; give a larger one, or auto"
+        ) from error
 
 
 def take_room(fd: int, path: Path, size_bytes: int) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from relocator.errors import ConfigError
 from relocator.store import meta as metadata
-from relocator.store.geometry import suited_block_bytes
+from relocator.store.geometry import MOST_BYTES, suited_block_bytes
 from relocator.store.image import Image
 from relocator.store.meta import Meta, new_token
 from relocator.store.store import Store
@@ -30,6 +30,7 @@ def open_target(disk: Path, directory: Path | None, block_bytes: int | None) -> 
         raise ConfigError(f"disk={disk}: is the copy of a store that is not complete")
     found = None if directory is None else metadata.read(directory)
     image = _existing("disk", disk)
+    check_size(f"disk={disk}", image.size_bytes)
     if block_bytes is None:
         block_bytes = found.block_bytes if found else suited_block_bytes(image.size_bytes)
     fresh = Meta(
@@ -86,12 +87,33 @@ def _create(directory: Path, fresh: Meta, lock_fd: int, *, again: bool) -> Store
     for name in ("map.live", "map.durable", *(["disk.img"] if fresh.disk is None else [])):
         (directory / name).unlink(missing_ok=True)
     if fresh.disk is None:
-        image = Image(path, create_bytes=fresh.size_bytes)
+        image = _new_image(directory, fresh.size_bytes)
     else:
         image = open_image(directory, fresh)
     store = Store(making, image, directory, lock_fd)
     store.update(clean=False, creating=False)
     return store
+
+
+def _new_image(directory: Path, size_bytes: int) -> Image:
+    try:
+        return Image(directory / "disk.img", create_bytes=size_bytes)
+    except OSError as error:
+        raise ConfigError(
+            f"store={directory}: disk.img can't be made with {size_bytes} bytes: {error.strerror}; "
+            "give a directory on another file system, or a place for the image by disk=PATH"
+        ) from error
+
+
+def check_size(what: str, size_bytes: int) -> None:
+    """Refuse a disk that is larger than any map.
+
+    Raises:
+        ConfigError: it is; `what` is the parameter and its value.
+    """
+    if size_bytes > MOST_BYTES:
+        most = f"{MOST_BYTES} bytes (512 TiB)"
+        raise ConfigError(f"{what}: is a disk of {size_bytes} bytes; there can be at most {most}")
 
 
 def check_same(directory: Path, meta: Meta, fresh: Meta) -> None:
