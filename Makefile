@@ -25,8 +25,8 @@ power: install   ## power failures replayed at every point of a recorded log (PO
 matrix: install  ## a VM's move broken at every place in every way (some 12 minutes)
 	$(PYTHON) -m pytest -m "matrix or not matrix" tests/migrate/test_interruptions.py tests/vm/test_freeze.py
 
-soak: install    ## the proxy killed at random moments, again and again (ROUNDS=1000)
-	$(PYTHON) -m tests.crash.kill $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED))
+soak: install    ## the proxy killed at random moments, again and again (ROUNDS=1000), or watched if it grows (TIME=3600)
+	$(PYTHON) -m tests.crash.$(if $(TIME),flat --time $(TIME),kill $(if $(ROUNDS),--rounds $(ROUNDS))) $(if $(SEED),--seed $(SEED))
 
 fuzz: install    ## bad input made up, TIME=600 seconds a target (TARGET=... one of them); corpus in .cache/fuzz
 	@scripts/install --reproduce
