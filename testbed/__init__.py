@@ -7,6 +7,8 @@
     workloads   what the guest does meanwhile
     migration   one scripted move, and the proof that nothing was lost
     copybench   a disk copied by several systems, without a guest
+    testing     the same for others: a pytest plugin
+    discovery   links, systems and workloads, also those of other projects
     ending      how all of it comes to an orderly end
 
 Promises: whatever is started is ended, by its own pid, also on failure; in the VM equal runs give

@@ -1,6 +1,6 @@
 """Experiments as files: what is varied, what stays, what a run needs.
 
-    *.toml      the scenarios; common/ has what all begin from, and named links
+    *.toml      the scenarios; common/base.toml is what all begin from
     schema      keys, their values, how a wrong one is refused             -> ScenarioError
     scenario    one file, read and checked                                 -> Scenario
     cells       scenarios x axes x systems x seeds, each one run           -> Cell

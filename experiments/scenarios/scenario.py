@@ -42,11 +42,11 @@ from typing import Any
 
 from experiments.scenarios import schema
 from experiments.scenarios.schema import ScenarioError, Wrong, nearest
+from testbed.network import links
 
 HERE = Path(__file__).resolve().parent
 SCENARIOS = HERE
 BASE = HERE / "common" / "base.toml"
-PROFILES = HERE / "common" / "profiles.toml"
 
 _TOP = ("title", "about", "events", "systems", "axes", "quick", *schema.TABLES)
 _SYSTEM = ("name", "system", "background", "settings", "trace-of", "may-fail")
@@ -203,19 +203,19 @@ class _File:
         return System(name, system, values, given.get("trace-of"), may_fail)
 
 
-def profiles(path: Path = PROFILES) -> dict[str, dict[str, str]]:
-    """The library of links by name; every profile has rtt and rate."""
-    file = _File(path)
+def profiles(library: Mapping[str, Path] | None = None) -> dict[str, dict[str, str]]:
+    """The links by name, of the test bed's library; every one says what it is, its rtt and rate."""
     found: dict[str, dict[str, str]] = {}
-    for name, given in file.document.items():
+    for name, path in (links.library() if library is None else library).items():
+        file = _File(Path(str(path)))
         file.checked(name, schema.name, name)
-        file.known(name, file.table(name, given), list(schema.PROFILE))
+        file.known("", file.document, list(schema.PROFILE))
         for key in ("about", "rtt", "rate"):
-            if key not in given:
-                raise file.wrong(f"{name}.{key}", None, "missing; every profile says it")
+            if key not in file.document:
+                raise file.wrong(key, None, "missing; every link says it")
         link = {
-            key: file.checked(f"{name}.{key}", schema.PROFILE[key], value)
-            for key, value in given.items()
+            key: file.checked(key, schema.PROFILE[key], value)
+            for key, value in file.document.items()
         }
         del link["about"]
         found[name] = link

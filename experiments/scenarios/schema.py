@@ -16,9 +16,10 @@ from relocator import config, words
 from relocator.errors import ConfigError
 from testbed import systems
 from testbed.network import wan
+from testbed.workloads import suite
 
 SYSTEMS = tuple(systems.SYSTEMS)
-WORKLOADS = ("mixed", "compile", "sqlite", "git", "ledger")
+WORKLOADS = tuple(name for name in suite.WORKLOADS if name != "fio")  # which needs a job file
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.%+_-]*")
 NAME_RIGHT = "letters, digits and . % + _ - only: it becomes part of a directory's name"
 

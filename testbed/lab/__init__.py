@@ -5,6 +5,7 @@
     vm          QEMU, its console, the virtual clock
     image       the VM's root, built from Debian's packages, the same on every host
     payload     what travels into the VM: only what may change a run
+    luggage     what else travels, of a project that isn't ours
     cpio        the archive it travels in
     guest/      the VM's own first programs
 

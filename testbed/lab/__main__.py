@@ -1,7 +1,7 @@
-"""The lab's command line.
+"""The lab's command line, `relocator-lab` where it is installed.
 
 python -m testbed.lab run [options] -- MODULE [ARGUMENT...]
-python -m testbed.lab shell | build [--force] | info
+python -m testbed.lab shell | build [--force] | info | list
 """
 
 import argparse
@@ -27,6 +27,7 @@ from testbed.lab.entry import (
     shell,
 )
 from testbed.lab.image import LabError
+from testbed.lab.luggage import Luggage
 
 DEFAULT_OUT = Path("out/lab")
 
@@ -51,6 +52,20 @@ def _info() -> int:
     return 0
 
 
+def _list() -> int:
+    from testbed import systems
+    from testbed.network import links
+    from testbed.workloads import suite
+
+    for name, about in links.about().items():
+        print(f"link      {name:<14} {about}")
+    for name, kind in systems.SYSTEMS.items():
+        print(f"system    {name:<14} {(kind.__doc__ or '').partition(chr(10))[0]}".rstrip())
+    for name in suite.WORKLOADS:
+        print(f"workload  {name}")
+    return 0
+
+
 def _seconds(text: str) -> float:
     with suppress(ValueError):
         if 0 < (value := float(text)) < float("inf"):
@@ -65,12 +80,11 @@ def _integer(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m testbed.lab", description="Runs test-bed programs."
-    )
+    parser = argparse.ArgumentParser(prog="relocator-lab", description="Runs test-bed programs.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     runs = commands.add_parser("run", help="run a Python module in the lab")
     opens = commands.add_parser("shell", help="a shell in the lab, on the real clock")
+    builds = commands.add_parser("build", help="build the VM's image if it isn't there")
     for command in (runs, opens):
         command.add_argument("--where", choices=WHERES, default="auto", help="default: auto")
         command.add_argument(
@@ -105,18 +119,41 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="a copy of it, by its name, is in the program's directory LAB_FILES (repeatable)",
     )
+    runs.add_argument(
+        "--project",
+        type=Path,
+        metavar="DIR",
+        help="take this directory along, what git would commit of it, and run in it",
+    )
+    runs.add_argument(
+        "--python",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="take this Python package along, which is installed here (repeatable)",
+    )
+    for command in (runs, builds):
+        command.add_argument(
+            "--package",
+            action="append",
+            default=[],
+            metavar="NAME",
+            help="a Debian package that the VM has besides the lab's own (repeatable)",
+        )
     runs.add_argument("module", metavar="MODULE", help="run as python3 -m MODULE")
     runs.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGUMENT")
-    builds = commands.add_parser("build", help="build the VM's image if it isn't there")
     builds.add_argument("--force", action="store_true", help="also if it is there")
+    commands.add_parser("list", help="links, systems and workloads, also those of other projects")
     commands.add_parser("info", help="where a program would run, why, and which image")
     return parser
 
 
 def _dispatch(arguments: argparse.Namespace) -> int:
     if arguments.command == "build":
-        print(build.ensure(force=arguments.force).directory)
+        print(build.ensure(arguments.force, further=arguments.package).directory)
         return 0
+    if arguments.command == "list":
+        return _list()
     if arguments.command == "info":
         return _info()
     if arguments.command == "shell":
@@ -131,7 +168,16 @@ def _dispatch(arguments: argparse.Namespace) -> int:
         timeout_s=arguments.timeout,
         cpus=arguments.cpus,
         files=arguments.files,
+        luggage=_luggage(arguments),
+        further=arguments.package,
     )
+
+
+def _luggage(arguments: argparse.Namespace) -> Luggage:
+    if arguments.project is not None and not arguments.project.is_dir():
+        raise UsageError(f"project '{arguments.project}': there is no such directory")
+    project = arguments.project and arguments.project.resolve()
+    return Luggage(project, tuple(arguments.python))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,8 +13,9 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -41,19 +42,21 @@ def ensure(
     force: bool = False,
     log: TextIO | None = None,
     *,
+    further: Sequence[str] = (),
     wanted: Image | None = None,
     obstacles: Callable[[], list[str]] = host.build_obstacles,
     build: Build | None = None,
 ) -> Image:
     """The image `wanted` (the current one), built now if it isn't there (or `force`).
 
-    Progress goes to `log`; `obstacles` tells what forbids building here.
+    `further` are names of Debian packages that it has besides the lab's own. Progress goes to
+    `log`; `obstacles` tells what forbids building here.
 
     Raises:
         LabError: it can't be built here.
     """
     log = log or sys.stderr
-    image = wanted or current()
+    image = wanted or current(further)
     if image.exists() and not force:
         os.utime(image.directory)  # the newest are the ones last used
         return image
@@ -68,7 +71,7 @@ def ensure(
             _remove(left_over)
         work = Path(tempfile.mkdtemp(prefix=".build-", dir=cache))
         try:
-            (build or _build)(work, log)
+            (build or partial(_build, further))(work, log)
             if image.directory.exists():
                 image.directory.rename(work / "replaced")
             (work / "image").rename(image.directory)
@@ -97,8 +100,9 @@ def _remove_old(cache: Path, keep: Image) -> None:
         shutil.rmtree(path)
 
 
-def _build(work: Path, log: TextIO) -> None:
+def _build(further: Sequence[str], work: Path, log: TextIO) -> None:
     """Leaves a whole image in `work`/image."""
+    packages = (*PACKAGES, *sorted(set(further)))
     print("lab: building the image (once; about two minutes)", file=log, flush=True)
     steps = debian.Steps(log)
     image = Image(work / "image")
@@ -106,13 +110,13 @@ def _build(work: Path, log: TextIO) -> None:
     steps.begin("Python packages")
     site = _python_packages(work)
     steps.begin("Debian packages: lists")
-    debian.mmdebstrap(work, _options(work, site, image), PACKAGES, "-", steps)
+    debian.mmdebstrap(work, _options(work, site, image), packages, "-", steps)
     steps.begin("kernel and first stage")
     _boot_files(work / "boot.tar", image)
     size = image.root.stat().st_size
     os.truncate(image.root, -(-size // NVDIMM_ALIGNMENT_BYTES) * NVDIMM_ALIGNMENT_BYTES)
     steps.end()
-    print(f"lab: image {recipe_hash()} built, {size / 1e6:.0f} MB", file=log, flush=True)
+    print(f"lab: image {recipe_hash(packages)} built, {size / 1e6:.0f} MB", file=log, flush=True)
 
 
 def _python_packages(work: Path) -> Path:

@@ -21,6 +21,7 @@ from typing import BinaryIO, Protocol
 from relocator.cli import host
 from testbed.lab import build, native, vm
 from testbed.lab.image import LabError
+from testbed.lab.luggage import Luggage
 
 WHERES = ("auto", "native", "vm")
 CLOCKS = ("virtual", "real")
@@ -84,12 +85,16 @@ def run(
     timeout_s: float = DEFAULT_TIMEOUT_S,
     cpus: int | None = None,
     files: Sequence[Path] = (),
+    luggage: Luggage | None = None,
+    further: Sequence[str] = (),
     stdout: BinaryIO | None = None,
 ) -> int:
     """Runs `python3 -m ARGV...` in the lab and returns its exit status; its files appear in `out`.
 
     `clock` None means virtual in the VM and real natively. The program finds a copy of each of
-    `files`, by its name, in the directory LAB_FILES. `stdout` takes the program's output
+    `files`, by its name, in the directory LAB_FILES. `luggage` is what else travels with it, of a
+    project that isn't ours, which it runs in; `further` are Debian packages that the VM's image has
+    besides the lab's own (natively they must be installed). `stdout` takes the program's output
     (standard output and standard error in one); None is this process's. After `timeout_s` of real
     time the program is ended and the status is 124.
     """
@@ -104,10 +109,27 @@ def run(
     stdout = stdout or sys.stdout.buffer
     if choice.where == "native":
         say(f"native, real clock: {choice.reason}")
-        return native.run(argv, seed=seed, out=out, timeout_s=timeout_s, stdout=stdout, files=along)
+        return native.run(
+            argv,
+            seed=seed,
+            out=out,
+            timeout_s=timeout_s,
+            stdout=stdout,
+            files=along,
+            project=luggage.project if luggage else None,
+        )
     say(f"virtual machine, {settings.clock} clock, seed {seed}: {choice.reason}")
-    root = build.ensure()
-    return vm.run(root, argv, settings, out=out, timeout_s=timeout_s, stdout=stdout, files=along)
+    root = build.ensure(further=further)
+    return vm.run(
+        root,
+        argv,
+        settings,
+        out=out,
+        timeout_s=timeout_s,
+        stdout=stdout,
+        files=along,
+        luggage=luggage,
+    )
 
 
 def _by_name(files: Sequence[Path]) -> dict[str, Path]:

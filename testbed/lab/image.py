@@ -108,6 +108,10 @@ def recipe_hash(packages: Sequence[str] = PACKAGES) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def current() -> Image:
-    """The image that this state of the project uses, built or not."""
-    return Image(cache_directory() / recipe_hash())
+def current(further: Sequence[str] = ()) -> Image:
+    """The image that this state of the project uses, built or not; with `further` Debian packages
+    one of its own, in a cache of its own."""
+    if not further:
+        return Image(cache_directory() / recipe_hash())
+    packages = (*PACKAGES, *sorted(set(further)))
+    return Image(cache_directory().parent / "lab-further" / recipe_hash(packages))

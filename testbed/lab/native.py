@@ -31,18 +31,23 @@ def run(
     timeout_s: float,
     stdout: BinaryIO,
     files: Mapping[str, Path] | None = None,
+    project: Path | None = None,
 ) -> int:
-    """Runs `python3 -m ARGUMENTS...` in the project's directory; its exit status."""
+    """Runs `python3 -m ARGUMENTS...` in the project's directory; its exit status.
+
+    `project` is the directory of another project than ours.
+    """
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="relocator-files-") as copies:
         for name, path in (files or {}).items():
             shutil.copyfile(path, Path(copies) / name)
-        told = _told(seed, out, Path(copies))
-        return _run(arguments, told, timeout_s, stdout)
+        told = _told(seed, out, Path(copies), project)
+        return _run(arguments, told, timeout_s, stdout, project or PROJECT)
 
 
-def _told(seed: int, out: Path, files: Path) -> dict[str, str]:
+def _told(seed: int, out: Path, files: Path, project: Path | None) -> dict[str, str]:
     path = os.environ.get("PYTHONPATH")
+    theirs = [] if project is None else [str(project), str(project / "src")]
     return {
         "LAB_OUT": str(out.resolve()),
         "LAB_FILES": str(files),
@@ -50,19 +55,23 @@ def _told(seed: int, out: Path, files: Path) -> dict[str, str]:
         "LAB_SEED": str(seed),
         "PYTHONHASHSEED": "0",
         "PYTHONUNBUFFERED": "1",
-        "PYTHONPATH": os.pathsep.join([str(PROJECT), *([path] if path else [])]),
+        "PYTHONPATH": os.pathsep.join([str(PROJECT), *theirs, *([path] if path else [])]),
     }
 
 
 def _run(
-    arguments: Sequence[str], told: Mapping[str, str], timeout_s: float, stdout: BinaryIO
+    arguments: Sequence[str],
+    told: Mapping[str, str],
+    timeout_s: float,
+    stdout: BinaryIO,
+    directory: Path,
 ) -> int:
     process = subprocess.Popen(
         ["setpriv", "--pdeathsig", "TERM", sys.executable, "-m", *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        cwd=PROJECT,
+        cwd=directory,
         env={**os.environ, **told},
         start_new_session=True,
     )

@@ -8,12 +8,12 @@ what becomes of figures, tests and documents changes no byte of its runs.
 
 import os
 import shlex
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from testbed.lab import cpio
 from testbed.lab.image import GUEST, Image, LabError
+from testbed.lab.luggage import Luggage, names, read
 
 PROJECT = Path(__file__).parents[2]
 DECISIVE = ("relocator", "testbed", "experiments/fio")
@@ -27,20 +27,27 @@ def initramfs(
     arguments: Sequence[str],
     settings: Mapping[str, str],
     files: Mapping[str, Path] | None = None,
+    *,
     project: Path = PROJECT,
+    luggage: Luggage | None = None,
 ) -> bytes:
     """Everything the kernel unpacks before the root image is mounted; `files` by their names."""
     first_stage = {
-        "init": _file(GUEST / "init", executable=True),
-        "bin/busybox": _file(image.first_stage / "busybox", executable=True),
+        "init": read(GUEST / "init", executable=True),
+        "bin/busybox": read(image.first_stage / "busybox", executable=True),
     }
     for module in sorted((image.first_stage / "modules").iterdir()):
-        first_stage[f"modules/{module.name}"] = _file(module)
+        first_stage[f"modules/{module.name}"] = read(module, executable=False)
     ours = bool(arguments) and arguments[0].startswith("testbed.")
     places = DECISIVE if ours else EVERYTHING
     run = {f"lab/tree/{name}": file for name, file in tree(project, places).items()}
-    run |= {f"lab/files/{name}": _file(path) for name, path in sorted((files or {}).items())}
-    run["lab/lab-init"] = _file(GUEST / "lab-init", executable=True)
+    run |= {
+        f"lab/files/{name}": read(path, executable=False)
+        for name, path in sorted((files or {}).items())
+    }
+    along = luggage or Luggage()
+    run |= {f"lab/{name}": file for name, file in along.files().items()}
+    run["lab/lab-init"] = read(GUEST / "lab-init", executable=True)
     run["lab/arguments"] = cpio.File(b"".join(os.fsencode(text) + b"\0" for text in arguments))
     run["lab/settings"] = cpio.File(_shell_words(settings))
     return cpio.archive(first_stage) + cpio.archive(run, directories=("lab/tree", "lab/files"))
@@ -53,11 +60,11 @@ def tree(
     known kind."""
     files: dict[str, cpio.File] = {}
     total_bytes = 0
-    for name in sorted(_names(project, places)):
+    for name in names(project, places):
         path = project / name
         if path.suffix not in TREE_SUFFIXES or path.is_symlink() or not path.is_file():
             continue
-        files[name] = _file(path, executable=os.access(path, os.X_OK))
+        files[name] = read(path)
         total_bytes += len(files[name].content)
     if total_bytes > limit_bytes:
         largest = max(files, key=lambda name: len(files[name].content))
@@ -66,29 +73,6 @@ def tree(
             f"go into the lab; the largest file is {largest}"
         )
     return files
-
-
-def _names(project: Path, places: Sequence[str]) -> list[str]:
-    command = ["git", "-C", str(project), "ls-files", "-z", "--cached", "--others"]
-    command += ["--exclude-standard", "--", *places]
-    try:
-        done = subprocess.run(command, capture_output=True, check=False)
-    except FileNotFoundError:
-        return _walk(project, places)
-    if done.returncode != 0:  # not a checkout, or not ours to ask about
-        return _walk(project, places)
-    return [os.fsdecode(name) for name in done.stdout.split(b"\0") if name]
-
-
-def _walk(project: Path, places: Sequence[str]) -> list[str]:
-    paths = [path for name in places for path in (project / name).rglob("*")]
-    paths += [project / name for name in places]
-    relative = [path.relative_to(project) for path in paths]
-    return [str(path) for path in relative if not any(part.startswith(".") for part in path.parts)]
-
-
-def _file(path: Path, executable: bool = False) -> cpio.File:
-    return cpio.File(path.read_bytes(), executable)
 
 
 def _shell_words(settings: Mapping[str, str]) -> bytes:

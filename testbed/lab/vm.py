@@ -29,6 +29,7 @@ from typing import IO, BinaryIO
 
 from testbed.lab import payload
 from testbed.lab.image import Image, LabError
+from testbed.lab.luggage import Luggage
 
 VIRTUAL_EPOCH = "2026-01-01"
 RESULT_BYTES = 1 << 30
@@ -95,11 +96,13 @@ def run(
     timeout_s: float,
     stdout: BinaryIO,
     files: Mapping[str, Path] | None = None,
+    luggage: Luggage | None = None,
 ) -> int:
     """Runs `python3 -m ARGUMENTS...` and returns its exit status; its files appear in `out`."""
     told = {"LAB_TASK": "program", "LAB_CLOCK": settings.clock, "LAB_SEED": str(settings.seed)}
     with ExitStack() as stack:
-        own = _Files.create(stack, payload.initramfs(image, arguments, told, files))
+        packed = payload.initramfs(image, arguments, told, files, luggage=luggage)
+        own = _Files.create(stack, packed)
         console = ["-serial", f"file:{_path(own.program_console)}"]
         process = _start(_command(image, settings, own) + console, own, own_session=True)
         stack.callback(_end, process)

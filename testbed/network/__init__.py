@@ -2,6 +2,7 @@
 
     topology    sites as a description, and made real                      -> sites, Sites, ADDRESS
     wan         a link's delay, rate, loss and queue                       -> LinkProfile, set_link
+    links       the library: links by name, a file each                    -> link, library
     link_events changes of the link while a run goes on                    -> Schedule
     calibrate   whether the link is what was asked for                     -> calibrate
 

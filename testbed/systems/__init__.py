@@ -1,30 +1,32 @@
 """The systems under test: what becomes of a guest's disk when the guest moves, by whom.
 
 One file a system, or a family of them. `make` finds a system by its name and checks its settings;
-to add one, write a class below `System` and name it in the table here.
+to add one, write a file here with a class below `System`, or announce one from another project
+(`testbed.discovery`).
 """
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 
+from testbed import discovery
 from testbed.network.wan import ProfileError
 from testbed.systems.base import Place, System
-from testbed.systems.drbd import Drbd
-from testbed.systems.nbdkit import Cache, CopyOnWrite
-from testbed.systems.offline import Offline
-from testbed.systems.qemu import Mirror, Stream
-from testbed.systems.relocator import Relocator
-from testbed.systems.remote import Remote, Stay
-from testbed.systems.xnbd import Xnbd
 
 __all__ = ["SYSTEMS", "Place", "System", "check", "make", "parse_settings"]
 
+
+def _classes() -> Iterator[type[System]]:
+    for module in discovery.modules(sys.modules[__name__]):
+        for kind in vars(module).values():
+            ours = isinstance(kind, type) and kind.__module__ == module.__name__
+            if ours and issubclass(kind, System) and "name" in vars(kind):
+                yield kind
+
+
 SYSTEMS: dict[str, type[System]] = {
-    system.name: system
-    for system in (
-        *(Relocator, Remote, Stay, Offline, Mirror, Stream),
-        *(CopyOnWrite, Cache, Drbd, Xnbd),
-    )
+    kind.name: kind for kind in sorted(_classes(), key=lambda kind: kind.name)
 }
+SYSTEMS |= discovery.announced(discovery.SYSTEMS)
 
 
 def parse_settings(texts: Sequence[str]) -> dict[str, str]:

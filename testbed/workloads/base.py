@@ -10,7 +10,7 @@ error. Logs lie outside the guest's disk. All times are on the monotonic clock, 
 """
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -95,6 +95,34 @@ class Workload(Protocol):
     def check(self, mount: Path, logs: Path) -> Verdict:
         """Judges its files, on a file system that is mounted and at rest (it may be read-only)."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The rates that a run may choose."""
+
+    read_iops: int = 25
+    write_iops: int = 10
+    ledger_iops: int = 10
+    compile_period_s: float = 4.0
+    sqlite_tps: float = 20.0
+    git_period_s: float = 1.0
+
+
+#: Makes a workload of what stands behind its name and a colon ("" if nothing does) and of the run's
+#: rates. ValueError, with what would be right, if it can't be.
+Maker = Callable[[str, Settings], Workload]
+
+
+def plain(make: Callable[[Settings], Workload]) -> Maker:
+    """A workload with nothing to choose behind its name."""
+
+    def maker(argument: str, settings: Settings) -> Workload:
+        if argument:
+            raise ValueError("nothing can be chosen behind its name")
+        return make(settings)
+
+    return maker
 
 
 def python(module: str, *arguments: object) -> list[str]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.workloads import files, tree
-from testbed.workloads.base import Guest, Log, Room, Verdict, Work, python
+from testbed.workloads.base import Guest, Log, Room, Verdict, Work, plain, python
 from testbed.workloads.stop import Stop
 
 TREES = 6
@@ -105,6 +105,8 @@ def main(arguments: list[str]) -> int:
             stop.sleep_until(times[0] + period_s)
     return 0
 
+
+KINDS = {"compile": plain(lambda settings: Compile(settings.compile_period_s))}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from testbed.hosts.supervise import run
 from testbed.workloads import files
-from testbed.workloads.base import Guest, Io, Log, Room, Verdict
+from testbed.workloads.base import Guest, Io, Log, Room, Settings, Verdict, plain
 
 STOP_SIGNAL = signal.SIGINT
 GOOD_STATUSES = (0, 128)
@@ -162,3 +162,15 @@ class FioFile:
 
     def check(self, mount: Path, logs: Path) -> Verdict:  # noqa: ARG002
         return Verdict([], "fio met no error")
+
+
+def _make_file(argument: str, settings: Settings) -> FioFile:  # noqa: ARG001
+    if not Path(argument).is_file():
+        raise ValueError(f"there is no file '{argument}'; give fio:PATH")
+    return FioFile(Path(argument))
+
+
+KINDS = {
+    "mixed": plain(lambda settings: Mixed(settings.read_iops, settings.write_iops)),
+    "fio": _make_file,
+}

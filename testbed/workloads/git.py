@@ -19,7 +19,17 @@ from pathlib import Path
 from typing import TextIO
 
 from testbed.workloads import files
-from testbed.workloads.base import Guest, Log, Room, Verdict, Work, parse_work, python, work_line
+from testbed.workloads.base import (
+    Guest,
+    Log,
+    Room,
+    Verdict,
+    Work,
+    parse_work,
+    plain,
+    python,
+    work_line,
+)
 from testbed.workloads.compile import drop_caches
 from testbed.workloads.stop import Stop
 
@@ -175,6 +185,8 @@ def main(arguments: list[str]) -> int:
             stop.sleep_until(start_s + float(period_s))
     return 0
 
+
+KINDS = {"git": plain(lambda settings: Git(settings.git_period_s))}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

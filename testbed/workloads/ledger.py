@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.workloads import files
-from testbed.workloads.base import Guest, Io, Log, Room, Verdict, python
+from testbed.workloads.base import Guest, Io, Log, Room, Verdict, plain, python
 from testbed.workloads.records import RECORD_BYTES, record, sequence_of
 from testbed.workloads.stop import Stop
 
@@ -143,6 +143,8 @@ def main(arguments: list[str]) -> int:
     os.close(log)
     return 0
 
+
+KINDS = {"ledger": plain(lambda settings: Ledger(settings.ledger_iops))}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -28,6 +28,7 @@ from testbed.workloads.base import (
     Io,
     Log,
     Room,
+    Settings,
     Verdict,
     Work,
     io_line,
@@ -179,6 +180,14 @@ def main(arguments: list[str]) -> int:
         run(Path(path), (ios, work), float(tps), int(seed), Stop())
     return 0
 
+
+def _make(argument: str, settings: Settings) -> Sqlite:
+    if argument not in ("", *JOURNALS):
+        raise ValueError(f"its journal is one of {', '.join(JOURNALS)}")
+    return Sqlite(settings.sqlite_tps, argument or JOURNALS[0])
+
+
+KINDS = {"sqlite": _make}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

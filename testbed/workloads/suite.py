@@ -1,5 +1,8 @@
 """The workloads by name: what a run or a scenario asks for, as `mixed,compile,sqlite`.
 
+To add one, write a file here with a `Workload` and its KINDS, or announce one from another project
+(`testbed.discovery`).
+
 | name | what it does |
 |---|---|
 | `mixed` | fio: random reads of the large file, small synchronous writes, at the given rates |
@@ -11,18 +14,15 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+import testbed.workloads
+from testbed import discovery
 from testbed.network.wan import ProfileError
-from testbed.workloads.base import Guest, Io, Log, Room, Verdict, Work, Workload
-from testbed.workloads.compile import Compile
-from testbed.workloads.fio import FioFile, Mixed
-from testbed.workloads.git import Git
-from testbed.workloads.ledger import Ledger
-from testbed.workloads.sqlite import JOURNALS, Sqlite
+from testbed.workloads.base import Guest, Io, Log, Maker, Room, Settings, Verdict, Work, Workload
 
 __all__ = [
+    "WORKLOADS",
     "Guest",
     "Io",
     "Log",
@@ -37,41 +37,23 @@ __all__ = [
 ]
 
 PARAMETER = "workloads"
-KNOWN = "mixed, compile, sqlite, sqlite:delete, git, ledger or fio:PATH, separated by commas"
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """The rates that a run may choose."""
-
-    read_iops: int = 25
-    write_iops: int = 10
-    ledger_iops: int = 10
-    compile_period_s: float = 4.0
-    sqlite_tps: float = 20.0
-    git_period_s: float = 1.0
+#: By name: the KINDS of this package's modules, and what other projects announce.
+WORKLOADS: dict[str, Maker] = {}
+for _module in discovery.modules(testbed.workloads):
+    if _module.__name__ != __name__:
+        WORKLOADS |= getattr(_module, "KINDS", {})
+WORKLOADS |= discovery.announced(discovery.WORKLOADS)
+KNOWN = f"{', '.join(sorted(WORKLOADS))}, separated by commas (fio:PATH, sqlite:delete)"
 
 
 def _one(word: str, settings: Settings) -> Workload:
     name, colon, argument = word.partition(":")
-    if name == "fio" and argument:
-        path = Path(argument)
-        if not path.is_file():
-            raise ProfileError(PARAMETER, repr(word), f"there is no file {argument}")
-        return FioFile(path)
-    if name == "sqlite" and argument in ("", *JOURNALS) and colon == ":" * bool(argument):
-        return Sqlite(settings.sqlite_tps, argument or "wal")
-    if colon:
+    if name not in WORKLOADS or (colon and not argument):
         raise ProfileError(PARAMETER, repr(word), f"known are {KNOWN}")
-    if name == "mixed":
-        return Mixed(settings.read_iops, settings.write_iops)
-    if name == "compile":
-        return Compile(settings.compile_period_s)
-    if name == "git":
-        return Git(settings.git_period_s)
-    if name == "ledger":
-        return Ledger(settings.ledger_iops)
-    raise ProfileError(PARAMETER, repr(word), f"known are {KNOWN}")
+    try:
+        return WORKLOADS[name](argument, settings)
+    except ValueError as error:
+        raise ProfileError(PARAMETER, repr(word), str(error)) from error
 
 
 def parse(names: str, settings: Settings) -> list[Workload]:

@@ -102,13 +102,13 @@ def test_a_missing_file_says_so(tmp_path: Path) -> None:
 
 
 def test_a_profile_says_what_it_is(tmp_path: Path) -> None:
-    path = tmp_path / "profiles.toml"
-    path.write_text('[moon]\nabout = "far"\nrtt = "2.5s"')
-    with pytest.raises(ScenarioError, match=r"moon\.rate: missing"):
-        scenario.profiles(path)
-    path.write_text('[moon]\nabout = "far"\nrtt = "2.5s"\nrate = "1mbit"\nlos = "1%"')
-    with pytest.raises(ScenarioError, match=r"moon\.los: unknown key; did you mean 'loss'"):
-        scenario.profiles(path)
+    path = tmp_path / "moon.toml"
+    path.write_text('about = "far"\nrtt = "2.5s"')
+    with pytest.raises(ScenarioError, match=r"moon\.toml: rate: missing"):
+        scenario.profiles({"moon": path})
+    path.write_text('about = "far"\nrtt = "2.5s"\nrate = "1mbit"\nlos = "1%"')
+    with pytest.raises(ScenarioError, match=r"moon\.toml: los: unknown key; did you mean 'loss'"):
+        scenario.profiles({"moon": path})
 
 
 def test_the_library_has_the_links_that_are_promised() -> None:

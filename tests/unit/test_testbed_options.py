@@ -22,7 +22,7 @@ def test_defaults_are_the_paper_s_link() -> None:
         (["--switch-at", "30s", "--duration", "30s"], "switch-at=30s: the switch comes before"),
         (["--read-iops", "0"], "read-iops=0: at least one"),
         (["--tolerance", "0"], "tolerance=0.0: "),
-        (["--system", "rsync"], "system=rsync: must be one of relocator, remote"),
+        (["--system", "rsync"], "system=rsync: must be one of drbd, mirror"),
         (["--set", "order"], "set=order: give KEY=VALUE"),
         (["--set", "colour=red"], "set=colour=red: relocator takes activate-on-write, block"),
         (["--system", "remote", "--set", "order=hot"], "set=order=hot: remote takes nothing"),
