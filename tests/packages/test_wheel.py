@@ -14,7 +14,7 @@ from tests.support import checkout
 from tests.support.model import source_bytes
 from tests.support.servers import nbdkit, proxy
 
-CONSTRAINTS = checkout.PROJECT / "testbed" / "lab" / "constraints.txt"
+CONSTRAINTS = checkout.PROJECT / "scripts" / "constraints.txt"
 SIZE_BYTES = 4 << 20
 
 

@@ -65,11 +65,15 @@ def link(name: str | None = None, **values: str) -> LinkProfile:
 
 def read(texts: Mapping[str, str]) -> LinkProfile:
     """A link of its values as they are written in a file."""
-    for key, value in texts.items():
-        if key not in _READ:
-            raise ProfileError(key, repr(value), f"a link has {', '.join(_READ)}")
     for key in ("rtt", "rate"):
         if key not in texts:
             raise ProfileError(key, "nothing", "a link has a round-trip time and a rate")
-    wanted = {_READ[key][0]: _READ[key][1](key, value) for key, value in texts.items()}
-    return LinkProfile(**wanted)
+    return LinkProfile(**changes(texts))
+
+
+def changes(texts: Mapping[str, str]) -> dict[str, Any]:
+    """Fields of a LinkProfile and their values, of values as they are written in a file."""
+    for key, value in texts.items():
+        if key not in _READ:
+            raise ProfileError(key, repr(value), f"a link has {', '.join(_READ)}")
+    return {_READ[key][0]: _READ[key][1](key, value) for key, value in texts.items()}
