@@ -1,10 +1,10 @@
 # `make demo` and `make test` do all the set-up on a fresh Debian or Ubuntu machine.
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
-.PHONY: help install demo test check power matrix soak fuzz bench regress reproduce claims docs lab package clean
+.PHONY: help install demo test check power matrix soak fuzz bench regress reproduce claims docs lab package package-test clean
 
 help:            ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
 install:         ## packages and .venv (needs root or sudo)
 	@scripts/install
@@ -56,8 +56,13 @@ docs: install    ## the documentation as a site: out/site/index.html
 lab: install     ## a shell in the lab
 	$(PYTHON) -m testbed.lab shell
 
-package: install ## the wheel and the source archive, in out/packages
-	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(PYTHON) -m build --outdir out/packages
+package: install ## the wheel, the source archive and the Debian package, in out/packages
+	@scripts/install --reproduce
+	scripts/package out/packages
+
+package-test: install ## the Debian package installed, used and removed in clean roots (some minutes)
+	@scripts/install --reproduce
+	$(PYTHON) -m pytest -m clean_root tests/packages
 
 clean:           ## what was generated here (not the lab's cached image)
 	rm -rf out .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

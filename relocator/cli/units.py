@@ -27,6 +27,9 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--example", action="store_true", help="only print an example of /etc/relocator/NAME.conf"
     )
+    parser.add_argument(
+        "--command", metavar="PATH", type=Path, help="the `relocator` that they start (this one)"
+    )
     parser.set_defaults(run=_run)
 
 
@@ -43,7 +46,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.example:
         print((FOLDER / "example.conf").read_text(), end="")
         return 0
-    for name, text in units(this_command()).items():
+    for name, text in units(options.command or this_command()).items():
         path = Path(options.directory, name)
         try:
             path.write_text(text)

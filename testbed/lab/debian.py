@@ -60,7 +60,7 @@ def mmdebstrap(
     else:
         command = ["setpriv", "--pdeathsig", "TERM", "mmdebstrap", "--mode=unshare"]
     command += ["--include=" + ",".join(packages), *options]
-    command += [f"--aptopt={option}" for option in _apt_proxies()]
+    command += [f"--aptopt={option}" for option in apt_proxies()]
     command += [SUITE, target, *mirror()]
     environment = os.environ | {"SOURCE_DATE_EPOCH": str(SOURCE_DATE_EPOCH), "LC_ALL": "C.UTF-8"}
     environment["INITRD"] = "No"  # the kernel package need not make one
@@ -85,7 +85,7 @@ def mmdebstrap(
         raise LabError(f"mmdebstrap failed ({process.returncode}):{last}")
 
 
-def _apt_proxies() -> list[str]:
+def apt_proxies() -> list[str]:
     """The host's APT proxy settings, which mmdebstrap's own APT would not read."""
     done = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=False)
     return re.findall(r"^Acquire::https?::Proxy .*$", done.stdout, flags=re.MULTILINE)
