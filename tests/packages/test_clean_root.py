@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.clean_root, pytest.mark.timeout(1500)]
 SUITES = ("bookworm", "trixie")
 BESIDES = ("libnbd-bin", "bash-completion", "man-db")  # what the test uses there
 USE = """
-set -eu
+set -eux
 [ "$(relocator plugin-path)" = /usr/lib/python3/dist-packages/relocator/plugin.py ]
 work=$(mktemp -d); cd "$work"
 head -c 8M /dev/urandom >disk.img

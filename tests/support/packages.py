@@ -41,8 +41,9 @@ class Installed:
     bin: Path
     elsewhere: Path
 
-    def __call__(self, command: str, *arguments: object, cwd: Path | None = None) -> str:
-        return run(self.bin / command, *arguments, cwd=cwd or self.elsewhere, path=self.bin)
+    def __call__(self, *argv: object, cwd: Path | None = None) -> str:
+        """A command, found there first; its directory is one where nothing of ours is."""
+        return run("env", *argv, cwd=cwd or self.elsewhere, path=self.bin)
 
     def pip(self, *wanted: str) -> None:
         """Installs packages, of the versions that the project holds."""
