@@ -1,7 +1,7 @@
 # `make demo` and `make test` do all the set-up on a fresh Debian or Ubuntu machine.
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
-.PHONY: help install demo test check power matrix soak fuzz bench regress reproduce claims docs lab package package-test clean
+.PHONY: help install demo test check power campaign matrix soak fuzz bench regress reproduce claims docs lab package package-test clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -21,6 +21,9 @@ check: install   ## linters, types and the direction of imports, as CI runs them
 
 power: install   ## power failures replayed at every point of a recorded log (POWER="--points N --seed N")
 	$(PYTHON) -m tests.crash.power $(POWER)
+
+campaign: install  ## random worlds under random faults, on the virtual clock (SEEDS=20; CAMPAIGN="--first 21 --jobs 4")
+	$(PYTHON) -m testbed.campaign $(if $(SEEDS),--seeds $(SEEDS)) $(CAMPAIGN)
 
 matrix: install  ## a VM's move broken at every place in every way (some 12 minutes)
 	$(PYTHON) -m pytest -m "matrix or not matrix" tests/migrate/test_interruptions.py tests/vm/test_freeze.py

@@ -94,6 +94,11 @@ class LiveMap:
         """Declare the content good from here on: written last, once the planes are filled."""
         self._memory[: len(self._header)] = self._header
 
+    def disown(self) -> None:
+        """Declare that the content may promise what the disk has lost: no process believes it."""
+        if self._path is not None:
+            self._memory[: len(self._header)] = bytes(len(self._header))
+
     def rest(self) -> None:
         """Let go of the pages that opening has looked at; the file has them."""
         if self._path is not None:

@@ -275,11 +275,13 @@ class Store:
     def _sync(self, sync: Callable[[], None]) -> None:
         """Make something durable. After a failure nothing here is believed durable any more.
 
-        The kernel may have dropped what it could not write, and would report the next one as done.
+        The kernel may have dropped what it could not write, and would report the next one as done:
+        to this process, and to one that is started after it.
         """
         try:
             sync()
         except OSError as error:
+            self._live.disown()
             self.failure = f"commit of {self.image.path}: {error}"
             raise StoreError(self.failure, errno.EIO) from error
 

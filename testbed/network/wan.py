@@ -181,7 +181,7 @@ def netem_settings(profile: LinkProfile) -> dict[str, int | float]:
     return settings
 
 
-def _netem(verb: str, interfaces: tuple[str, str], settings: dict[str, int | float]) -> None:
+def _netem(verb: str, interfaces: tuple[str, ...], settings: dict[str, int | float]) -> None:
     """Adds or changes both ends' netem; they lie in the caller's network namespace."""
     from pyroute2 import IPRoute
     from pyroute2.netlink.rtnl.tcmsg import sched_netem, sched_tbf
@@ -207,6 +207,6 @@ def set_link(profile: LinkProfile, interfaces: tuple[str, str]) -> None:
     _netem("change", interfaces, {"jitter": 0, "loss": 0} | netem_settings(profile))
 
 
-def cut(profile: LinkProfile, interfaces: tuple[str, str]) -> None:
-    """Loses whatever is sent from now on, both ways; `set_link` mends it."""
+def cut(profile: LinkProfile, interfaces: tuple[str, ...]) -> None:
+    """Loses whatever these ends send from now on; `set_link` mends it."""
     _netem("change", interfaces, netem_settings(profile) | {"loss": 100})

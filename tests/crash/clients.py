@@ -10,7 +10,8 @@ from typing import Any
 
 import nbd
 
-from tests.support.versions import SECTOR_BYTES, ZEROS, Trace, source_sector, written
+from testbed.campaign.stamps import SECTOR_BYTES, ZEROS, source_sector, written
+from tests.support.versions import Trace
 
 BLOCK_SECTORS = 8
 LENGTHS = (1, 3, 8, 8, 8, 16, 24, 64, 65, 200)

@@ -7,50 +7,20 @@ order. From the trace follow, for any moment, the two bounds of what a sector ma
 """
 
 import json
-import struct
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SECTOR_BYTES = 512
-_STAMP = struct.Struct("<8sQQ8x")  # who made it, number, sector: 16 of them fill a sector
-_WRITTEN, _SOURCE = b"written!", b"source!!"
-_REPEATS = SECTOR_BYTES // _STAMP.size
-ZEROS = bytes(SECTOR_BYTES)
-
-
-def written(number: int, first: int, count: int) -> bytes:
-    """The data of write `number` for the sectors `first..first+count`."""
-    return b"".join(
-        _STAMP.pack(_WRITTEN, number, sector) * _REPEATS for sector in range(first, first + count)
-    )
-
-
-def source_sector(sector: int) -> bytes:
-    """What the source has there: every sixth stretch of 64 KiB is a hole."""
-    return ZEROS if sector // 128 % 6 == 5 else _STAMP.pack(_SOURCE, 0, sector) * _REPEATS
-
-
-def make_source(path: Path, sectors: int) -> None:
-    """The source's image, sparse."""
-    with path.open("wb") as disk:
-        disk.truncate(sectors * SECTOR_BYTES)
-        for sector in range(sectors):
-            if (data := source_sector(sector)) != ZEROS:
-                disk.seek(sector * SECTOR_BYTES)
-                disk.write(data)
-
-
-def make_seed(path: Path, sectors: int) -> None:
-    """An image as the source's, but in every other MiB a third of the blocks is outdated."""
-    make_source(path, sectors)
-    with path.open("r+b") as disk:
-        for sector in range(sectors):
-            if sector // 2048 % 2 == 0 and sector // 8 % 3 == 0:
-                disk.seek(sector * SECTOR_BYTES)
-                disk.write(_STAMP.pack(b"outdated", 0, sector) * _REPEATS)
+from testbed.campaign.stamps import (
+    REPEATS,
+    SOURCE,
+    STAMP,
+    WRITTEN,
+    ZEROS,
+    source_sector,
+)
 
 
 @dataclass
@@ -117,15 +87,15 @@ class History:
             if floor == 0 and source_sector(sector) == ZEROS:
                 return None
             return f"sector {sector} is zero, which it was not at or after write {floor}"
-        who, number, at = _STAMP.unpack_from(data)
-        if data != _STAMP.pack(who, number, at) * _REPEATS or at != sector:
+        who, number, at = STAMP.unpack_from(data)
+        if data != STAMP.pack(who, number, at) * REPEATS or at != sector:
             return f"sector {sector} holds what nobody wrote there"
-        if who == _SOURCE:
+        if who == SOURCE:
             if floor == 0:
                 return None
             return f"sector {sector} holds the source's data, write {floor} was flushed"
         write = self._sent.get(number)
-        if who != _WRITTEN or write is None or write.zero:
+        if who != WRITTEN or write is None or write.zero:
             return f"sector {sector} holds what nobody wrote there"
         if number < floor:
             return f"sector {sector} holds write {number}, write {floor} was flushed"

@@ -177,10 +177,14 @@ def test_data_is_durable_before_the_map_is_written(
     store.close()
 
 
-def test_after_a_failed_commit_none_succeeds(
+def test_after_a_failed_commit_none_succeeds_and_a_restart_believes_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The kernel may have dropped the data of block 5, whose bit is in the live map."""
     store = open_small(tmp_path / "s")
+    mark(store, 0, 3)
+    store.commit()
+    mark(store, 5, 6)
 
     def fail() -> None:
         raise OSError(errno.EIO, "the disk is gone")
@@ -191,6 +195,10 @@ def test_after_a_failed_commit_none_succeeds(
             store.commit()
     with pytest.raises(StoreError, match="an earlier commit failed"):
         store.commit()
+    store.abandon()
+    store = open_small(tmp_path / "s")
+    assert list(store.present.set_runs(0, store.geometry.total_blocks)) == [(0, 3)]
+    store.close()
 
 
 def test_a_lost_image_is_never_taken_for_an_empty_one(tmp_path: Path) -> None:

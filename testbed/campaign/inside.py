@@ -1,0 +1,57 @@
+"""In the lab: the worlds of a file, one after the other, in one boot.
+
+    python3 -m testbed.campaign.inside
+
+LAB_FILES holds `worlds.json`: {"worlds": [...], "planted": NAME or null}. LAB_OUT gets a file for
+each world, `SEED.json`, as soon as it has ended.
+"""
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from testbed.campaign import course, link
+from testbed.campaign.planted import plugin
+from testbed.campaign.server import share_mounts
+from testbed.campaign.stamps import make_seed, make_source
+from testbed.campaign.storage import make_template
+from testbed.campaign.world import World
+from testbed.hosts.supervise import run
+from testbed.network.topology import sites
+
+FS_MIB = 32
+
+
+def main() -> int:
+    """The command line; 1 if a world failed."""
+    given = json.loads((Path(os.environ["LAB_FILES"]) / "worlds.json").read_text())
+    worlds = [World.from_json(found) for found in given["worlds"]]
+    bug = given["planted"]
+    run(["modprobe", "-a", "loop", "dm_mod", "dm_delay", "dm_flakey", "ext4"])
+    share_mounts()
+    with tempfile.TemporaryDirectory() as name, sites(link.FIRST) as network:
+        directory = Path(name)
+        most = max(world.sectors for world in worlds)
+        make_source(directory / "source.img", most)
+        make_seed(directory / "seed.img", most)
+        make_template(directory / "empty.fs", FS_MIB)
+        failed = False
+        for number, world in enumerate(worlds):
+            place = directory / f"w{number}"
+            place.mkdir()
+            told = course.run(world, place, network, plugin(bug, place))
+            out = Path(os.environ["LAB_OUT"])
+            (out / f"{world.seed}.json").write_text(json.dumps(told))
+            if not told["ok"]:
+                for log in place.glob("*.log"):
+                    (out / f"{world.seed}-{log.name}").write_bytes(log.read_bytes())
+            said = "ok" if told["ok"] else told["wrong"][0]
+            print(f"seed {world.seed}: {told['seconds']:.1f} s, {said}", flush=True)
+            failed = failed or not told["ok"]
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

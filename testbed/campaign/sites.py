@@ -1,0 +1,89 @@
+"""The sites of a world: each has a store, a server, and a place in the network."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from relocator.client import Client
+from relocator.errors import RelocatorError
+from testbed.campaign.server import Server
+from testbed.campaign.storage import Storage
+from testbed.campaign.world import World
+from testbed.network.topology import ADDRESS, Sites
+
+#: site -> its host, its interface to the WAN, its port
+PLACES = {
+    "A": ("st_src", "st_src-wan", 10809),
+    "B": ("st_dst", "st_dst-wan", 10809),
+    "C": ("st_src", "st_src-wan", 10811),
+}
+LOOK_S = 1.0
+PSK = "campaign:" + "5a" * 16 + "\n"
+
+
+class Site:
+    """A site of a running world."""
+
+    def __init__(
+        self, name: str, world: World, storage: Storage, network: Sites, plugin: Path
+    ) -> None:
+        self.name = name
+        self.world = world
+        host, interface, self.port = PLACES[name]
+        self.host_pid = network.pids[host]
+        self.address = ADDRESS[interface]
+        self.directory = directory = storage.path.parent
+        self.storage = storage
+        self._plugin = plugin
+        self.server = Server(name, directory, self.host_pid, self._argv)
+        #: where the disk was taken from, or is to be taken from
+        self.source: Site | None = None
+        #: until then (of the journal) nobody may count on what the store does
+        self.store_fails_until_s = 0.0
+
+    @property
+    def _disk(self) -> Path:
+        return self.storage.path / "disk.img"
+
+    @property
+    def image(self) -> Path:
+        """The image, wherever it is."""
+        return self._disk if self.name == "A" else self.storage.path / "store" / "disk.img"
+
+    def _argv(self) -> Sequence[str]:
+        proxy = self.source is not None
+        threads = "8" if proxy else "1"  # see docs/operators.md, "nbdkit aborts"
+        argv = ["nbdkit", "-f", "-t", threads, "-i", self.address, "-p", str(self.port)]
+        keys = [f"control={self.server.control}"]
+        if self.world.tls:
+            psk = self.directory / "psk"
+            psk.write_text(PSK)
+            argv += ["--tls=on", f"--tls-psk={psk}"]
+        if self.name == "A":
+            keys += [f"disk={self._disk}", f"store={self.storage.path}/maps"]
+        else:
+            keys += [f"store={self.storage.path}/store"]
+        if self.source is None:
+            keys += [f"block={self.world.block_bytes}"]
+        else:
+            keys += [f"source={self.source.uri}", "mode=standby", *self.world.keys]
+            if self.world.tls:
+                keys += [f"tls-psk={self.directory}/psk"]
+            if self.world.seeded:
+                keys += [f"seed={self.directory.parent}/seed.img", "seed-rate=100M"]
+        return [*argv, "python", str(self._plugin), *keys]
+
+    @property
+    def uri(self) -> str:
+        """How the other sites reach it."""
+        where = f"{self.address}:{self.port}"
+        return f"nbds://campaign@{where}" if self.world.tls else f"nbd://{where}"
+
+    def status(self) -> dict[str, Any] | None:
+        """Its status; None if it doesn't answer soon."""
+        if not self.server.running:
+            return None
+        try:
+            return Client(self.server.control).call("status", LOOK_S)
+        except RelocatorError:
+            return None

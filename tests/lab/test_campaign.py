@@ -1,0 +1,36 @@
+"""Fault campaigns, in small: `make campaign` runs as many seeds as one likes.
+
+Two boots at once, with the same worlds: each is the other's disturbance, and both must come to the
+same notes, to the byte. So a run that fails can be repeated.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from testbed.campaign import runfile
+from testbed.campaign.boots import Result, boot
+from testbed.campaign.world import world
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
+SEEDS = (19, 26)
+
+
+@pytest.fixture(scope="module")
+def boots() -> list[list[Result]]:
+    worlds = [world(seed) for seed in SEEDS]
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(lambda _: boot(worlds), range(2)))
+
+
+def test_nothing_is_lost_whatever_fails(boots: list[list[Result]]) -> None:
+    for result in boots[0]:
+        assert result["ok"], result["wrong"]
+        kinds = {kind for _, kind, _ in result["notes"]}
+        assert {"event", "authority", "complete", "compared"} <= kinds
+        assert result["writes"] > 20
+
+
+def test_a_run_is_repeated_to_the_byte(boots: list[list[Result]]) -> None:
+    first, again = ([runfile.digest(result) for result in results] for results in boots)
+    assert first == again
