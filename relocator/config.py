@@ -55,7 +55,7 @@ class Config:
     refresh_s: float | None = REFRESH_S
     source_bitmap: str | None = None
     retry_timeout_s: float = 60.0
-    connections: int = 2
+    connections: int | None = None
     shared: bool = False
     tls: str | None = None
     tls_certificates: Path | None = None
@@ -194,12 +194,14 @@ def _parse_name(key: str, text: str) -> str:
     raise ConfigError(f"{key}={text}: not a name; write 1 to 1023 bytes")
 
 
-def parse_connections(key: str, text: str) -> int:
-    """How many connections: one for demand, the others for the background copy."""
+def parse_connections(key: str, text: str) -> int | None:
+    """How many connections, one of them for demand and the others for the copy; `auto` is None."""
+    if text == "auto":
+        return None
     number = words.whole(text)
     if number is None or not 2 <= number <= MOST_CONNECTIONS:
         raise ConfigError(
-            f"{key}={text}: must be a number from 2 to {MOST_CONNECTIONS}; "
+            f"{key}={text}: must be auto or a number from 2 to {MOST_CONNECTIONS}; "
             "one is kept for what the guest waits for"
         )
     return number

@@ -51,7 +51,7 @@ _PROXY_KEYS = (
     ("refresh", "S|off", "in standby, seconds until what was written is copied again (5)"),
     ("source-bitmap", "NAME", "a dirty bitmap of a QEMU source: what is not in it is copied ahead"),
     ("retry-timeout", "S", "how long an absent read waits for a lost source (60)"),
-    ("connections", "N", "connections to the source, one of them for demand (2)"),
+    ("connections", "N|auto", "to the source, one of them for demand; auto: 2, 13 if far (auto)"),
     ("demand", "own|shared", "a connection of its own for what the guest waits for, or none (own)"),
     ("tls", "off|on|require", "encrypt: on, if the source can; require, or refuse (off)"),
     ("tls-certificates", "DIR", "ca-cert.pem, and client-cert.pem and client-key.pem if needed"),

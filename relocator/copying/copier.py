@@ -82,7 +82,8 @@ class Copier:
         if self._pull_forward and self._pacer.running:
             self._pull(unit)
         ahead = self._readahead.missed(first, end, link_idle=self._pacer.in_flight_bytes == 0)
-        most = max(1, PREFETCH_BYTES // self._store.geometry.block_bytes)
+        most_bytes = min(PREFETCH_BYTES, self._pacer.piece_bytes)
+        most = max(1, most_bytes // self._store.geometry.block_bytes)
         while ahead and (claim := self._hydration.claim_background(*ahead, most)):
             self._fetch(claim)
 

@@ -109,6 +109,11 @@ class Pacer:
         return self._window.bytes_per_s
 
     @property
+    def piece_bytes(self) -> int:
+        """The most that may be asked for at once: little while the link isn't known yet."""
+        return self._window.piece_bytes
+
+    @property
     def in_flight_bytes(self) -> int:
         """How many background bytes are on their way."""
         return self._window.in_flight_bytes

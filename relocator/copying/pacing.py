@@ -22,17 +22,23 @@ round trip, is taken for the link's rate. The fastest *short* one, of a few repl
 reply that was taken late can make it look twice as fast as it was. Above both, the rate grows by
 `CAUTIOUS_GAIN`.
 
+Once a train has shown that the link bears it, the window is at least what the connections (`lanes`)
+carry in their first round trip, and as much again: TCP lets a connection grow only while it is kept
+busy (RFC 7661).
+
 A base latency is believed for `BASE_S` seconds; then the window shuts for one round trip and it is
 measured anew: a changed route is noticed, and our own queue is not mistaken for the link's length.
 """
 
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 TARGET_QUEUE_S = 0.003
 BASE_S = 20.0
 RATE_ROUNDS = 10
 START_BYTES = 64 << 10
+LANE_BYTES = 32 << 10
 LEAST_BYTES = 32 << 10
 MOST_BYTES = 64 << 20
 LEAST_REQUEST_BYTES = 8 << 10
@@ -128,8 +134,11 @@ class Sent(NamedTuple):
 class Window:
     """Bytes in flight, their limit, and the size of a request that suits it."""
 
-    def __init__(self, fixed_bytes: int | None = None) -> None:
+    def __init__(
+        self, fixed_bytes: int | None = None, lanes: Callable[[], int] = lambda: 1
+    ) -> None:
         self.fixed_bytes = fixed_bytes
+        self._lanes = lanes
         self.in_flight_bytes = 0
         self.demand_bytes = 0
         self._limit_bytes = START_BYTES
@@ -169,6 +178,11 @@ class Window:
         few_ms = int(self._rate * REQUEST_S)
         size = max(LEAST_REQUEST_BYTES, min(MOST_REQUEST_BYTES, self.limit_bytes // 4, few_ms))
         return min(1 << (size.bit_length() - 1), self.limit_bytes)
+
+    @property
+    def piece_bytes(self) -> int:
+        """The most of a fetch ahead of a reader: of the start's window a part only."""
+        return self.request_bytes if self._starting else MOST_REQUEST_BYTES
 
     @property
     def open(self) -> bool:
@@ -260,5 +274,6 @@ class Window:
         if self._starting:
             fastest = max(self._rate, max(self._samples, default=0.0))
             carried = max(CAUTIOUS_GAIN * self._rate, self._long.rate, self._short.rate / 2)
-            return min(STARTUP_GAIN * fastest, carried)
+            lanes = min(self._lanes() * LANE_BYTES / self._base_s, self._short.rate / 4)
+            return min(max(STARTUP_GAIN * fastest, lanes), carried)
         return self._rate * (PROBE_GAIN if self._round % PROBE_ROUNDS == 0 else 1.0)

@@ -90,7 +90,7 @@ class Engine:
             shared=settings.shared,
         )
         pacer = Pacer(
-            Window(settings.window_bytes),
+            Window(settings.window_bytes, lambda: upstream.lanes),
             Cap(
                 settings.rate,
                 settings.finish_by_s,

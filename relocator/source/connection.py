@@ -19,7 +19,6 @@ a reply is owed, it wakes up for `GATHER_BYTES`, or after `GATHER_S` (TCP only).
 import errno
 import os
 import select
-import socket
 import threading
 import time
 from collections import deque
@@ -31,7 +30,16 @@ import nbd
 
 from relocator.errors import OtherDiskError, UpstreamError
 from relocator.source.endpoint import Endpoint
-from relocator.source.handles import ALLOCATION, Limits, aio_pread, limits_of, open_handle, progress
+from relocator.source.handles import (
+    ALLOCATION,
+    Limits,
+    LowWater,
+    aio_pread,
+    limits_of,
+    open_handle,
+    progress,
+    round_trip_s,
+)
 
 STALL_S = 10.0
 GATHER_BYTES = 16 << 10
@@ -84,26 +92,6 @@ class _Flight:
     error: int = 0
 
 
-class LowWater:
-    """How many bytes a connected socket must have before it is called readable."""
-
-    def __init__(self, fd: int) -> None:
-        self._socket = socket.socket(fileno=os.dup(fd))
-        self._bytes = 1
-
-    def __enter__(self) -> "LowWater":
-        return self
-
-    def __exit__(self, *_failure: object) -> None:
-        self._socket.close()
-
-    def set(self, count: int) -> None:
-        """Change it; a system call only if it is another one."""
-        if count != self._bytes:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
-            self._bytes = count
-
-
 class Connection:
     """A self-healing connection to `endpoint`; call `start` after nbdkit has forked.
 
@@ -133,6 +121,8 @@ class Connection:
         self.refusal: str | None = None
         self.has_allocation = False
         self.multi_conn: bool | None = None
+        #: the round trip in seconds as TCP knew it when it connected; 0.0 if it isn't known
+        self.round_trip_s = 0.0
         #: called on the connection's thread whenever it is up
         self.on_connected: Callable[[], None] = lambda: None
         self._asked_bytes = 0  # under `_lock`
@@ -209,6 +199,7 @@ class Connection:
         self._size_bytes = size_bytes
         self.has_allocation = handle.can_meta_context(ALLOCATION)
         self.multi_conn = handle.can_multi_conn()
+        self.round_trip_s = round_trip_s(handle)
         self._limits = limits_of(handle)
         self._lost = False
         self.refusal = None

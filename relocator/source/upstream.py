@@ -16,6 +16,8 @@ from relocator.source.handles import connected
 
 Done = Callable[[Request], None]
 FEWEST = 2
+FAR = 13
+FAR_S = 0.05
 
 
 def probe_size(endpoint: Endpoint) -> int:
@@ -35,13 +37,17 @@ class Upstream:
     the one that owes least. All but the first of these are opened as soon as that has said that the
     source bears several clients (`can_multi_conn`), long before anything is copied if the proxy is
     in standby. With `shared`, no connection is kept for demand.
+
+    How many: None is `FEWEST`, or `FAR` where the round trip is `FAR_S` or more. A connection
+    begins with some 14 KB a round trip and doubles that each time, so twelve fill the link three or
+    four round trips sooner than one.
     """
 
     def __init__(
         self,
         endpoint: Endpoint,
         retry_timeout_s: float,
-        connections: int = FEWEST,
+        connections: int | None = None,
         guard: Guard | None = None,
         *,
         shared: bool = False,
@@ -73,6 +79,11 @@ class Upstream:
         return sum(one.connected for one in [self._demand, *self._background])
 
     @property
+    def lanes(self) -> int:
+        """How many connections the background copy has, up or not."""
+        return len(self._background)
+
+    @property
     def refusal(self) -> str | None:
         """Why what answers is not taken for the source; None if it is, or nothing answers."""
         return self._demand.refusal or self._background[0].refusal
@@ -86,7 +97,8 @@ class Upstream:
         first = self._background[0]
         if not first.multi_conn or len(self._background) > 1:
             return
-        for number in range(2, self._wanted):
+        wanted = self._wanted or (FAR if first.round_trip_s >= FAR_S else FEWEST)
+        for number in range(2, wanted):
             one = self._background_connection(number)
             one.start()
             self._background.append(one)

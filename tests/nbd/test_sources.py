@@ -12,8 +12,11 @@ import pytest
 
 from relocator.errors import UpstreamError
 from relocator.filesystem.rounds import Rounds
+from relocator.source import upstream
 from relocator.source.endpoint import Endpoint
+from relocator.source.handles import connected, round_trip_s
 from relocator.source.remote import Source
+from relocator.source.upstream import FAR, FEWEST, Upstream
 from relocator.store.geometry import Extent
 from tests.nbd.test_source_kinds import nbdkit_file, nbdkit_with_large_blocks
 from tests.support import servers
@@ -176,6 +179,24 @@ def test_all_connections_are_up_before_anything_is_copied(tmp_path: Path) -> Non
         with proxy(tmp_path, source.port, "connections=5", "background=off") as server:
             wait_for(lambda: server.status()["source_connections"] == 5, "five of them")
             assert server.status()["background_bytes"] == 0
+
+
+@pytest.mark.parametrize(("far_s", "seen"), [(0.0, FAR), (10.0, FEWEST)])
+def test_a_far_source_gets_more_connections_before_anything_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, far_s: float, seen: int
+) -> None:
+    monkeypatch.setattr(upstream, "FAR_S", far_s)
+    with daemon(tmp_path, "source", lambda port: nbdkit_file(tmp_path, port)) as source:
+        endpoint = Endpoint(f"nbd://127.0.0.1:{source.port}/")
+        with connected(endpoint) as handle:
+            assert 0 < round_trip_s(handle) < 1
+        there = Upstream(endpoint, 10.0)
+        there.start()
+        try:
+            wait_for(lambda: there.connected and there.connections >= seen, f"{seen} connections")
+            assert there.connections == seen
+        finally:
+            there.close()
 
 
 @pytest.mark.parametrize("connections", [2, 4])

@@ -83,7 +83,7 @@ def test_pre_shared_keys(tmp_path: Path) -> None:
         (["source=ssh://h", "tls=require"], "tls: not with an ssh:// source"),
         (["source=nbd://h", "ssh-options=-v"], "ssh-options: is for an ssh:// source"),
         (["source=ssh://h?prot=1"], "'prot' is unknown"),
-        (["source=nbd://h", "connections=1"], "must be a number from 2"),
+        (["source=nbd://h", "connections=1"], "must be auto or a number from 2"),
         (["source=nbd://h", "demand=both"], "demand=both: must be one of own, shared"),
     ],
 )

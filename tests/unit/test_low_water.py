@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from relocator.source.connection import GATHER_BYTES, LowWater
+from relocator.source.connection import GATHER_BYTES
+from relocator.source.handles import LowWater
 
 
 @pytest.fixture

@@ -45,6 +45,17 @@ def test_the_link_is_full_and_its_queue_short(mbit: int, rtt_ms: int) -> None:
     assert seen["queue_s"] < 0.012 + 0.3 * rtt_ms / 1000 + floor_s
 
 
+def test_many_connections_shorten_the_start_where_the_link_bears_it() -> None:
+    few, many = (simulate(Window(None, lambda n=n: n), 12.5e6, 0.2, 1.0) for n in (1, 12))
+    assert many["use"] > 1.5 * few["use"]
+    assert many["longest_queue_s"] < 0.1  # half a round trip
+
+
+def test_many_connections_do_not_fill_a_slow_links_queue() -> None:
+    few, many = (simulate(Window(None, lambda n=n: n), 1.25e6, 0.2, 8.0) for n in (1, 12))
+    assert many["longest_queue_s"] <= 1.1 * few["longest_queue_s"]
+
+
 def test_a_longer_route_is_noticed() -> None:
     window = Window()
     simulate(window, 12.5e6, 0.02, 5.0)
