@@ -10,10 +10,13 @@ copies. The clients keep to a timetable (open loop): a slow answer doesn't make 
     nbdkit-cow-all  the same, nbdcopy with --no-extents: reads holes, asks nothing beforehand
     qemu         qemu-storage-daemon: copy-on-read and block-stream into a qcow2 overlay
     relocator    proxy and target; `relocator-file`: the same with `nbdkit file` as the source
+    standby      both clients at the source, for 30 s, while a proxy stands by; `ahead`: while it
+                 copies ahead and keeps in step
 
-They are the evaluation's systems (testbed/systems), without a guest's device and file system. Peers
-copy from `nbdkit file`, which costs the source least. The link is calibrated first and refused
-(status 3) when it is off. Results go to LAB_OUT/copybench.json.
+They are the evaluation's systems (testbed/systems), and a few more (copysystems.py), without a
+guest's device and file system. Peers copy from `nbdkit file`, which costs the source least. The
+link is calibrated first and refused (status 3) when it is off. Results go to
+LAB_OUT/copybench.json.
 One virtual CPU serves all hosts; near a `cpu_share` of 1 it was measured, not the link.
 """
 
@@ -22,6 +25,7 @@ import json
 import os
 import random
 import shutil
+import statistics
 import sys
 import tempfile
 import threading
@@ -32,19 +36,17 @@ from pathlib import Path
 from typing import Any
 
 from testbed import copyclient, ending
+from testbed.copysystems import SYSTEMS, Bulk
 from testbed.hosts import services
 from testbed.hosts.supervise import Process, Supervisor
 from testbed.network import calibrate, topology, wan
 from testbed.network.topology import ADDRESS
 from testbed.systems import Place, System, check, parse_settings
-from testbed.systems.base import EVERYWHERE
-from testbed.systems.nbdkit import CopyOnWrite
-from testbed.systems.qemu import Stream
 from testbed.systems.relocator import Relocator
 
 EXIT_REFUSED = 3
-LOCAL_S = 10.0  # how long the clients of a disk that is here are watched
 SETTLED_S = 1.0  # from when on `link_use_settled` counts
+STANDBY_ROUND_TRIPS = 25  # until what a system opens in advance is open
 CLIENT_START_S = 2.0  # until both clients have started and wait
 READ_SIZES = tuple(1 << power for power in range(12, 21))
 _PIECE_BYTES = 4 * 2**20
@@ -62,46 +64,6 @@ class Parameters:
     seed: int
     read_bytes: int = 4096
     proxy_options: dict[str, str] = field(default_factory=dict)
-
-
-class Local(System):
-    """No relocation: the same clients on a disk that is already at the destination."""
-
-    name = "local"
-
-    def start_source(self) -> None:
-        """There is none."""
-
-    def prepare(self) -> None:
-        command = services.file_command(self.place.image, EVERYWHERE, services.PORT)
-        self.place.at_destination("local", command)
-
-    def copy(self) -> None:
-        time.sleep(LOCAL_S)
-
-
-class Bulk(System):
-    """nbdcopy to nowhere: the disk moves, and nobody can use it meanwhile."""
-
-    name = "nbdcopy"
-
-    def prepare(self) -> None:
-        """nbdcopy serves nothing."""
-
-    def copy(self) -> None:
-        self.place.run_at_destination(["nbdcopy", self.source_uri, "null:"])
-
-
-#: name -> system and its settings
-SYSTEMS: dict[str, tuple[type[System], dict[str, str]]] = {
-    "local": (Local, {}),
-    "nbdcopy": (Bulk, {}),
-    "nbdkit-cow": (CopyOnWrite, {"extents": "yes"}),
-    "nbdkit-cow-all": (CopyOnWrite, {}),
-    "qemu": (Stream, {}),
-    "relocator": (Relocator, {}),
-    "relocator-file": (Relocator, {"source": "file"}),
-}
 
 
 def make_image(path: Path, data_bytes: int, seed: int) -> int:
@@ -134,8 +96,9 @@ class Copy:
     supervisor: Supervisor
     clients: list[Process] = field(default_factory=list)
 
-    def start_clients(self, uri: str) -> float:
-        """Starts both clients; returns when they, and the copy, begin."""
+    def start_clients(self, interface: str) -> float:
+        """Starts both clients of the disk that is served there; returns when they begin."""
+        uri = f"nbd://{ADDRESS[interface]}:{services.PORT}"
         parameters = self.parameters
         start_s = time.monotonic() + CLIENT_START_S
         for kind, rate in (("read", parameters.reads_per_s), ("write", parameters.writes_per_s)):
@@ -143,7 +106,7 @@ class Copy:
             argv += [str(start_s), str(self.work / f"{kind}.log"), str(parameters.seed)]
             length = parameters.read_bytes if kind == "read" else copyclient.BLOCK_BYTES
             argv += [str(parameters.data_bytes), str(length)]
-            at = self.sites.pids["st_dst"]
+            at = self.sites.pids[interface.partition("-")[0]]
             self.clients.append(self.supervisor.start(f"client-{kind}", argv, at))
         return start_s
 
@@ -174,11 +137,12 @@ def measure(parameters: Parameters, sites: topology.Sites, name: str, work: Path
         system = _make(name, parameters, Place(supervisor, sites, work, image, size_bytes))
         system.start_source()
         system.prepare()
+        time.sleep(STANDBY_ROUND_TRIPS * parameters.profile.rtt_s)
         system.hand_over()
         copy = Copy(parameters, sites, work, supervisor)
         start_s = time.monotonic()
         if not isinstance(system, Bulk):
-            start_s = copy.start_clients(f"nbd://{ADDRESS[system.serves_at]}:{services.PORT}")
+            start_s = copy.start_clients(system.serves_at)
             sleep_until(start_s)
         before = topology.link_counters()["C"], cpu_times()
         copying_s = time.monotonic()
@@ -210,7 +174,7 @@ def measure(parameters: Parameters, sites: topology.Sites, name: str, work: Path
 
 def _make(name: str, parameters: Parameters, place: Place) -> System:
     kind, settings = SYSTEMS[name]
-    further = parameters.proxy_options if kind is Relocator else {}
+    further = parameters.proxy_options if issubclass(kind, Relocator) else {}
     return kind(settings | further, place)
 
 
@@ -263,13 +227,24 @@ def run(parameters: Parameters) -> tuple[int, dict[str, Any]]:
                 row = measure(parameters, sites, name, Path(work))
                 _keep_logs(name, Path(work))
             results["systems"][name] = row
-            print(
-                f"{name}: {row['copy_s']:.2f} s, link {row['link_use']:.1%}, "
-                f"later {row['link_use_settled'] or 0:.1%}, "
-                f"CPU {row['cpu_share']:.0%}, {row['wan_over_allocated']:.3f} x allocated",
-                flush=True,
-            )
+            print(_line(name, row), flush=True)
     return 0, results
+
+
+def _line(name: str, row: dict[str, Any]) -> str:
+    """A row in short; latencies but for each client's first."""
+    parts = [
+        f"{name}: {row['copy_s']:.2f} s",
+        f"link {row['link_use']:.1%}",
+        f"later {row['link_use_settled'] or 0:.1%}",
+        f"CPU {row['cpu_share']:.0%}",
+        f"{row['wan_over_allocated']:.3f} x allocated",
+    ]
+    for kind in ("reads", "writes"):
+        if len(found := [latency_s for _, latency_s in row[kind][1:]]) > 1:
+            p99_s = statistics.quantiles(found, n=100, method="inclusive")[98]
+            parts.append(f"{kind} p99 {p99_s * 1e3:.2f} ms")
+    return ", ".join(parts)
 
 
 def _keep_logs(name: str, work: Path) -> None:

@@ -66,7 +66,7 @@ class Relocator(System):
         return self.settings.get("preseed", "no") != "no"
 
     @property
-    def _in_rounds(self) -> bool:
+    def in_rounds(self) -> bool:
         return self.settings.get("preseed") == "rounds"
 
     @property
@@ -116,7 +116,7 @@ class Relocator(System):
             settings = settings | {"order": settings["order"].replace("trace:", shipped)}
         keys = [f"{key}={settings[key]}" for key in PASSED_ON if key in settings]
         keys += ["mode=standby", f"background={'on' if self._preseeds else 'off'}"]
-        keys += [] if self._in_rounds else ["refresh=off", "seal-brings=0"]
+        keys += [] if self.in_rounds else ["refresh=off", "seal-brings=0"]
         keys += [f"seed={self._template}"] if "seed" in settings else []
         keys += [f"disk={self._image}"] if self._returns else []
         command = services.proxy_command(
@@ -131,9 +131,9 @@ class Relocator(System):
         deadline_s = time.monotonic() + COPY_LIMIT_S
         while True:
             status = self._client.call("status")
-            if self._in_rounds and status["rounds"] > 1:
+            if self.in_rounds and status["rounds"] > 1:
                 return
-            if not self._in_rounds and status["present_blocks"] == status["total_blocks"]:
+            if not self.in_rounds and status["present_blocks"] == status["total_blocks"]:
                 break
             if time.monotonic() > deadline_s:
                 raise ProcessError(f"not copied ahead after {COPY_LIMIT_S:g} s: {status}")
