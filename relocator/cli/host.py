@@ -73,6 +73,10 @@ _KERNEL = {
 }
 
 
+#: A link that TCP's buffers should bear: what a proxy has for its copy from a source far away.
+_FAR_CONNECTIONS, _FAR_S, _FAR_BITS_PER_S = 12, 0.1, 1e9
+
+
 class Probe:
     """How facts are found out; the only place here that looks at the system."""
 
@@ -178,12 +182,30 @@ def bbr_fact(probe: Probe = SYSTEM) -> Fact:
     return Fact(name, False, f"kernel {probe.release()} has no tcp_bbr", remedy)
 
 
+def buffers_fact(probe: Probe = SYSTEM) -> Fact:
+    """Whether TCP's buffers let a proxy's connections fill a long fast link.
+
+    Half of a receive buffer is the window that the other side sees (tcp_adv_win_scale).
+    """
+    name = "TCP buffers"
+    keys = ("net.ipv4.tcp_rmem", "net.ipv4.tcp_wmem")
+    most = [probe.run(["sysctl", "-n", key])[1].split()[-1:] for key in keys]
+    if not all(found and found[0].isdecimal() for found in most):
+        return Fact(name, True, "the kernel doesn't tell")
+    in_flight = min(int(found[0]) for found in most) // 2 * _FAR_CONNECTIONS
+    carries = in_flight * 8 / _FAR_S
+    at = f"{carries / 1e9:.1f} Gbit/s at {_FAR_S * 1e3:.0f} ms"
+    detail = f"{in_flight / 1e6:.0f} MB in flight, {at}"
+    remedy = "sysctl -w " + " ".join(f"{key}='4096 131072 16777216'" for key in keys)
+    return Fact(name, carries >= _FAR_BITS_PER_S, detail, remedy)
+
+
 def survey(probe: Probe = SYSTEM) -> list[Fact]:
     """Every fact, for `relocator doctor`."""
     facts = [root_fact(probe), *(kernel_fact(feature, probe) for feature in _KERNEL)]
     facts += [tool_fact(tool, probe) for tool in TOOLS]
     facts += [module_fact(module, probe) for module in _MODULES]
-    return [*facts, python_plugin_fact(probe), bbr_fact(probe)]
+    return [*facts, python_plugin_fact(probe), bbr_fact(probe), buffers_fact(probe)]
 
 
 def native_obstacles(probe: Probe = SYSTEM) -> list[str]:

@@ -60,6 +60,14 @@ def test_debian_with_everything_can_run_natively() -> None:
     assert all(fact.ok for fact in host.survey(DEBIAN))
 
 
+def test_tcp_s_buffers_bear_a_long_fast_link_or_not() -> None:
+    enough = host.buffers_fact(Machine({"sysctl": "4096 16384 4194304"}))
+    assert enough.ok and enough.detail == "25 MB in flight, 2.0 Gbit/s at 100 ms"
+    little = host.buffers_fact(Machine({"sysctl": "4096 16384 212992"}))
+    assert not little.ok and "net.ipv4.tcp_rmem=" in str(little.remedy)
+    assert host.buffers_fact(Machine({"sysctl": "unknown key"})).ok
+
+
 def test_bbr_is_there_if_the_kernel_lists_or_can_load_it() -> None:
     assert host.bbr_fact(Machine({"sysctl": "reno bbr cubic"})).ok
     assert host.bbr_fact(Machine({"sysctl": "reno cubic"}, loadable=("tcp_bbr",))).ok
