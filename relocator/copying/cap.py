@@ -59,6 +59,11 @@ class Cap:
         if rate is not None:
             self.set_rate(rate)
 
+    @property
+    def has_deadline(self) -> bool:
+        """Whether what is left has to come in time."""
+        return self._deadline is not None
+
     def set_rate(self, rate: Timetable) -> None:
         """Another cap or timetable, from now on; the whole group's, if there is one."""
         if self.share is not None:

@@ -1,11 +1,13 @@
 """The source's holes (`base:allocation`): they become present here without being transferred.
 
 The disk is asked about in steps of `STEP_BYTES`, `AHEAD` steps before the copy needs them, so that
-no round trip is waited for in the middle of the copy. A source that can't tell has no holes.
+no round trip is waited for in the middle of the copy; all of it at once where it matters how much
+is still to come. A source that can't tell has no holes.
 What it said before its answers were disowned (it may have been written since) is asked again.
 """
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from relocator.copying.hydration import Hydration
@@ -32,9 +34,19 @@ class Step:
 
 
 class Holes:
-    """Asks the source and fills; used by one thread, answers arrive on the connection's."""
+    """Asks the source and fills; used by one thread, answers arrive on the connection's.
 
-    def __init__(self, store: Store, upstream: Upstream, hydration: Hydration) -> None:
+    `at_once` says whether the whole disk is to be asked about before anything is copied.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        upstream: Upstream,
+        hydration: Hydration,
+        at_once: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._at_once = at_once
         self._store = store
         self._upstream = upstream
         self._hydration = hydration
@@ -43,6 +55,8 @@ class Holes:
 
     def fill(self, first: int, end: int) -> None:
         """Make the holes among the blocks `first..end` present; may wait for the source."""
+        if 0 in self._filled and self._at_once():
+            first, end = 0, self._store.geometry.total_blocks
         offset, length = self._store.geometry.extent(first, end)
         last = (offset + length - 1) // STEP_BYTES
         for index in range(offset // STEP_BYTES, last + 1 + AHEAD):

@@ -136,6 +136,11 @@ class Pacer:
         return self._cap.next_change()
 
     @property
+    def has_deadline(self) -> bool:
+        """Whether all is to be here in time; then it is worth it to know how much is to come."""
+        return self._cap.has_deadline
+
+    @property
     def finish_by(self) -> tuple[float, float | None] | None:
         """The deadline, and by how many seconds it will be missed; see `Cap.finish_by`."""
         with self._turn:

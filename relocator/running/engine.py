@@ -94,14 +94,14 @@ class Engine:
             Cap(
                 settings.rate,
                 settings.finish_by_s,
-                lambda: store.absent_bytes,
+                self._left_bytes,
                 share=Share(settings.rate_group) if settings.rate_group else None,
             ),
             over=lambda: store.all_present and not lifecycle.pass_through,
             report=partial(faults.report, COPY),
         )
         hydration = Hydration(store, upstream, on_demand=pacer.demand, on_complete=pacer.wake)
-        holes = Holes(store, upstream, hydration)
+        holes = Holes(store, upstream, hydration, at_once=lambda: pacer.has_deadline)
         seeding = None
         if self._seeds:
             seeding = Seeding(
@@ -144,6 +144,11 @@ class Engine:
             on_refusal=activation.by_write if settings.activate_on_write else None,
             requests=self._parts.requests,
         )
+
+    def _left_bytes(self) -> int:
+        """What the background copy has yet to bring, as far as that is known."""
+        rounds = self._handover.activation.rounds if self._lifecycle.pass_through else None
+        return self._store.absent_bytes if rounds is None else rounds.left_bytes
 
     def start(self) -> None:
         """Connect to the source and begin to copy."""

@@ -32,6 +32,7 @@ class Epochs:
         self._transfer = transfer
         self._lock = lock
         self._tells_again: bool | None = None
+        self.stale_blocks = 0
 
     def begin(self) -> None:
         """Ask which places are written often, to copy them last; it is only order."""
@@ -43,6 +44,12 @@ class Epochs:
         except UpstreamError:
             return
         self._parts.plan.add(written=written, heat_shift=shift)
+
+    def look(self) -> None:
+        """Count what is dirty at the source in the epoch that the copy is of, and here."""
+        answer = self._source.call("identify")
+        present = self._store.present
+        self.stale_blocks = sum(present.count(*run) for run in stale(self._store, answer))
 
     @property
     def absent_blocks(self) -> int:
@@ -76,6 +83,7 @@ class Epochs:
     def _apply(self, base: Base, answer: Answer) -> int:
         """Drop what is stale, and note the epoch that the copy is of; with the lock."""
         check_standby(self._parts)
+        self.stale_blocks = 0
         if base_of(answer) == base:
             return 0
         self._transfer.hydration.disown_fetches()

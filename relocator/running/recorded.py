@@ -51,7 +51,7 @@ class Recorded:
         self._set_aside(None)
         #: what an operator should know
         self.notes: tuple[str, ...] = ()
-        self.brought_bytes = 0
+        self.brought_bytes = self.stale_blocks = 0
         self.dropped_blocks = 0
 
     def _load(self) -> Bitmap | None:
@@ -67,8 +67,8 @@ class Recorded:
     @property
     def absent_blocks(self) -> int:
         """How many blocks the copy ahead still has to bring."""
-        total, aside = self._store.geometry.total_blocks, self._transfer.hydration.aside
-        return total - self._store.present_blocks - (0 if aside is None else aside.count())
+        left = self._last.count() if self._last is not None and self._read else 0
+        return max(0, self._store.geometry.total_blocks - self._store.present_blocks - left)
 
     @property
     def due(self) -> bool | None:
@@ -77,6 +77,9 @@ class Recorded:
 
     def begin(self) -> None:
         """Nothing is asked that only a relocator knows."""
+
+    def look(self) -> None:
+        """What is stale is dropped at once, and left for the switch."""
 
     def drop(self) -> int:
         """Drop what is in the bitmap, and copy it ahead no more."""

@@ -14,6 +14,7 @@ lock that the activation gives, if this is still in standby then: no switch wait
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol
 
 from relocator.config import REFRESH_S
@@ -41,8 +42,19 @@ class Changes(Protocol):
             UpstreamError: the source can't be asked.
         """
 
+    @property
+    def stale_blocks(self) -> int:
+        """How many blocks were here and not right any more when it was last looked."""
+
     def begin(self) -> None:
         """Copying ahead begins."""
+
+    def look(self) -> None:
+        """Count what is stale by now.
+
+        Raises:
+            UpstreamError: the source can't be asked.
+        """
 
     def drop(self) -> int:
         """Drop what was written at the source since it was copied; how many blocks those were.
@@ -73,6 +85,13 @@ class Rounds:
         self._begun = self._holding = False
         self._again_s = 0.0
         self._failing = False
+        self._look_s = 0.0
+
+    @property
+    def left_bytes(self) -> int:
+        """What the copy ahead has yet to bring: what is absent, or is here and stale."""
+        blocks = self._changes.absent_blocks + self._changes.stale_blocks
+        return min(blocks, self._store.geometry.total_blocks) * self._store.geometry.block_bytes
 
     def step(self) -> None:
         """Begin a round if it is time; called now and then, by one thread."""
@@ -81,6 +100,7 @@ class Rounds:
         if not self._begun:
             self._begun = True
             self._changes.begin()
+        self._look()
         if self._now() < self._again_s:
             return
         wait_s = self.refresh_s or REFRESH_S
@@ -102,6 +122,15 @@ class Rounds:
         self._holding = self._holding or not 0 < dropped < self._last_blocks * _SHRINKS
         self._last_blocks = dropped
         self._again_s = self._now() + (wait_s if self._holding else 0.0)
+
+    def _look(self) -> None:
+        """Where there is a deadline: how much is stale, now and then."""
+        transfer, now_s = self._parts.transfer, self._now()
+        if transfer is None or not transfer.pacer.has_deadline or now_s < self._look_s:
+            return
+        self._look_s = now_s + REFRESH_S
+        with suppress(UpstreamError):  # it is told elsewhere that the source is lost
+            self._changes.look()
 
     @property
     def _copying(self) -> bool:
