@@ -28,8 +28,9 @@ campaign: install  ## random worlds under random faults, on the virtual clock (S
 matrix: install  ## a VM's move broken at every place in every way (some 12 minutes)
 	$(PYTHON) -m pytest -m "matrix or not matrix" tests/migrate/test_interruptions.py tests/vm/test_freeze.py
 
-soak: install    ## the proxy killed at random moments, again and again (ROUNDS=1000), or watched if it grows (TIME=3600)
+soak: install    ## killed at random moments, again and again, also at the switch (ROUNDS=1000 MOVES=100), or watched if it grows (TIME=3600)
 	$(PYTHON) -m tests.crash.$(if $(TIME),flat --time $(TIME),kill $(if $(ROUNDS),--rounds $(ROUNDS))) $(if $(SEED),--seed $(SEED))
+	$(if $(TIME),,$(PYTHON) -m tests.crash.moves $(if $(MOVES),--moves $(MOVES)) $(if $(SEED),--seed $(SEED)))
 
 fuzz: install    ## bad input made up, TIME=600 seconds a target (TARGET=... one of them); corpus in .cache/fuzz
 	@scripts/install --reproduce

@@ -21,10 +21,15 @@ BACK_S = 120.0
 
 
 class Ledger:
-    """The trace, the numbers, and what happens when something was promised, for all clients."""
+    """The trace, the numbers, and what happens when something was promised, for all clients.
 
-    def __init__(self, mark: Callable[[str], None]) -> None:
+    `away`: they are at the source, whose promises are no others'; `asked` and `took` say what a
+    store at the destination must have of that.
+    """
+
+    def __init__(self, mark: Callable[[str], None], *, away: bool = False) -> None:
         self.trace = Trace()
+        self.away = away
         self._mark = mark
         self._lock = threading.Lock()
         self._numbers = 0
@@ -40,7 +45,7 @@ class Ledger:
     def acknowledge(self, number: int, fua: bool) -> None:
         """Its reply has come."""
         with self._lock:
-            self.trace.note("ack", number)
+            self.trace.note("away" if self.away else "ack", number)
         if fua:
             self.mark(f"fua-{number}")
 
@@ -48,14 +53,27 @@ class Ledger:
         """A flush is about to be sent; its name."""
         with self._lock:
             self._flushes += 1
-            self.trace.note("flush", f"flush-{self._flushes}")
+            if not self.away:
+                self.trace.note("flush", f"flush-{self._flushes}")
             return f"flush-{self._flushes}"
 
     def mark(self, name: str) -> None:
         """Something has been promised."""
+        if self.away:
+            return
         self._mark(name)
         with self._lock:
             self.trace.note("bound", name, self._numbers)
+
+    def asked(self) -> None:
+        """The source is about to be asked for a new epoch, or to be sealed."""
+        with self._lock:
+            self.trace.note("asked")
+
+    def took(self, epoch: int | None) -> None:
+        """What was acknowledged until then is older than the epoch, or than the seal (None)."""
+        with self._lock:
+            self.trace.note("took", epoch)
 
 
 class Client:

@@ -71,6 +71,7 @@ class Worker:
         self._thread.join(PATIENCE_S)
         if self.failure is not None:
             raise self.failure
+        assert not self._thread.is_alive(), f"a request has no answer after {PATIENCE_S:.0f} s"
 
 
 class Copy:

@@ -8,7 +8,8 @@ reboot and checks it block by block:
 
 - the store opens, or there was no finished store yet and nothing had been promised;
 - no flushed write is lost: its block is present and holds it or a later one;
-- no block is present whose data is not there: it holds the source's data, or a write that was sent.
+- no block is present whose data is not there: it holds the source's data, or a write that was sent;
+- none holds less than the source had when the epoch began that the store says its copy is of.
 
 With `--believe-live` the live map is believed, as after a killed process: it then promises what the
 disk has not, which must be found out, or this test would prove nothing.
@@ -65,6 +66,7 @@ class Tally:
     present_blocks: int = 0
     absent_blocks: int = 0
     complete: int = 0
+    standing_by: int = 0
     wrong: list[str] = field(default_factory=list)
 
 
@@ -167,6 +169,9 @@ class Replay:
         try:
             self.tally.before_the_store += store.meta.id == fresh.id
             self.tally.complete += store.meta.complete
+            self.tally.standing_by += store.meta.standby
+            base = store.meta.base
+            history.copy_of(base.epoch if store.meta.standby and base is not None else None)
             return self._check(store, history)
         finally:
             store.abandon()
@@ -231,7 +236,8 @@ def main() -> int:
     print(
         f"{tally.points} power failures, {tally.lossy} of them with writes lost out of order: "
         f"{len(tally.wrong)} wrong\n"
-        f"{tally.before_the_store} before the store was made, {tally.complete} complete; "
+        f"{tally.before_the_store} before the store was made, {tally.standing_by} standing by, "
+        f"{tally.complete} complete; "
         f"{tally.present_blocks} present and {tally.absent_blocks} absent blocks looked at"
     )
     return 1 if tally.wrong else 0

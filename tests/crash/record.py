@@ -2,10 +2,12 @@
 
     python3 -m tests.crash.record FS SIZE_MIB REQUESTS SEED
 
-The store (image, maps, meta.json) is made on a fresh file system on dm-log-writes. Clients write
-while the background copy runs and takes some blocks from a seed; the proxy is killed once and
-started again in the middle, so that what a live map carried over is in the log as well. LAB_OUT
-gets the log, the trace and the facts that the replay needs.
+The store (image, maps, meta.json) is made on a fresh file system on dm-log-writes. At first clients
+write at the source, and the proxy keeps in step, round by round. Then the disk is taken over, with
+what the seal brings, and they write at the proxy. Meanwhile the background copy runs and takes some
+blocks from a seed. In either part the proxy is killed once and started again in the middle, so that
+what a live map carried over is in the log as well. LAB_OUT gets the log, the trace and the facts
+that the replay needs.
 """
 
 import ctypes
@@ -32,6 +34,8 @@ from tests.crash.clients import Client, Ledger, regions
 
 NAME = "logged"
 CLIENTS = 3
+#: how much of the work is done before the switch
+AWAY = 0.3
 FILE_SYSTEMS = {
     "ext4": ["-q", "-F", "-b", "4096", "-J", "size=4", "-E", "lazy_itable_init=0,nodiscard"],
     "ext3": ["-q", "-F", "-b", "4096", "-J", "size=4", "-E", "lazy_itable_init=0,nodiscard"],
@@ -61,25 +65,41 @@ class Recording:
         self.rate = (size_mib << 23) * 200 // requests  # so that the copy lasts as long as they do
         self.seed = seed
         self.supervisor = Supervisor(out)
-        self.ledger = Ledger(mark)
+        self.ledger = Ledger(mark, away=True)
+        self.rounds = self.brought_bytes = 0
 
     def proxy(self, name: str) -> Any:
         """Start the proxy and wait until it answers."""
         keys = [f"store={self.store}", f"source=nbd+unix:///?socket={self.work}/source"]
         keys += [f"control={self.work}/control", "window=256K", f"rate={self.rate}"]
         keys += [f"seed={self.work}/seed.img", f"seed-rate={self.rate * 2}"]
+        keys += ["mode=standby", "refresh=off", "seal-brings=256K"]
         argv = ["nbdkit", "-f", "-U", str(self.work / name), "python", str(PLUGIN), *keys]
         process = self.supervisor.start(name, argv)
         process.wait_until((self.work / name).exists, "the proxy")
-        current = self.work / "proxy"
+        if not self.ledger.away:
+            self.clients_go_to(name)
+        return process
+
+    def clients_go_to(self, name: str) -> None:
+        current = self.work / "current"
         current.unlink(missing_ok=True)
         current.symlink_to(self.work / name)
-        return process
 
     def connect(self) -> Any:
         handle = nbd.NBD()
-        handle.connect_unix(str(self.work / "proxy"))
+        handle.connect_unix(str(self.work / "current"))
         return handle
+
+    @property
+    def control(self) -> Control:
+        return Control(self.work / "control")
+
+    def kill(self, process: Any, after_s: float) -> None:
+        time.sleep(after_s)
+        self.supervisor.processes.remove(process)
+        process.popen.kill()
+        process.popen.wait()
 
     def run(self) -> None:
         """All of it, from the making of the store to its completion."""
@@ -91,32 +111,62 @@ class Recording:
         with self.supervisor:
             source = self.supervisor.start("source", argv)
             source.wait_until((self.work / "source").exists, "the source")
+            self.clients_go_to("source")
             first = self.proxy("proxy-1")
             clients = [
                 Client(self.connect, self.ledger, *region, seed=self.seed * 100 + at)
                 for at, region in enumerate(regions(self.sectors, CLIENTS))
             ]
-            self.at_work(clients, 0.5)
-            self.seeded_bytes = Control(self.work / "control").call("status")["seeded_bytes"]
-            self.supervisor.processes.remove(first)
-            killer = threading.Timer(0.05, first.popen.kill)
-            killer.start()
-            steps = self.start_work(clients, 0.5)
-            first.popen.wait()
+            self.in_step_with(clients, AWAY / 2)
+            self.note_seeded()
+            self.kill(first, 0)
             second = self.proxy("proxy-2")
+            self.in_step_with(clients, AWAY / 3)
+            self.at_work(clients, AWAY / 6)  # what the seal brings
+            self.switch(clients)
+            self.at_work(clients, (1 - AWAY) / 2)
+            self.note_seeded()
+            steps = self.start_work(clients, (1 - AWAY) / 2)
+            self.kill(second, 0.05)
+            third = self.proxy("proxy-3")
             for thread in steps:
                 thread.join()
             self.complete()
             for client in clients:
                 client.check_all()
                 client.close()
-            self.supervisor.stop(second)
+            self.supervisor.stop(third)
+
+    def in_step_with(self, clients: list[Client], share: float) -> None:
+        """Rounds, as long as the clients are at work at the source."""
+        steps = self.start_work(clients, share)
+        while any(thread.is_alive() for thread in steps):
+            self.ledger.asked()
+            self.rounds += self.control.call("refresh")["refreshed_blocks"] > 0
+            meta = json.loads((self.store / "meta.json").read_text())
+            self.ledger.took(meta["base"]["epoch"])
+            time.sleep(0.02)
+
+    def switch(self, clients: list[Client]) -> None:
+        """The disk is taken over, and the clients go on there."""
+        for client in clients:
+            client.close()
+        self.ledger.asked()
+        self.control.call("activate", wait=True)
+        self.ledger.took(None)
+        self.ledger.away = False
+        self.clients_go_to("proxy-2")
+
+    def note_seeded(self) -> None:
+        status = self.control.call("status")
+        self.seeded_bytes += status["seeded_bytes"]
+        self.brought_bytes += status["brought_bytes"]
 
     def complete(self) -> None:
-        control = Control(self.work / "control")
-        if control.call("status")["state"] != "complete":
-            control.call("set", rate="none")
-        self.seeded_bytes += control.call("wait", timeout_s=300)["seeded_bytes"]
+        if self.control.call("status")["state"] != "complete":
+            self.control.call("set", rate="none")
+        self.control.call("wait", timeout_s=300)
+        self.note_seeded()
 
     def at_work(self, clients: list[Client], share: float) -> None:
         for thread in self.start_work(clients, share):
@@ -164,7 +214,8 @@ def main(fs: str, size_mib: int, requests: int, seed: int) -> int:
     run(["dmsetup", "remove", "--noudevsync", "--retry", NAME])
     run(["sync"])
     facts = {"fs": fs, "fs_bytes": fs_mib << 20, "sectors": recording.sectors, "seed": seed}
-    facts |= {"seeded_bytes": recording.seeded_bytes}
+    facts |= {"seeded_bytes": recording.seeded_bytes, "rounds": recording.rounds}
+    facts |= {"brought_bytes": recording.brought_bytes}
     facts |= {"boot": boot_id(), "seconds": round(time.monotonic() - began_s, 1)}
     (out / "facts.json").write_text(json.dumps(facts))
     recording.ledger.trace.save(out / "trace")

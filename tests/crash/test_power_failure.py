@@ -37,7 +37,8 @@ def test_a_power_failure_loses_no_flushed_write_and_shows_no_stale_block(
     assert tally.points == POINTS
     assert tally.lossy > POINTS // 3
     assert tally.complete and tally.present_blocks and tally.absent_blocks
-    assert replay.facts["seeded_bytes"] > 0
+    assert tally.standing_by > POINTS // 10
+    assert all(replay.facts[what] > 0 for what in ("seeded_bytes", "rounds", "brought_bytes"))
 
 
 def test_a_live_map_believed_after_a_power_failure_is_found_out(

@@ -63,11 +63,12 @@ class Site:
         (self.directory / "disk.img").write_bytes(self.model)
         self._go = self.directory / "go"
 
-    def serve(self, *keys: str, mistake: str = "") -> Any:
-        """Its target, with a mistake put in."""
+    def serve(self, *keys: str, mistake: str = "", filters: tuple[str, ...] = ()) -> Any:
+        """Its target, with a mistake put in, behind filters of nbdkit's."""
         wanted = (f"disk={self.directory / 'disk.img'}", f"store={self.directory / 'maps'}")
         file = mistaken(self.directory, mistake.replace("GO", repr(str(self._go))))
-        return plugin(self.directory, "target", *wanted, *keys, flags=("-t", "1"), file=file)
+        flags = ("-t", "1", *(f"--filter={name}" for name in filters))
+        return plugin(self.directory, "target", *wanted, *keys, flags=flags, file=file)
 
     def go_on(self) -> None:
         self._go.touch()

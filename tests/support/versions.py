@@ -4,6 +4,9 @@ The *trace* is what the clients saw, in order. Numbers are given when a write is
 belongs to one client, which has one request under way, so its numbers rise and are acknowledged in
 order. From the trace follow, for any moment, the two bounds of what a sector may hold: at least the
 *floor* (the newest write that a completed flush or FUA covers), at most what was sent by then.
+
+What was written at the source is in no store before it was copied. But a block that *is* in a store
+must hold at least what was acknowledged before the epoch that the store says its copy is of.
 """
 
 import json
@@ -44,6 +47,11 @@ class History:
         self._flushes: dict[str, int] = {}
         self._acknowledged: list[list[int]] = [[]]  # in front of each flush
         self._promised = 0
+        self._away: list[int] = []
+        self._asked = 0
+        #: epoch (None: the seal) -> the least that a present block of a copy of it may hold
+        self._taken: dict[int | None, array[int]] = {}
+        self.least = self.floor  # of present blocks, beside the floor; see `copy_of`
         for kind, *rest in events:
             if kind == "send":
                 self._send(*rest)
@@ -52,6 +60,12 @@ class History:
             elif kind == "flush":
                 self._flushes[rest[0]] = len(self._acknowledged)
                 self._acknowledged.append([])
+            elif kind == "away":
+                self._away.append(rest[0])
+            elif kind == "asked":
+                self._asked = len(self._away)
+            elif kind == "took":
+                self._taken[rest[0]] = self._written_away()
             elif kind == "bound":
                 self.bounds[rest[0]] = rest[1]
 
@@ -60,6 +74,21 @@ class History:
         if zero:
             for sector in range(first, first + count):
                 self._zeros.setdefault(sector, []).append(number)
+
+    def _written_away(self) -> "array[int]":
+        found = array("Q", bytes(8 * len(self.floor)))
+        for number in self._away[: self._asked]:
+            write = self._sent[number]
+            for sector in range(write.first, write.first + write.count):
+                found[sector] = max(found[sector], number)
+        return found
+
+    def copy_of(self, epoch: int | None) -> None:
+        """The store is a copy of that epoch of the source, or of what was sealed (None)."""
+        known = [one for one in self._taken if one is not None and epoch is not None]
+        if epoch is not None:
+            epoch = max((one for one in known if one <= epoch), default=0)
+        self.least = self._taken.get(epoch, self.floor)
 
     def promise(self, mark: str) -> None:
         """The flush or FUA write with this mark has completed: `flush-7`, `fua-123`."""
@@ -80,7 +109,7 @@ class History:
 
     def may_hold(self, sector: int, data: bytes) -> str | None:
         """None if the sector may hold `data`, else what is wrong with that."""
-        floor = self.floor[sector]
+        floor = max(self.floor[sector], self.least[sector])
         if data == ZEROS:
             if any(floor <= number <= self.most for number in self._zeros.get(sector, ())):
                 return None
@@ -109,7 +138,11 @@ class Trace:
         self.events: list[list[Any]] = []
 
     def note(self, *event: Any) -> None:
-        """Add an event: send number first count zero | ack number | flush name | bound name n."""
+        """Add an event.
+
+        send number first count zero | ack number | flush name | bound name number;
+        at the source: away number (acknowledged) | asked | took epoch
+        """
         self.events.append(list(event))
 
     def save(self, path: Path) -> None:

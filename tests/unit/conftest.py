@@ -3,8 +3,14 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.support import ext_images
+
+settings.register_profile(
+    "untimed", deadline=None
+)  # how long it takes says how busy the machine is
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="module")
