@@ -129,6 +129,11 @@ def _relative(path: Path | None, root: Path) -> str | None:
 def _reports(config: pytest.Config, out: Path) -> Iterator[pytest.TestReport]:
     for line in _said(out, inside.REPORTS).splitlines():
         data = json.loads(line)
+        # What JSON made a list of: where a test stands, and why it was skipped.
+        for key in ("location", "longrepr"):
+            if isinstance(data[key], list):
+                data[key] = tuple(data[key])
+        data["user_properties"] = [tuple(pair) for pair in data["user_properties"]]
         yield config.hook.pytest_report_from_serializable(config=config, data=data)
 
 

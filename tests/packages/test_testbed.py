@@ -103,6 +103,10 @@ def project(installed: Installed, tmp_path_factory: pytest.TempPathFactory) -> P
         '[tool.pytest.ini_options]\naddopts = "-q"\npythonpath = ["src"]\n'
         'lab_files = ["given.txt"]\n'
     )
+    project.path(".gitignore").write_text(
+        "out\nagain\n.coverage*\ncoverage.json\n*.xml\nsaid.txt\n"
+    )
+    project.run("git", "init", "--quiet")
     options = "--cov=project --cov-report=json --junit-xml=report.xml --lab-out=out"
     project.run("sh", "-c", f"pytest {options} >said.txt; [ $? = 1 ]")
     return project
