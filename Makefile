@@ -1,7 +1,7 @@
 # `make demo` and `make test` do all the set-up on a fresh Debian or Ubuntu machine.
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
-.PHONY: help install demo test check power campaign matrix soak fuzz bench regress reproduce claims docs lab package package-test clean
+.PHONY: help install demo test check power campaign matrix explore soak fuzz bench regress reproduce claims docs lab package package-test clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -27,6 +27,10 @@ campaign: install  ## random worlds under random faults, on the virtual clock (S
 
 matrix: install  ## a VM's move broken at every place in every way (some 12 minutes)
 	$(PYTHON) -m pytest -m "matrix or not matrix" tests/migrate/test_interruptions.py tests/vm/test_freeze.py
+
+explore: install ## the handover in every order of what may happen, larger worlds (EXPLORE="--more 1 kill"); minutes to hours
+	@scripts/install --reproduce
+	$(PYTHON) -m tests.explore $(if $(EXPLORE),$(EXPLORE),--more 1)
 
 soak: install    ## killed at random moments, again and again, also at the switch (ROUNDS=1000 MOVES=100), or watched if it grows (TIME=3600)
 	$(PYTHON) -m tests.crash.$(if $(TIME),flat --time $(TIME),kill $(if $(ROUNDS),--rounds $(ROUNDS))) $(if $(SEED),--seed $(SEED))

@@ -60,6 +60,7 @@ class Handover:
             "epoch": meta.epoch,
             "seal": meta.seal,
             "moved": meta.moved,
+            "complete": meta.complete,
             "base": None if meta.base is None else vars(meta.base),
             "group_bytes": self._parts.heat.group_bytes,
             "block_bytes": meta.block_bytes,

@@ -150,6 +150,11 @@ def _return(settings: Config, source: Source, found: Meta) -> Store:
             f"source={settings.source}: is not the successor of the sealed disk in "
             f"{settings.store}; give the site it has moved to, or another store"
         )
+    if answer.fields.get("complete") is False:  # each would pass the other's reads back to it
+        raise ConfigError(
+            f"source={settings.source}: is not complete yet, and what it lacks is only in the disk "
+            "that is to return; serve that again without source= until the copy there is complete"
+        )
     answer = source.call("epoch" if settings.standby else "seal")
     store = open_store(settings.store, found)
     store.begin_copy(answer.blocks("diverged", store.geometry))

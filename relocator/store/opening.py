@@ -68,7 +68,9 @@ def open_store(directory: Path, fresh: Meta) -> Store:
             store.mark_all_written()
         if replace(store.meta, clean=False, graduated=False) != found:
             store.update(clean=False, graduated=False)
-        return store  # after a killed process there is nothing to note, and nothing to wait for
+        else:  # killed: perhaps when it had replaced meta.json, and that was not durable yet
+            metadata.sync_directory(directory)
+        return store
     except BaseException:
         os.close(lock_fd)
         raise

@@ -286,6 +286,15 @@ def test_a_sealed_disk_refuses_to_return_from_a_stranger(sites: Any) -> None:
     assert "is not the successor of the sealed disk" in said
 
 
+@pytest.mark.parametrize("mode", ["standby", "active"])
+def test_nothing_returns_from_a_successor_that_still_reads_from_here(sites: Any, mode: str) -> None:
+    a, b, _ = sites
+    with a.target() as target, b.proxy(target, "background=off") as away:
+        target.kill()
+        home = (f"disk={a.image}", f"store={a.maps}", f"source={away.uri}")
+        assert "is not complete yet" in refused(*home, f"mode={mode}")
+
+
 def test_heat_is_counted_and_handed_over(sites: Any) -> None:
     from array import array
 

@@ -32,6 +32,16 @@ def test_a_store_whose_making_was_cut_short_is_made_again(tmp_path: Path) -> Non
     again.close()
 
 
+def test_what_a_killed_process_had_replaced_is_durable_once_the_store_is_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_store(tmp_path / "s", SIZE_BYTES).abandon()  # perhaps between a rename and its sync
+    synced: list[Path] = []
+    monkeypatch.setattr(metadata, "sync_directory", synced.append)
+    make_store(tmp_path / "s", SIZE_BYTES).abandon()
+    assert synced == [tmp_path / "s"]
+
+
 def test_lost_maps_are_never_taken_for_empty_ones(tmp_path: Path) -> None:
     make_store(tmp_path / "s", SIZE_BYTES).close()
     (tmp_path / "s" / "map.durable").unlink()

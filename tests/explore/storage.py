@@ -1,0 +1,122 @@
+"""What of a site's files survives: all when a process dies, what was synced when power fails.
+
+The store's own code writes real files (small, in memory: /dev/shm). Its calls of fsync and
+fdatasync come by here. Each is a moment at which a crash may be chosen, and each says which bytes,
+or which names of a directory, a power failure leaves.
+"""
+
+import os
+import shutil
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.explore.threads import Here
+
+#: not worth keeping: a boot later nothing in it is believed
+_VOLATILE = ("map.live", "lock")
+
+
+class Storage:
+    """The files beneath `root`, of which `template`, if given, is a copy that is durable."""
+
+    def __init__(self, root: Path, template: "Storage | None" = None) -> None:
+        self.root = root
+        self._prefix = str(root)
+        self._bytes: dict[int, bytes] = {}  # inode -> what was synced
+        self._names: dict[str, dict[str, int]] = {}  # directory -> name -> inode
+        if template is None:
+            root.mkdir(parents=True)
+        else:
+            shutil.copytree(template.root, root)
+            self._believe_all()
+
+    def _believe_all(self) -> None:
+        for directory, _, names in os.walk(self._prefix):
+            for name in names:
+                path = f"{directory}/{name}"
+                self._bytes[os.stat(path).st_ino] = _content(path)  # noqa: PTH116
+            self._names[directory] = _names(directory)
+
+    def add(self, name: str, content: bytes) -> Path:
+        """A file that is durable from the start."""
+        path = self.root / name
+        path.write_bytes(content)
+        self._believe_all()
+        return path
+
+    def synced(self, fd: int) -> bool:
+        """A file or a directory was synced; whether it is one of this site's."""
+        found = os.fstat(fd)
+        path = os.readlink(f"/proc/self/fd/{fd}")  # noqa: PTH115
+        if not path.startswith(self._prefix):
+            return False
+        if stat.S_ISDIR(found.st_mode):
+            self._names[path] = _names(path)
+        else:
+            self._bytes[found.st_ino] = _content(path)
+        return True
+
+    def durable(self) -> dict[str, bytes]:
+        """Path -> bytes of what a power failure leaves."""
+        return {
+            f"{directory}/{name}": self._bytes.get(number, b"")
+            for directory, names in self._names.items()
+            for name, number in names.items()
+            if name not in _VOLATILE
+        }
+
+    def fail_power(self) -> None:
+        """Leave what is durable, and nothing else."""
+        left, directories = self.durable(), list(self._names)
+        shutil.rmtree(self.root)
+        self._bytes.clear()
+        self._names.clear()
+        for directory in (self._prefix, *directories):
+            Path(directory).mkdir(parents=True, exist_ok=True)
+        for path, content in left.items():
+            Path(path).write_bytes(content)
+        self._believe_all()
+
+
+def _content(path: str) -> bytes:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return os.pread(fd, os.fstat(fd).st_size, 0)
+    finally:
+        os.close(fd)
+
+
+def _names(directory: str) -> dict[str, int]:
+    with os.scandir(directory) as found:
+        return {one.name: one.inode() for one in found if one.is_file()}
+
+
+class Syncs:
+    """Sees every sync of a run: `on_sync` is called before it is done, `stores` know what was."""
+
+    def __init__(self) -> None:
+        self.stores: list[Storage] = []
+        self.on_sync: Callable[[], None] = lambda: None
+
+    def sync(self, fd: int) -> None:
+        self.on_sync()
+        any(store.synced(fd) for store in self.stores)
+
+
+class Files:
+    """The module `os` as the store's modules see it."""
+
+    syncs: Syncs
+
+    def fsync(self, fd: int) -> None:
+        self.syncs.sync(fd)
+
+    fdatasync = fsync
+
+    def urandom(self, count: int) -> bytes:
+        return Here.kernel.unique().to_bytes(count, "big")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
