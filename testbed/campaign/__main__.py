@@ -5,6 +5,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from testbed import ending
@@ -63,16 +64,15 @@ def campaign(given: argparse.Namespace) -> int:
     cut = [todo[at : at + given.boot] for at in range(0, len(todo), given.boot)]
     begun_s, done = time.monotonic(), 0
     for worlds, found in boots.all_of(
-        [tuple(world(seed) for seed in part) for part in cut],
+        [tuple(replace(world(seed), planted=given.planted) for seed in part) for part in cut],
         given.jobs,
-        given.planted,
         given.out / "logs",
     ):
         for number, result in enumerate(found):
             (results / f"{result['seed']}.json").write_text(json.dumps(result))
             draw(worlds[number], result, results / f"{result['seed']}.png")
             if not result["ok"]:
-                _failed(given.out, worlds[: number + 1], given.planted, result)
+                _failed(given.out, worlds[: number + 1], result)
         done += len(worlds)
         left_s = (time.monotonic() - begun_s) / done * (len(todo) - done)
         say(f"{done} of {len(todo)} seeds, about {left_s / 60:.0f} min left")
@@ -84,11 +84,9 @@ def campaign(given: argparse.Namespace) -> int:
     return _verdict([json.loads((results / f"{seed}.json").read_text()) for seed in wanted])
 
 
-def _failed(
-    out: Path, worlds: tuple[World, ...], planted: str | None, result: boots.Result
-) -> None:
+def _failed(out: Path, worlds: tuple[World, ...], result: boots.Result) -> None:
     path = out / f"failed-{result['seed']}.json"
-    RunFile.of(worlds, planted, result).write(path)
+    RunFile.of(worlds, result).write(path)
     say(f"seed {result['seed']} failed: {result['wrong'][0]}\n  again: --replay {path}")
 
 
@@ -114,7 +112,7 @@ def replay(path: Path) -> int:
     run = RunFile.read(path)
     for line in run.elsewhere():
         say(f"it may differ: {line}")
-    result = boots.boot(run.worlds, run.planted)[-1]
+    result = boots.boot(run.worlds)[-1]
     say("\n".join(result["wrong"]) or "it passes")
     same = runfile.digest(result) == run.result
     say("the same to the byte" if same else "not the same as in the file")
@@ -124,13 +122,13 @@ def replay(path: Path) -> int:
 def shrink(path: Path) -> int:
     """Make a failing run smaller, beside the one given."""
     run = RunFile.read(path)
-    if not boots.fails(run.planted)(run.worlds):
+    if not boots.fails(run.worlds):
         say("it passes here: nothing to make smaller")
         return 1
-    worlds = smaller(run.worlds, boots.fails(run.planted), say)
-    result = boots.boot(worlds, run.planted)[-1]
+    worlds = smaller(run.worlds, boots.fails, say)
+    result = boots.boot(worlds)[-1]
     to = path.with_suffix(".small.json")
-    RunFile.of(worlds, run.planted, result).write(to)
+    RunFile.of(worlds, result).write(to)
     say("\n".join([f"{to}:", *(f"  {event}" for event in worlds[-1].events), *result["wrong"]]))
     return 0
 

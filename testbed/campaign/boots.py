@@ -3,7 +3,7 @@
 import io
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,7 @@ class BootError(RuntimeError):
     """The lab ended before its worlds did; says what it printed last."""
 
 
-def boot(
-    worlds: Sequence[World], planted: str | None = None, logs: Path | None = None
-) -> list[Result]:
+def boot(worlds: Sequence[World], logs: Path | None = None) -> list[Result]:
     """The results of these worlds, run one after the other in one boot.
 
     `logs` gets the logs of worlds that failed.
@@ -33,30 +31,27 @@ def boot(
     """
     with tempfile.TemporaryDirectory(prefix="relocator-campaign-") as name:
         given, out = Path(name) / "worlds.json", Path(name) / "out"
-        told = {"planted": planted, "worlds": [world.to_json() for world in worlds]}
-        given.write_text(json.dumps(told))
+        given.write_text(json.dumps([world.to_json() for world in worlds]))
         printed = io.BytesIO()
         entry.run([MODULE], out=out, where="vm", timeout_s=TIMEOUT_S, files=[given], stdout=printed)
         try:
-            results = [json.loads((out / f"{world.seed}.json").read_text()) for world in worlds]
+            results = [json.loads((out / f"{at}.json").read_text()) for at in range(len(worlds))]
         except OSError as error:
             raise BootError(printed.getvalue().decode(errors="replace")[-2000:]) from error
         if logs is not None:
             logs.mkdir(parents=True, exist_ok=True)
             for log in out.glob("*.log"):
-                (logs / log.name).write_bytes(log.read_bytes())
+                number, _, site = log.name.partition("-")
+                (logs / f"{worlds[int(number)].seed}-{site}").write_bytes(log.read_bytes())
         return results
 
 
 def all_of(
-    boots: Sequence[tuple[World, ...]],
-    jobs: int,
-    planted: str | None = None,
-    logs: Path | None = None,
+    boots: Sequence[tuple[World, ...]], jobs: int, logs: Path | None = None
 ) -> Iterator[tuple[tuple[World, ...], list[Result]]]:
     """The boots with their results, as they end; `jobs` at a time."""
     with ThreadPoolExecutor(jobs) as pool:
-        begun = {pool.submit(boot, worlds, planted, logs): worlds for worlds in boots}
+        begun = {pool.submit(boot, worlds, logs): worlds for worlds in boots}
         try:
             for future in as_completed(begun):
                 yield begun[future], future.result()
@@ -65,6 +60,6 @@ def all_of(
                 future.cancel()
 
 
-def fails(planted: str | None = None) -> Callable[[tuple[World, ...]], bool]:
-    """Whether the last of some worlds fails, by trying."""
-    return lambda worlds: not boot(worlds, planted)[-1]["ok"]
+def fails(worlds: tuple[World, ...]) -> bool:
+    """Whether the last of these worlds fails, by trying."""
+    return not boot(worlds)[-1]["ok"]

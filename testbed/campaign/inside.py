@@ -2,8 +2,8 @@
 
     python3 -m testbed.campaign.inside
 
-LAB_FILES holds `worlds.json`: {"worlds": [...], "planted": NAME or null}. LAB_OUT gets a file for
-each world, `SEED.json`, as soon as it has ended.
+LAB_FILES holds `worlds.json`, a list. LAB_OUT gets a file for each world, `0.json` and so on, as
+soon as it has ended, and the logs of one that failed.
 """
 
 import json
@@ -27,8 +27,7 @@ FS_MIB = 32
 def main() -> int:
     """The command line; 1 if a world failed."""
     given = json.loads((Path(os.environ["LAB_FILES"]) / "worlds.json").read_text())
-    worlds = [World.from_json(found) for found in given["worlds"]]
-    bug = given["planted"]
+    worlds = [World.from_json(found) for found in given]
     run(["modprobe", "-a", "loop", "dm_mod", "dm_delay", "dm_flakey", "ext4"])
     share_mounts()
     with tempfile.TemporaryDirectory() as name, sites(link.FIRST) as network:
@@ -41,12 +40,12 @@ def main() -> int:
         for number, world in enumerate(worlds):
             place = directory / f"w{number}"
             place.mkdir()
-            told = course.run(world, place, network, plugin(bug, place))
+            told = course.run(world, place, network, plugin(world.planted, place))
             out = Path(os.environ["LAB_OUT"])
-            (out / f"{world.seed}.json").write_text(json.dumps(told))
+            (out / f"{number}.json").write_text(json.dumps(told))
             if not told["ok"]:
                 for log in place.glob("*.log"):
-                    (out / f"{world.seed}-{log.name}").write_bytes(log.read_bytes())
+                    (out / f"{number}-{log.name}").write_bytes(log.read_bytes())
             said = "ok" if told["ok"] else told["wrong"][0]
             print(f"seed {world.seed}: {told['seconds']:.1f} s, {said}", flush=True)
             failed = failed or not told["ok"]

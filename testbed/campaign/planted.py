@@ -55,9 +55,10 @@ Store.update = _later
 from relocator.running.lifecycle import Lifecycle
 
 
-def _unseal(self):
+def _unseal(self, **_):
     with self._lock:
         self._change_locked("unseal", seal=None, moved=False)
+    return {}
 
 
 Lifecycle.unseal = _unseal

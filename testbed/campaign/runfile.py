@@ -1,7 +1,6 @@
 """A failing run as one file: all that it depends on, and what came of it.
 
-    {"format": 1, "image": ..., "commit": ..., "planted": ..., "worlds": [...], "result": digest,
-     "wrong": [...]}
+    {"format": 1, "image": ..., "commit": ..., "worlds": [...], "result": digest, "wrong": [...]}
 
 The last of the worlds is the one that failed; those before it ran in the same boot. On the same
 image and commit the same file gives the same result, to the byte.
@@ -49,17 +48,16 @@ class RunFile:
     """A run that can be repeated."""
 
     worlds: tuple[World, ...]
-    planted: str | None
     result: str
     wrong: tuple[str, ...]
     image: str
     commit: str
 
     @classmethod
-    def of(cls, worlds: tuple[World, ...], planted: str | None, result: dict[str, Any]) -> Self:
+    def of(cls, worlds: tuple[World, ...], result: dict[str, Any]) -> Self:
         """The run of these worlds here, now, whose last one had this result."""
         wrong = tuple(result["wrong"])
-        return cls(worlds, planted, digest(result), wrong, image_digest(), commit())
+        return cls(worlds, digest(result), wrong, image_digest(), commit())
 
     def write(self, path: Path) -> None:
         """Write it down."""
@@ -67,7 +65,6 @@ class RunFile:
             "format": FORMAT,
             "image": self.image,
             "commit": self.commit,
-            "planted": self.planted,
             "result": self.result,
             "wrong": self.wrong,
             "worlds": [world.to_json() for world in self.worlds],
@@ -87,7 +84,7 @@ class RunFile:
                 raise ValueError(f"format {found['format']}; this version reads {FORMAT}")
             worlds = tuple(World.from_json(world) for world in found["worlds"])
             told = (found["result"], tuple(found["wrong"]), found["image"], found["commit"])
-            return cls(worlds, found["planted"], *told)
+            return cls(worlds, *told)
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"replay={path}: not a run of a campaign: {error}") from error
 

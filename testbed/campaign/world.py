@@ -43,7 +43,10 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What is moved, how, and what happens. `keys` are the proxies' further parameters."""
+    """What is moved, how, and what happens. `keys` are the proxies' further parameters.
+
+    `planted` is a known bug that is put back (see planted.py).
+    """
 
     seed: int
     size_kib: int
@@ -59,6 +62,7 @@ class World:
     lasts_s: float
     keys: tuple[str, ...] = ()
     events: tuple[Event, ...] = field(default=())
+    planted: str | None = None
 
     @property
     def sectors(self) -> int:

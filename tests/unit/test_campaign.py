@@ -122,7 +122,7 @@ def test_worlds_that_are_needed_before_stay() -> None:
 
 
 def test_a_run_file_is_read_as_it_was_written(tmp_path: Path) -> None:
-    run = RunFile.of((world(1), world(2)), "a bug", {"wrong": ["why"]})
+    run = RunFile.of((world(1), world(2)), {"wrong": ["why"]})
     run.write(tmp_path / "run.json")
     assert RunFile.read(tmp_path / "run.json") == run
     assert run.elsewhere() == []
