@@ -7,9 +7,13 @@ to the other CPUs, which together cost more than the rest of a small request.
 
 So a thread's first request enters once more and doesn't leave: the state stays until the thread
 ends. Then pthread calls `_forget`, which destroys it in the proper way.
+
+From Python 3.12 on nothing is kept: there, destroying a thread's kept state unbinds the one that
+the call of `_forget` itself runs in, and the interpreter ends the process.
 """
 
 import ctypes
+import sys
 import threading
 
 _python = ctypes.pythonapi
@@ -36,13 +40,16 @@ def _new_key() -> int:
     return key.value
 
 
-_KEY = _new_key()
+KEEPS = sys.version_info < (3, 12)
+_KEY = _new_key() if KEEPS else 0
 
 
 class Threads(threading.local):
     """The threads that call `keep`: it does its work at a thread's first call."""
 
     def __init__(self) -> None:
+        if not KEEPS:
+            return
         _python.PyGILState_Ensure()
         _libc.pthread_setspecific(_KEY, _python.PyThreadState_Get())
 
