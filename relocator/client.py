@@ -3,9 +3,12 @@
 import json
 import os
 import socket
+import time
 from typing import Any
 
 from relocator.errors import RelocatorError
+
+_AGAIN_S = 0.05
 
 
 class Client:
@@ -24,7 +27,7 @@ class Client:
         try:
             with socket.socket(socket.AF_UNIX) as link:
                 link.settimeout(patience_s)
-                link.connect(self.path)
+                self._connect(link, patience_s)
                 link.sendall(request.encode())
                 with link.makefile("rb") as lines:
                     line = lines.readline()
@@ -39,3 +42,14 @@ class Client:
         if not reply.pop("ok", False):
             raise RelocatorError(str(reply.get("error", "refused without a reason")))
         return reply
+
+    def _connect(self, link: socket.socket, patience_s: float | None) -> None:
+        """Connect, and wait where more clients are waiting than the kernel queues."""
+        give_up_s = None if patience_s is None else time.monotonic() + patience_s
+        while True:
+            try:
+                return link.connect(self.path)
+            except BlockingIOError:
+                if give_up_s is not None and time.monotonic() >= give_up_s:
+                    raise
+            time.sleep(_AGAIN_S)

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from relocator.client import Client
 from relocator.errors import ConfigError
 from relocator.running import control
 from relocator.running.control import MOST_CLIENTS, MOST_LINE_BYTES, ControlServer, answer
@@ -186,6 +187,25 @@ def test_a_thousand_clients_stop_neither_each_other_nor_the_guest(tmp_path: Path
             for link in links:
                 link.close()
         wait_for(lambda: open_files(server.process.pid) <= before, "the clients' files")
+
+
+def test_a_client_waits_where_more_wait_than_the_kernel_queues(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "control"))
+        listener.listen(0)
+        with client(tmp_path / "control"):  # takes the only place
+
+            def serve() -> None:
+                time.sleep(0.3)
+                first, second = (listener.accept()[0] for _ in range(2))
+                with first, second:
+                    second.recv(100)
+                    second.sendall(b'{"ok": true}\n')
+
+            thread = threading.Thread(target=serve, daemon=True)
+            thread.start()
+            assert Client(tmp_path / "control").call("status", 20.0) == {}
+    thread.join(20)
 
 
 def open_files(pid: int) -> int:
