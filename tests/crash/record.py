@@ -35,7 +35,7 @@ from tests.crash.clients import Client, Ledger, regions
 NAME = "logged"
 CLIENTS = 3
 #: how much of the work is done before the switch
-AWAY = 0.3
+AWAY = 0.4
 FILE_SYSTEMS = {
     "ext4": ["-q", "-F", "-b", "4096", "-J", "size=4", "-E", "lazy_itable_init=0,nodiscard"],
     "ext3": ["-q", "-F", "-b", "4096", "-J", "size=4", "-E", "lazy_itable_init=0,nodiscard"],
@@ -141,6 +141,7 @@ class Recording:
         """Rounds, as long as the clients are at work at the source."""
         steps = self.start_work(clients, share)
         while any(thread.is_alive() for thread in steps):
+            self.control.call("flush")  # so that what a round drops was durable
             self.ledger.asked()
             self.rounds += self.control.call("refresh")["refreshed_blocks"] > 0
             meta = json.loads((self.store / "meta.json").read_text())
