@@ -43,6 +43,16 @@ class OtherDiskError(UpstreamError):
     """At the source's address is another disk than the copy was begun from, or one that changes."""
 
 
+class OutdatedError(OtherDiskError):
+    """The source goes on with another version of this disk: this one's writes are not in it."""
+
+
+class EndedError(RelocatorError):
+    """What this connection reads may be newer than its client believes: it must connect anew."""
+
+    errno = errno.ESHUTDOWN
+
+
 class StateError(RelocatorError):
     """A verb that the current state does not allow: names both."""
 

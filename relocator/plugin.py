@@ -31,10 +31,10 @@ sys.path.insert(0, str(Path(__file__).absolute().parent.parent))
 from relocator import config as settings
 from relocator.errors import ConfigError, RelocatorError
 from relocator.running.control import ControlServer
-from relocator.running.disk import Disk
 from relocator.running.engine import Engine, open_engine
 from relocator.running.exports import NAMES
 from relocator.running.readiness import notify
+from relocator.running.sessions import Session
 from relocator.running.threadstate import Threads
 
 API_VERSION = 2
@@ -128,7 +128,7 @@ def list_exports(readonly: builtins.bool, is_tls: builtins.bool) -> list[tuple[s
 
 @_with_errno
 def open(readonly: builtins.bool) -> Any:
-    return _engine.verbs.open_export(nbdkit.export_name())
+    return _engine.open_session(nbdkit.export_name())
 
 
 def get_size(h: Any) -> int:
@@ -136,7 +136,7 @@ def get_size(h: Any) -> int:
 
 
 def can_write(h: Any) -> bool:
-    return isinstance(h, Disk)
+    return bool(h.is_disk)
 
 
 can_flush = can_trim = can_zero = can_write
@@ -147,11 +147,11 @@ def can_fast_zero(h: Any) -> bool:
 
 
 def can_fua(h: Any) -> int:
-    return int(nbdkit.FUA_NATIVE if isinstance(h, Disk) else nbdkit.FUA_NONE)
+    return int(nbdkit.FUA_NATIVE if h.is_disk else nbdkit.FUA_NONE)
 
 
 def can_multi_conn(h: Any) -> bool:
-    return isinstance(h, Disk)
+    return bool(h.is_disk)
 
 
 def can_extents(h: Any) -> bool:
@@ -168,24 +168,24 @@ def pread(h: Any, buf: memoryview, offset: int, flags: int) -> None:
 
 
 @_with_errno
-def pwrite(h: Disk, buf: memoryview, offset: int, flags: int) -> None:
-    h.write(buf, offset, fua=bool(flags & nbdkit.FLAG_FUA))
+def pwrite(h: Session, buf: memoryview, offset: int, flags: int) -> None:
+    h.disk.write(buf, offset, fua=bool(flags & nbdkit.FLAG_FUA))
 
 
 @_with_errno
-def flush(h: Disk, flags: int) -> None:
-    h.flush()
+def flush(h: Session, flags: int) -> None:
+    h.disk.flush()
 
 
 @_with_errno
-def trim(h: Disk, count: int, offset: int, flags: int) -> None:
-    h.trim(offset, count, fua=bool(flags & nbdkit.FLAG_FUA))
+def trim(h: Session, count: int, offset: int, flags: int) -> None:
+    h.disk.trim(offset, count, fua=bool(flags & nbdkit.FLAG_FUA))
 
 
 @_with_errno
-def zero(h: Disk, count: int, offset: int, flags: int) -> None:
+def zero(h: Session, count: int, offset: int, flags: int) -> None:
     punch, fua = bool(flags & nbdkit.FLAG_MAY_TRIM), bool(flags & nbdkit.FLAG_FUA)
-    h.zero(offset, count, punch=punch, fua=fua)
+    h.disk.zero(offset, count, punch=punch, fua=fua)
 
 
 @_with_errno

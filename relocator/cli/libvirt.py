@@ -102,6 +102,11 @@ def _starts(guest: str, domain: str) -> None:
                 f"disk {name} of {guest} is in standby here, so {guest} may run at its source; if "
                 f"it does not: relocator activate {RUN / name}.sock"
             )
+        if state == "outdated":
+            raise RelocatorError(
+                f"disk {name} of {guest} is outdated: its source goes on with another version of "
+                "it; see `relocator status`"
+            )
         if state not in _HERE:
             raise RelocatorError(f"disk {name} of {guest} is {state}: it has moved on; start there")
 

@@ -45,6 +45,7 @@ _STATES = {
     "complete": "all of the disk is here",
     "sealed": "the disk has moved on; writes are refused",
     "relaying": "the disk has moved on; what it lacks is still fetched",
+    "outdated": "the source goes on with another version of it; writes are refused",
 }
 
 

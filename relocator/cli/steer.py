@@ -12,13 +12,17 @@ _VERBS = {
     "resume": "go on with the background copy",
     "flush": "make all acknowledged writes durable",
     "seal": "let no write pass from here on: the disk moves to another site",
-    "unseal": "undo a seal; refused once a proxy is active",
     "reserve": "allocate the whole image, so that nothing else takes its room",
     "refresh": "in standby, copy again what was written at the source since",
     "verify": "compare what was fetched with the source, by digests",
 }
 
-
+_UNSEAL = (
+    "Undo a seal: writes pass here again. Refused where another site asked for the seal, for the "
+    "VM may have written there since: there, `relocator withdraw` gives the disk back. With "
+    "--force it is done nevertheless: what was written there is lost, and should that site come "
+    "back, it refuses to go on."
+)
 #: fields of an answer that the user wants to see
 _TOLD = ("refreshed_blocks", "verified_blocks", "unverified_blocks")
 
@@ -29,6 +33,12 @@ def add(commands: Commands) -> None:
         parser = commands.add_parser(verb, help=text, description=f"{text.capitalize()}.")
         add_control(parser)
         parser.set_defaults(run=_run_verb, verb=verb)
+    parser = commands.add_parser("unseal", help="undo a seal", description=_UNSEAL)
+    add_control(parser)
+    parser.add_argument(
+        "--force", action="store_true", help="although a proxy may have accepted writes since"
+    )
+    parser.set_defaults(run=_run_unseal)
     parser = commands.add_parser(
         "set",
         help="change rate, deadline, window, order or background",
@@ -50,6 +60,17 @@ def _run_verb(options: argparse.Namespace) -> int:
     for name in _TOLD:
         if name in answer:
             print(f"{name.replace('_', ' ')}: {answer[name]:,}")
+    return 0
+
+
+def _run_unseal(options: argparse.Namespace) -> int:
+    told = Client(options.control).call("unseal", patience_s=None, force=options.force)
+    if told["was_asked"]:
+        wrote = "was active and wrote" if told["was_moved"] else "wrote, if it was active,"
+        print(
+            f"unsealed by force. What the proxy {wrote} since the seal is not on this disk. End "
+            "the VM there, if it runs: its disk becomes outdated when it next hears from here."
+        )
     return 0
 
 

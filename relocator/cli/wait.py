@@ -74,7 +74,13 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _complete(status: dict[str, Any]) -> str | None:
-    """What is missing; None if nothing is."""
+    """What is missing; None if nothing is.
+
+    Raises:
+        RelocatorError: it can't become complete any more.
+    """
+    if status["state"] == "outdated":
+        raise RelocatorError(str(status["error"]))
     return None if status["state"] == "complete" else "not complete yet"
 
 

@@ -2,8 +2,9 @@
 
 First the disks: a proxy that has given its disk back refuses the destination's writes, whether or
 not its QEMU can be reached. Then the source's QEMU ends its migration, the destination's is ended,
-and only then the guest goes on. For a proxy that can't be reached its source is unsealed: it holds
-its writes until somebody releases it, and nobody has. A guest that was frozen is thawed last.
+and only then the guest goes on. For a proxy that can't be reached its source is unsealed by force:
+it holds its writes until somebody releases it, and nobody has; should somebody do so later, it
+finds its seal undone. A guest that was frozen is thawed last.
 
 If the source's QEMU has gone there is nothing to go back to. A guest that has arrived is then
 stopped rather than ended: it is the only one there is.
@@ -80,18 +81,24 @@ def _withdraw(disk: Disk, parties: Parties) -> str | None:
         if status is not None and status["state"] != "standby":
             return str(error)
         try:
-            _unseal(disk)
+            _unseal(disk, by_force=status is None)
         except RelocatorError as other:
             parties.notes.append(
                 f"disk {disk.name}: its source can't be asked ({other}); should it be sealed, "
-                "writes wait there until its proxy can tell it, or `relocator unseal` does"
+                "writes wait there until its proxy can tell it, or `relocator unseal --force` does"
             )
     return None
 
 
-def _unseal(disk: Disk) -> None:
-    if disk.source.identify()["seal"] is not None:
-        disk.source.unseal()
+def _unseal(disk: Disk, *, by_force: bool) -> None:
+    """Let the source write again, by the word of its proxy or without it."""
+    found = disk.source.identify()
+    if found["seal"] is None:
+        return
+    if by_force:
+        disk.source.unseal(force=not found["moved"])
+    else:
+        disk.source.unseal(disk.call("identify")["withdrawn"])
 
 
 def _nothing_to_go_back_to(parties: Parties) -> None:

@@ -24,8 +24,12 @@ class SourceEnd(Protocol):
     def identify(self) -> dict[str, Any]:
         """Who it is: `id`, `epoch`, `seal`, `moved`; RelocatorError if it can't be asked."""
 
-    def unseal(self) -> None:
-        """Let the VM there write again; RelocatorError if it is refused, or can't be told."""
+    def unseal(self, word: str | None = None, *, force: bool = False) -> None:
+        """Let the VM there write again; RelocatorError if it is refused, or can't be told.
+
+        `word` is the seal that the proxy says it has given back. `force`: the proxy can't be asked,
+        and it is certain that it never let a write pass; should it do so later, it is outdated.
+        """
 
 
 class ByControl:
@@ -38,9 +42,12 @@ class ByControl:
         """Who it is."""
         return self._client.call("identify", PATIENCE_S)
 
-    def unseal(self) -> None:
+    def unseal(self, word: str | None = None, *, force: bool = False) -> None:
         """Undo its seal."""
-        self._client.call("unseal", PATIENCE_S)
+        if word is not None:
+            self._client.call("unseal", PATIENCE_S, withdrawn=word)
+        if self.identify()["seal"] is not None:
+            self._client.call("unseal", PATIENCE_S, force=force)
 
 
 class ByNbd:
@@ -59,10 +66,13 @@ class ByNbd:
         """Who it is."""
         return self._source.call("identify").fields
 
-    def unseal(self) -> None:
-        """Undo the seal that it has now."""
-        if seal := self.identify()["seal"]:
+    def unseal(self, word: str | None = None, *, force: bool = False) -> None:
+        """Undo its seal."""
+        seal = self.identify()["seal"]
+        if seal is not None and (force or seal == word):
             self._source.call(f"withdrawn/{seal}")
+        elif seal is not None:
+            raise RelocatorError("it is sealed for another proxy; see `relocator unseal` there")
 
 
 class NoSource:
@@ -72,8 +82,9 @@ class NoSource:
         """Nobody is there."""
         raise RelocatorError("the source was not named")
 
-    def unseal(self) -> None:
+    def unseal(self, word: str | None = None, *, force: bool = False) -> None:
         """Nobody is there."""
+        del word, force
         raise RelocatorError("the source was not named")
 
 

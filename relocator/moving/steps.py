@@ -215,6 +215,9 @@ class Steps:
             self._thaw()
             states = self._parties.statuses()
             self._hooks.tell(Progress(Stage.MOVED, None, tuple(states), self._trouble(states)))
+            for disk, state in zip(self._parties.disks, states, strict=True):
+                if state is not None and state["state"] == "outdated":
+                    raise RelocatorError(f"disk {disk.name}: {state['error']}")
             if all(state is not None and state["state"] == "complete" for state in states):
                 self._parties.freeze.thaw_at_destination()
                 self._thaw()

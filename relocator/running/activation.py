@@ -5,7 +5,7 @@
               -> seal -> dirty since the epoch -> drop those blocks (some come with the seal, see
               sealing.py) -> durable -> writes pass
     release:  the guest runs here, says who had asked for a *hold*; until then writes wait
-    moved:    the source is told that writes pass here: its seal can't be undone any more
+    moved:    the source is told that writes pass here, and what follows (see afterwards.py)
     withdraw: nothing was written here -> standby, durable -> the source undoes its seal
 
 No write is acknowledged here before the seal is durable at the source. The source stands still
@@ -27,6 +27,7 @@ from typing import Any
 
 from relocator.errors import ConfigError, RelocatorError, StateError, UpstreamError
 from relocator.running import states
+from relocator.running.afterwards import AGAIN_S, Afterwards
 from relocator.running.epochs import Epochs
 from relocator.running.parts import HANDOVER, Parts
 from relocator.running.recorded import Recorded
@@ -37,16 +38,14 @@ from relocator.source.connection import backoff
 from relocator.source.remote import Source
 from relocator.store.meta import Takeover, new_token
 
-#: at most so long until the source is told again, and asked again what the order may rest on
-AGAIN_S = 30.0
 #: so often it is looked, in standby, whether a round is due
 LOOK_EVERY_S = 0.2
 
 
 class Activation:
-    """Takes the disk over from `source`; `then` is called, on a thread, once it is active."""
+    """Takes the disk over from `source`; `afterwards` is what it says to it then."""
 
-    def __init__(self, parts: Parts, source: Source | None, then: Callable[[], None]) -> None:
+    def __init__(self, parts: Parts, source: Source | None) -> None:
         self._parts = parts
         self._store = parts.store
         self._lifecycle = parts.lifecycle
@@ -63,7 +62,7 @@ class Activation:
             elif self._is_ours:
                 self._sealing = Sealing(parts, source, transfer)
                 self.rounds = Rounds(parts, Epochs(parts, source, transfer, self._lock))
-        self._then = then
+        self.afterwards = Afterwards(parts, source, self._lock)
         self._settled = threading.Condition()
         self._withdrawing = threading.Event()
         self._thread: threading.Thread | None = None
@@ -75,14 +74,16 @@ class Activation:
 
     def begin(self) -> None:
         """Go on where the last process was, or make ready for the switch."""
-        if self._source is None:
+        if self._lifecycle.outdated:
+            self.afterwards.be_outdated()
+        elif self._source is None:
             return
-        if self._lifecycle.state is State.ACTIVATING:
+        elif self._lifecycle.state is State.ACTIVATING:
             if not self._held:  # else it may have been given up meanwhile: who holds it knows
                 with self._lock:
                     self._go_on_locked()
         elif self._lifecycle.state is not State.STANDBY:
-            _start(self._then)
+            _start(self.afterwards.run)
         elif self.rounds is not None:
             withdrawn = self._is_ours and self._store.meta.takeover is not None
             _start(self._give_back_later if withdrawn else self._stay_ready)
@@ -178,18 +179,8 @@ class Activation:
             _start(self._give_back_later)
             raise UpstreamError(
                 "withdrawn here, but the source can't be told, and lets no write pass yet: "
-                f"{error}; it is told as soon as it answers, or unseal it there"
+                f"{error}; it is told as soon as it answers, or unseal it there, with --force"
             ) from error
-
-    def tell_moved(self) -> None:
-        """Tell the source that writes pass here.
-
-        Raises:
-            UpstreamError: it can't be told.
-        """
-        with self._lock:  # a withdrawal comes before this, or finds that it has been said
-            if self._source is not None and self._is_ours and not self._lifecycle.pass_through:
-                self._source.call("moved")
 
     @property
     def _is_ours(self) -> bool:
@@ -263,7 +254,7 @@ class Activation:
             self._give_up(error)
             return
         self._tell()
-        _start(self._then)
+        _start(self.afterwards.run)
 
     @property
     def _interrupted(self) -> bool:

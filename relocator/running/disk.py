@@ -21,9 +21,9 @@ from typing import Any, TypeVar
 from relocator.copying.heat import Heat
 from relocator.copying.hydration import Hydration
 from relocator.copying.recent import Recent
-from relocator.errors import NotKeptError, StateError, StoreError
+from relocator.errors import NotKeptError, OutdatedError, StateError, StoreError
 from relocator.running.latency import Requests
-from relocator.running.lifecycle import Lifecycle
+from relocator.running.lifecycle import OUTDATED, Lifecycle
 from relocator.store.store import Store
 
 #: (offset, length, whether it holds data), ascending
@@ -153,6 +153,8 @@ class Disk:
         return found
 
     def _read_absent(self, buffer: memoryview, offset: int, first: int, end: int) -> None:
+        if self._lifecycle.outdated:
+            raise OutdatedError(OUTDATED)
         if self._lifecycle.pass_through:
             _needed(self._hydration).read_through(buffer, offset)
             return

@@ -31,6 +31,7 @@ from relocator.running.latency import Requests
 from relocator.running.lifecycle import Lifecycle
 from relocator.running.opening import open_disk
 from relocator.running.parts import COMMIT, COMPLETION, COPY, Faults, Parts, Transfer
+from relocator.running.sessions import Session
 from relocator.running.status import Status
 from relocator.running.verbs import Verbs
 from relocator.source.identity import Guard
@@ -86,7 +87,7 @@ class Engine:
             endpoint,
             settings.retry_timeout_s,
             settings.connections,
-            Guard(store, endpoint),
+            Guard(store, endpoint, self._be_outdated),
             shared=settings.shared,
         )
         pacer = Pacer(
@@ -150,10 +151,18 @@ class Engine:
         rounds = self._handover.activation.rounds if self._lifecycle.pass_through else None
         return self._store.absent_bytes if rounds is None else rounds.left_bytes
 
+    def _be_outdated(self) -> None:
+        self._handover.activation.afterwards.be_outdated()
+
+    def open_session(self, name: str) -> Session:
+        """A client's connection to the export `name`; errors as `Verbs.open_export`."""
+        return Session(self.verbs.open_export(name), self._lifecycle)
+
     def start(self) -> None:
         """Connect to the source and begin to copy."""
         self._keeper.start()
         if self._transfer is None:
+            self._handover.activation.begin()
             return
         self._transfer.upstream.start()
         preseeds = not self._lifecycle.pass_through or self._handover.copies_ahead

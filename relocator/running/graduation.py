@@ -121,8 +121,10 @@ class Graduated:
 
 
 def may_graduate(meta: Meta | None) -> bool:
-    """Whether all of the disk is here, and it has not moved on."""
-    return meta is not None and not meta.creating and meta.complete and meta.seal is None
+    """Whether all of the disk is here, is the newest version, and has not moved on."""
+    if meta is None or meta.creating or meta.outdated:
+        return False
+    return meta.complete and meta.seal is None
 
 
 def graduate(directory: Path) -> Graduated | None:

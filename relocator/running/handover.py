@@ -2,8 +2,10 @@
 
 At the source: `epoch` begins the dirty map anew, while writes go on; `seal` drains the writes in
 progress, makes all durable and lets no further one pass, and its token names the content that was
-frozen; `moved` makes the seal final, `withdrawn` undoes it. At the destination: a copy notes what
-it was taken from (its *base*: id, epoch, seal), and takes the disk over (see activation.py).
+frozen; `moved` says that it has been gone on from, `withdrawn` undoes it. A seal that another site
+asked for is undone by that site's word only, or by force: then there are two versions of the disk,
+and the other site is told so at the next contact. At the destination: a copy notes what it was
+taken from (its *base*: id, epoch, seal), and takes the disk over (see activation.py).
 
     standby:  epoch e at the source; copy ahead (pre-seed); reads pass through
     activate: seal -> dirty since e -> drop those blocks -> durable -> active -> moved
@@ -14,19 +16,16 @@ State changes are the lifecycle's. `_epochs` lets one epoch begin at a time and 
 
 import threading
 import time
-import traceback
 from typing import Any
 
-from relocator.copying import hints
-from relocator.errors import RelocatorError, StateError
-from relocator.running.activation import AGAIN_S, Activation
-from relocator.running.parts import HANDOVER, Parts, Transfer
-from relocator.source.connection import backoff
-from relocator.source.identity import samples_at
+from relocator.errors import StateError
+from relocator.running.activation import Activation
+from relocator.running.parts import Parts
 from relocator.source.measure import measure
 from relocator.source.remote import Source
 from relocator.source.verify import compare
 from relocator.store import runs
+from relocator.store.meta import Meta
 
 
 class Handover:
@@ -40,7 +39,7 @@ class Handover:
         self._ended: tuple[int, bytes] | None = None
         endpoint = parts.settings.endpoint
         self._source = None if endpoint is None else Source(endpoint)
-        self.activation = Activation(parts, self._source, self._after_activation)
+        self.activation = Activation(parts, self._source)
 
     @property
     def source_is_ours(self) -> bool:
@@ -59,8 +58,11 @@ class Handover:
             "id": meta.id,
             "epoch": meta.epoch,
             "seal": meta.seal,
+            "asked": meta.asked,
             "moved": meta.moved,
             "complete": meta.complete,
+            "outdated": meta.outdated,
+            "withdrawn": _withdrawn(meta),
             "base": None if meta.base is None else vars(meta.base),
             "group_bytes": self._parts.heat.group_bytes,
             "block_bytes": meta.block_bytes,
@@ -91,14 +93,14 @@ class Handover:
             known = self._ended is not None and self._ended[0] == self._store.meta.epoch
             return {"ended": self._ended[1]} if known and self._ended is not None else {}
 
-    def seal(self, token: str | None = None) -> dict[str, Any]:
+    def seal(self, token: str | None = None, *, asked: bool = False) -> dict[str, Any]:
         """Let no write pass from here on; all that were acknowledged are durable."""
-        self._lifecycle.seal(token)
+        self._lifecycle.seal(token, asked=asked)
         return self.identify()
 
-    def moved(self) -> dict[str, Any]:
-        """The proxy that sealed this disk is active: the seal can't be undone any more."""
-        self._lifecycle.note_moved()
+    def moved(self, token: str | None) -> dict[str, Any]:
+        """The proxy that took this disk over by the seal `token` is active."""
+        self._lifecycle.note_moved(token)
         return self.identify()
 
     def withdrawn(self, token: str) -> dict[str, Any]:
@@ -106,14 +108,14 @@ class Handover:
         unsealed = self._lifecycle.note_withdrawn(token)
         return {**self.identify(), "unsealed": unsealed}
 
-    def unseal(self) -> dict[str, Any]:
-        """Undo a seal.
+    def unseal(self, *, force: bool = False) -> dict[str, Any]:
+        """Undo a seal; `was_asked` and `was_moved` say what was known of the proxy.
 
         Raises:
-            StateError: a proxy is active: it may have accepted writes already.
+            StateError: a proxy may have accepted writes already, and it is not done by force.
         """
-        self._lifecycle.unseal()
-        return self.identify()
+        known = self._lifecycle.unseal(force=force)
+        return {**self.identify(), **{f"was_{name}": value for name, value in known.items()}}
 
     def measure(self) -> dict[str, Any]:
         """What the way to the source is like; takes some seconds, and bandwidth.
@@ -136,39 +138,8 @@ class Handover:
             raise StateError("'verify' needs a source that is a relocator")
         return compare(self._store, self._source)
 
-    def _after_activation(self) -> None:
-        """Tell the source, and ask it what the order may rest on; again if it can't be reached."""
-        source, transfer = self._source, self._parts.transfer
-        if source is None or transfer is None:
-            return
-        transfer.pacer.wake()  # perhaps all has come with the seal
-        faults, lifecycle = self._parts.faults, self._lifecycle
-        for delay_s in backoff(1.0, limit_s=AGAIN_S):
-            try:
-                self._tell_and_ask(source, transfer)
-            except RelocatorError as error:
-                faults.report(HANDOVER, f"nothing more is known of the source: {error}")
-            except Exception as error:  # ours, but no guest waits for this: the log has it
-                traceback.print_exc()
-                what = f"{type(error).__name__}: {error}"
-                faults.report(HANDOVER, f"the source can't be asked, a defect of ours: {what}")
-                return
-            else:
-                faults.report(HANDOVER, None)
-                return
-            if lifecycle.stopping.wait(delay_s) or not lifecycle.unfinished:
-                return
-            if lifecycle.pass_through:
-                return  # withdrawn
 
-    def _tell_and_ask(self, source: Source, transfer: Transfer) -> None:
-        self.activation.tell_moved()
-        if self._store.meta.origin_samples is None:
-            self._store.update(origin_samples=samples_at(source.endpoint))
-        hints.ask(
-            source,
-            self._parts.plan,
-            transfer.hydration,
-            skip_free=self._parts.settings.skip_free,
-            ours=self.source_is_ours,
-        )
+def _withdrawn(meta: Meta) -> str | None:
+    """The seal that this proxy has given back and whose source may not know it yet."""
+    takeover = meta.takeover
+    return takeover.token if takeover is not None and takeover.withdrawn else None

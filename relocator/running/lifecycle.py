@@ -37,6 +37,15 @@ _ELSEWHERE = "standby: the disk is still active at its source; activate first"
 _ACTIVATING = "activating: the source has not been sealed yet"
 _SEALED = "sealed: the disk is about to move to another site"
 _MOVED_ON = "sealed: the disk has moved to another site"
+OUTDATED = (
+    "outdated: the source was unsealed by force and goes on without what was written here, so the "
+    "disk has two versions; this one refuses writes (see 'Two versions' in docs/operators.md)"
+)
+_UNSEALED: dict[str, Any] = {"seal": None, "asked": False, "moved": False}
+_INSTEAD = (
+    "`relocator withdraw` there gives the disk back if nothing was written; `relocator unseal "
+    "--force` here goes on without what was written there"
+)
 
 
 class Lifecycle:
@@ -51,6 +60,8 @@ class Lifecycle:
         self._patience_s = patience_s
         self._lock = threading.Lock()
         self.gate = Gate()
+        #: how often what is here ceased to be what its readers take it for (see sessions.py)
+        self.breaks = 0
         #: set by the engine once all is here, that is durable, and the source has been let go
         self.finished = threading.Event()
         #: set once the process is about to end
@@ -61,8 +72,15 @@ class Lifecycle:
 
     @property
     def unfinished(self) -> bool:
-        """Whether blocks are still fetched from upstream."""
+        """Whether blocks are absent, and fetched from upstream."""
+        if self.state is State.OUTDATED:
+            return not self._store.meta.complete
         return self.state in states.UNFINISHED
+
+    @property
+    def outdated(self) -> bool:
+        """Whether the source goes on with another version of the disk."""
+        return self.state is State.OUTDATED
 
     @property
     def role(self) -> Role:
@@ -142,59 +160,97 @@ class Lifecycle:
         with self._lock:
             self._change_locked("last-block-arrived", complete=True)
 
-    def seal(self, token: str | None = None) -> None:
+    def seal(self, token: str | None = None, *, asked: bool = False) -> None:
         """Let no write pass from here on; all that were acknowledged are durable.
 
         `token` is to be the seal's name. A disk that is sealed already keeps the seal it has.
+        `asked`: it is another site that wants it, and that may go on with the disk.
 
         Raises:
             StateError: the seal of that name was undone: this request was late.
         """
         with self._lock:
+            states.check(self.state, "seal")
             if token is not None and token in self._store.meta.void_seals:
                 raise StateError("'seal' is refused: the activation that asks for it was withdrawn")
             if self._store.meta.seal is None:
-                self._change_locked("seal", seal=token or new_token(), moved=False)
+                made = token or new_token()
+                self._change_locked("seal", seal=made, asked=asked, moved=False)
+            elif asked and not self._store.meta.asked:
+                self._store.update(asked=True)
 
-    def note_moved(self) -> None:
-        """The proxy that sealed this disk is active: the seal can't be undone any more.
+    def note_moved(self, token: str | None = None) -> None:
+        """The proxy that took the disk over by the seal `token` is active.
 
         Raises:
-            StateError: the disk is not sealed.
+            StateError: the disk is not sealed, or by another seal.
         """
         with self._lock:
             states.check(self.state, "moved")
-            self._store.update(moved=True)
-            self._set_gate_locked(self.state)
+            if token not in (None, self._store.meta.seal):
+                raise StateError("'moved' is refused: the disk is sealed for somebody else")
+            if not self._store.meta.moved:
+                self._store.update(moved=True, asked=True)
+                self._set_gate_locked(self.state)
 
-    def unseal(self) -> None:
-        """Undo a seal.
+    def unseal(self, *, force: bool = False) -> dict[str, bool]:
+        """Undo a seal. With `force` also one that a proxy asked for, which is then outdated.
+
+        Returns whether it had been `asked` for, and whether the proxy had said that it `moved`.
 
         Raises:
-            StateError: a proxy is active: it may have accepted writes already.
+            StateError: a proxy may have accepted writes already.
         """
         with self._lock:
-            if self._store.meta.moved:
-                raise StateError("'unseal' is refused: a proxy is active with this disk")
-            self._change_locked("unseal", seal=None)
+            meta = self._store.meta
+            states.check(self.state, "unseal")
+            if meta.moved and not force:
+                raise StateError(
+                    f"'unseal' is refused: a proxy is active with this disk. {_INSTEAD}"
+                )
+            if meta.asked and not force:
+                raise StateError(
+                    "'unseal' is refused: a proxy has asked for this seal and may be active with "
+                    f"the disk. {_INSTEAD}"
+                )
+            assert meta.seal is not None
+            void = self._void_locked(meta.seal)
+            self._change_locked("unseal", meta.asked, **_UNSEALED, void_seals=void)
+            return {"asked": meta.asked, "moved": meta.moved}
 
     def note_withdrawn(self, token: str) -> bool:
         """The proxy that made the seal `token` gives the disk back; whether it was sealed so."""
         with self._lock:
+            states.check(self.state, "withdrawn")
             void = self._void_locked(token)
             if self._store.meta.seal != token:
                 self._store.update(void_seals=void)
                 return False
-            self._change_locked("unseal", seal=None, moved=False, void_seals=void)
+            self._change_locked("unseal", **_UNSEALED, void_seals=void)
             return True
+
+    def note_outdated(self) -> None:
+        """The source goes on with another version of the disk: no write passes here any more.
+
+        That holds also if it can't be made durable: the next process is told again.
+        """
+        with self._lock:
+            if self.state is not State.OUTDATED:
+                after = states.after(self.state, "source-unsealed")
+                self.breaks += 1
+                self._enter_locked(after)
+                self._store.update(outdated=True)
 
     def _void_locked(self, token: str) -> tuple[str, ...]:
         """The tokens that are void once the seal `token` is withdrawn."""
         known = self._store.meta.void_seals
         return known if token in known else (*known, token)[-_VOID_SEALS:]
 
-    def _change_locked(self, event: str, **changes: Any) -> None:
-        """One transition, durable. Changes nothing if it raises."""
+    def _change_locked(self, event: str, breaks: bool = False, **changes: Any) -> None:
+        """One transition, durable; with `breaks`, who reads has to look anew before a write passes.
+
+        Changes nothing if it raises.
+        """
         after = states.after(self.state, event)
         if after not in _WRITABLE:
             self._set_gate_locked(after)
@@ -203,6 +259,7 @@ class Lifecycle:
         except BaseException:
             self._enter_locked(self.state)
             raise
+        self.breaks += breaks
         self._enter_locked(after)
 
     def _enter_locked(self, state: State, why: str | None = None) -> None:
@@ -218,6 +275,8 @@ class Lifecycle:
             self.gate.open()
         elif state is State.STANDBY:
             self.gate.shut(why or _ELSEWHERE)
+        elif state is State.OUTDATED:
+            self.gate.shut(OUTDATED)
         elif state is State.ACTIVATING:
             self.gate.pause(_ACTIVATING)
         elif self._store.meta.moved:
@@ -238,11 +297,15 @@ def _given_back(meta: Meta) -> dict[str, Any]:
         "takeover": takeover,
         "base": None if base is None else replace(base, seal=None),
         "origin_samples": None,
+        "origin_seal": None,
+        "untold": False,
     }
 
 
 def _state_of(meta: Meta) -> State:
     """The state a disk is opened in."""
+    if meta.outdated:
+        return State.OUTDATED
     if meta.complete:
         return State.COMPLETE if meta.seal is None else State.SEALED
     if meta.seal is not None:

@@ -2,6 +2,7 @@
 
     begins   the store is new: it notes what it is taken from (its base), and samples
     goes on  the source must still be the disk that the copy was begun from
+             (one that was unsealed by force goes on without: then this one is outdated)
     returns  the disk was sealed here and its successor is the source: what diverged there is absent
 
 Everything is checked before anything is changed, and while nbdkit still has a terminal to tell it.
@@ -12,7 +13,7 @@ from dataclasses import replace
 from relocator.config import Config
 from relocator.errors import ConfigError, UpstreamError
 from relocator.source.bitmaps import DirtyBitmap
-from relocator.source.identity import mismatch, samples_at
+from relocator.source.identity import mismatch, samples_at, unsealed
 from relocator.source.remote import Source, base_of
 from relocator.source.upstream import probe_size
 from relocator.store import meta as metadata
@@ -38,6 +39,8 @@ def _copy_of(settings: Config) -> Store:
     assert settings.store is not None
     found = metadata.read(settings.store)
     if found is not None and found.complete and (found.seal is None or settings.source is None):
+        return open_store(settings.store, found)
+    if found is not None and found.outdated:
         return open_store(settings.store, found)
     if (endpoint := settings.endpoint) is None:
         what = f"the store {settings.store} is new" if found is None else "the copy is not complete"
@@ -80,6 +83,8 @@ def _begin(settings: Config, source: Source, size_bytes: int) -> Store:
         disk=None if settings.disk is None else str(settings.disk),
         origin_id=None if base is None else base.id,
         origin_samples=samples,
+        origin_seal=None if base is None or settings.standby else base.seal,
+        untold=base is not None and not settings.standby,
     )
     return open_store(settings.store, fresh)
 
@@ -123,17 +128,21 @@ def _resume(settings: Config, source: Source, found: Meta) -> Store:
             f"source={settings.source}: is not the disk that the store {settings.store} was "
             f"copied from ({found.source}): {why}; give that source, or another store"
         )
-    if found.base is not None and not found.standby and answer is not None:
+    if found.standby or answer is None:
+        return _open(settings, found)
+    if unsealed(found, answer):
+        store = open_store(settings.store, found)
+        store.update(outdated=True)
+        return store
+    if found.origin_seal is not None and answer["seal"] != found.origin_seal:
         _check_unchanged(settings, source, found)
     return _open(settings, found)
 
 
 def _check_unchanged(settings: Config, source: Source, found: Meta) -> None:
     """A source with its maps in memory forgets its seal when it restarts: it is sealed anew."""
-    assert found.base is not None
-    answer = source.call("seal")
     geometry = Geometry(found.size_bytes, found.block_bytes)
-    if answer["seal"] != found.base.seal and answer.blocks("dirty", geometry):
+    if source.call(f"seal/{found.origin_seal}").blocks("dirty", geometry):
         raise ConfigError(
             f"source={settings.source}: was written after the disk had moved to "
             f"{settings.store}; one of the two must be given up"
@@ -165,7 +174,10 @@ def _return(settings: Config, source: Source, found: Meta) -> Store:
         base=base_of(answer),
         origin_id=answer["id"],
         origin_samples=None if settings.standby else samples_at(source.endpoint),
+        origin_seal=None if settings.standby else answer["seal"],
+        untold=not settings.standby,
         seal=None,
+        asked=False,
         moved=False,
         epoch=found.epoch + 1,
     )

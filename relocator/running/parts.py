@@ -33,6 +33,10 @@ class Faults:
         """A part fails with `message`, or works (None)."""
         self._found[part] = message
 
+    def told(self, part: str) -> str | None:
+        """What a part has reported last."""
+        return self._found[part]
+
     @property
     def all(self) -> dict[str, str | None]:
         """The message of each part, None where it works."""

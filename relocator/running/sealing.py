@@ -124,7 +124,13 @@ class Sealing:
         )
         self._thread.start()
         hints.tell_recent(answer, self._parts.plan)
-        return {"base": base_of(answer), "origin_id": answer["id"], "origin_samples": None}
+        return {
+            "base": base_of(answer),
+            "origin_id": answer["id"],
+            "origin_samples": None,
+            "origin_seal": answer["seal"],
+            "untold": True,
+        }
 
     def _claim(self, answer: Answer) -> list[tuple[Claim, int]]:
         """Claim the absent blocks of what comes with the answer; where in it each claim begins."""

@@ -20,7 +20,8 @@ class State(StrEnum):
 
     A proxy is standby, active, complete: before, during and after the relocation; activating, from
     the word that the VM moves until the source has been sealed. A disk is sealed once it has moved
-    on; relaying, if it moved on before it was complete itself.
+    on; relaying, if it moved on before it was complete itself. It is outdated once the source was
+    unsealed by force, and goes on without what was written here.
     """
 
     STANDBY = "standby"
@@ -29,6 +30,7 @@ class State(StrEnum):
     COMPLETE = "complete"
     SEALED = "sealed"
     RELAYING = "relaying"
+    OUTDATED = "outdated"
 
 
 #: state -> event -> state after it
@@ -39,14 +41,21 @@ TRANSITIONS: dict[State, dict[str, State]] = {
         "last-block-arrived": State.COMPLETE,
         "seal": State.RELAYING,
         "withdraw": State.STANDBY,
+        "source-unsealed": State.OUTDATED,
     },
-    State.COMPLETE: {"seal": State.SEALED},
-    State.SEALED: {"unseal": State.COMPLETE, "seal": State.SEALED},
+    State.COMPLETE: {"seal": State.SEALED, "source-unsealed": State.OUTDATED},
+    State.SEALED: {
+        "unseal": State.COMPLETE,
+        "seal": State.SEALED,
+        "source-unsealed": State.OUTDATED,
+    },
     State.RELAYING: {
         "unseal": State.ACTIVE,
         "seal": State.RELAYING,
         "last-block-arrived": State.SEALED,
+        "source-unsealed": State.OUTDATED,
     },
+    State.OUTDATED: {},
 }
 
 #: States in which blocks are still fetched from upstream.
@@ -54,7 +63,7 @@ UNFINISHED = frozenset({State.STANDBY, State.ACTIVATING, State.ACTIVE, State.REL
 #: States in which the disk is still the source's: reads pass through to it.
 PASSING = frozenset({State.STANDBY, State.ACTIVATING})
 _COPYING = UNFINISHED
-_SETTLED = frozenset(State) - PASSING
+_SETTLED = frozenset(State) - PASSING - {State.OUTDATED}
 
 #: verb -> states in which it may be used
 LEGAL: dict[str, frozenset[State]] = {

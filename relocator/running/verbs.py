@@ -16,6 +16,7 @@ from relocator.errors import ConfigError, StateError
 from relocator.running import exports, rest, states
 from relocator.running.disk import Disk
 from relocator.running.handover import Handover
+from relocator.running.lifecycle import OUTDATED
 from relocator.running.parts import Parts, Transfer
 from relocator.running.rounds import Rounds
 from relocator.running.status import MAP_CELLS, Status
@@ -26,11 +27,12 @@ from relocator.source.verify import DigestExport
 from relocator.store import runs
 
 _MOST_WAIT_S = 3600.0
-#: verb -> what it may be asked with: the seal's name and how much may come with it, the epoch that
-#: is known
+#: verb -> what another site may ask it with: the seal's name and how much may come with it, the
+#: epoch that is known
 _ARGUMENTS = {
     "epoch": re.compile("|[0-9]{1,18}"),
     "seal": re.compile("|[0-9a-f]{32}(/[0-9]{1,9})?"),
+    "moved": re.compile("|[0-9a-f]{32}"),
     "withdrawn": re.compile("[0-9a-f]{32}"),
 }
 _NONE = re.compile("")
@@ -57,8 +59,7 @@ class Verbs:
             "identify": handover.identify,
             "epoch": lambda: handover.epoch()[0],
             "seal": handover.seal,
-            "unseal": handover.unseal,
-            "moved": handover.moved,
+            "moved": lambda: handover.moved(None),
             "verify": handover.verify,
         }
         self._settings: dict[str, Callable[[str, str], Callable[[], None]]] = {
@@ -83,6 +84,7 @@ class Verbs:
             "map": {"cells"},
             "set": set(self._settings),
             "activate": {"hold", "wait", "seal"},
+            "unseal": {"force", "withdrawn"},
         }
         _refuse_unknown(verb, arguments, known.get(verb, set()))
         extra: dict[str, Any] | None = None
@@ -95,6 +97,8 @@ class Verbs:
         elif verb == "activate":
             already = self._handover.activation.activate(**_switches(verb, arguments))
             extra = {"already_active": already}
+        elif verb == "unseal":
+            extra = self._unseal(**arguments)
         elif verb in self._actions:
             extra = self._actions[verb]()
         elif verb != "status":
@@ -119,6 +123,8 @@ class Verbs:
             return self._seal(argument)
         if verb == "withdrawn":
             fields = self._handover.withdrawn(argument)
+        elif verb == "moved":
+            fields = self._handover.moved(argument or None)
         else:
             fields = self._actions[verb]() or {}
         return Reply(fields, self._maps() if verb == "identify" else {})
@@ -130,7 +136,7 @@ class Verbs:
     def _seal(self, argument: str) -> Reply:
         """Seal; `TOKEN/BYTES`: and let what was written last come with the answer."""
         token, wanted, _ = argument.partition("/")
-        fields, maps = self._handover.seal(token or None), self._maps()
+        fields, maps = self._handover.seal(token or None, asked=True), self._maps()
         maps.update(self._handover.ended())
         maps["recent"] = self._parts.recent.places(FIRST_PLACES)
         if not wanted:
@@ -172,11 +178,23 @@ class Verbs:
         lifecycle, present = self._parts.lifecycle, self._parts.store.present
         return lifecycle.all_here or (not lifecycle.pass_through and present.all(first, end))
 
+    def _unseal(self, force: Any = False, withdrawn: Any = None) -> dict[str, Any]:
+        """Undo the seal; `withdrawn`: by the word of the proxy that has given it back."""
+        if withdrawn is None:
+            return self._handover.unseal(**_switches("unseal", {"force": force}))
+        if force or not isinstance(withdrawn, str) or not argument_fits("withdrawn", withdrawn):
+            raise ConfigError(f"withdrawn={withdrawn}: must be a seal's name, and without force")
+        return self._handover.withdrawn(withdrawn)
+
     def _wait(self, arguments: dict[str, Any]) -> None:
         timeout_s = config.parse_seconds("timeout_s", str(arguments.get("timeout_s", _MOST_WAIT_S)))
         give_up_s = time.monotonic() + timeout_s
         lifecycle = self._parts.lifecycle
-        while not lifecycle.finished.wait(min(1.0, max(0.0, give_up_s - time.monotonic()))):
+        while lifecycle.outdated or not lifecycle.finished.wait(
+            min(1.0, max(0.0, give_up_s - time.monotonic()))
+        ):
+            if lifecycle.outdated:
+                raise StateError(OUTDATED)
             if lifecycle.stopping.is_set():
                 raise StateError("the proxy is being stopped; the relocation is not complete")
             if time.monotonic() >= give_up_s:

@@ -10,6 +10,9 @@ memory. Two disks that are equal in all samples, clones of one template perhaps,
 
 In standby the source is still written and samples mean nothing; there the handover itself drops
 what was copied from a source with another id.
+
+A source that is the same may go on nevertheless: it was unsealed by force. It keeps its seal as
+long as it keeps its id, so it is known by having no seal, or another.
 """
 
 import hashlib
@@ -17,7 +20,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from relocator.errors import OtherDiskError, StateError, UpstreamError
+from relocator.errors import OtherDiskError, OutdatedError, StateError, UpstreamError
 from relocator.source.endpoint import Endpoint
 from relocator.source.handles import connected, read_many
 from relocator.source.remote import Answer, Source
@@ -27,6 +30,7 @@ from relocator.store.store import Store
 
 _SAMPLE_BYTES = 4096
 _SPREAD = 14
+_UNSEALED = "the source was unsealed by force: it goes on with another version of this disk"
 _PARTITION_BYTES = 1 << 20  # where tools let the first partition begin
 
 
@@ -101,15 +105,37 @@ def mismatch(meta: Meta, answer: Answer | None, sample: Callable[[], str | None]
     return None if meta.origin_id is None else "it has another id"
 
 
+def unsealed(meta: Meta, answer: Answer) -> bool:
+    """Whether the source has undone, by force, the seal by which it gave the disk up.
+
+    `answer` is the source's to `identify`. One that takes the disk back has not.
+    """
+    if meta.origin_seal is None or answer["id"] != meta.origin_id:
+        return False
+    base = answer["base"]
+    if base is not None and base["id"] == meta.id:
+        return False
+    return answer["seal"] != meta.origin_seal or bool(answer.fields.get("outdated"))
+
+
 class Guard:
     """Asked on each new connection to the source, before anything is believed of it.
 
+    `be_outdated` is told, on the connection's thread, that the source was unsealed by force.
     `aside`: the connections are to other exports than the disk itself, which is looked at apart.
     """
 
-    def __init__(self, store: Store, endpoint: Endpoint, *, aside: bool = False) -> None:
+    def __init__(
+        self,
+        store: Store,
+        endpoint: Endpoint,
+        be_outdated: Callable[[], None] = lambda: None,
+        *,
+        aside: bool = False,
+    ) -> None:
         self._store = store
         self._endpoint = endpoint
+        self._be_outdated = be_outdated
         self._aside = aside
 
     def check(self, handle: Any, *, first: bool) -> None:
@@ -118,10 +144,13 @@ class Guard:
         A relocator that has forgotten its seal is sealed again.
 
         Raises:
+            OutdatedError: it was unsealed by force.
             OtherDiskError: it is another disk, was written meanwhile, or refuses to be sealed.
             UpstreamError: it can't be asked.
         """
         meta = self._store.meta
+        if meta.outdated:
+            raise OutdatedError(_UNSEALED)
         if meta.standby or (first and self._store.present_blocks == 0):
             return
         try:
@@ -136,7 +165,15 @@ class Guard:
         why = mismatch(meta, answer, sample)
         if why is not None:
             raise OtherDiskError(f"the source has become another disk: {why}")
-        if answer is not None and answer["seal"] is None:
-            if source.call("seal").blocks("dirty", self._store.geometry):
+        if answer is None:
+            return
+        if unsealed(meta, answer):
+            self._be_outdated()
+            raise OutdatedError(_UNSEALED)
+        if answer["seal"] is None:
+            seal = f"/{meta.origin_seal}" if meta.origin_seal else ""
+            sealed = source.call(f"seal{seal}")
+            if sealed.blocks("dirty", self._store.geometry):
                 raise OtherDiskError("the source was written after the disk had moved here")
-            source.call("moved")
+            source.call(f"moved{seal}")
+            self._store.update(origin_id=sealed["id"])

@@ -49,9 +49,12 @@ class Meta:
 
     `creating`: the store was being made when that was written, and holds nothing yet. `graduated`:
     the image was handed to a server that records no writes (see graduation.py). `origin_id` and
-    `origin_samples` are what the source is known by when it comes back (see identity.py).
+    `origin_samples` are what the source is known by when it comes back (see identity.py), and
+    `origin_seal` the seal by which it gave the disk up; `untold`: it doesn't know yet that the disk
+    is active here. `outdated`: it was unsealed by force since.
     `bitmap`, one of the source's, says what of a copy is stale in standby where no epoch does.
-    `void_seals` are the last tokens whose seal was withdrawn: a request for one may still arrive.
+    `asked`: another site asked for `seal`, and may be active with the disk. `void_seals` are the
+    last tokens whose seal was undone: a request for one may still arrive.
     `map_versions` is how often the durable map's pages had been written: fewer than that were lost.
     """
 
@@ -66,6 +69,7 @@ class Meta:
     graduated: bool = False
     epoch: int = 1
     seal: str | None = None
+    asked: bool = False
     moved: bool = False
     void_seals: tuple[str, ...] = ()
     base: Base | None = None
@@ -74,6 +78,9 @@ class Meta:
     disk: str | None = None
     origin_id: str | None = None
     origin_samples: str | None = None
+    origin_seal: str | None = None
+    untold: bool = False
+    outdated: bool = False
     map_versions: int = 0
     format: int = FORMAT
 

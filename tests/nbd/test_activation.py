@@ -24,7 +24,7 @@ _SLOW_SEAL = """
 import time as _time
 from relocator.running.lifecycle import Lifecycle as _Lifecycle
 _seal = _Lifecycle.seal
-def _slow(self, *arguments):
+def _slow(self, *arguments, **more):
     {before}
     while not Path({go!r}).exists():
         _time.sleep(0.01)
@@ -53,7 +53,7 @@ class Source:
         )  # as `relocator target` does: nbdkit may not outlive a client that it owes several
         if slow is None:
             return plugin(self.directory, "target", *keys, flags=one)
-        seal = "_seal(self, *arguments)"
+        seal = "_seal(self, *arguments, **more)"
         before, after = ("pass", seal) if slow == "sealing" else (seal, "pass")
         mistake = _SLOW_SEAL.format(go=str(self._go), before=before, after=after)
         file = mistaken(self.directory, mistake)
@@ -245,7 +245,7 @@ def test_a_killed_proxy_that_was_held_seals_nothing_before_its_release(
         with standby(tmp_path, target) as proxy:
             proxy.control.call("activate", hold=True, wait=True)
             proxy.kill()
-        target.control.call("unseal")  # it was given up: the guest goes on at home
+        target.control.call("unseal", force=True)  # it was given up: the guest goes on at home
         target.connect().pwrite(b"at home", 0)
         source.content[:7] = b"at home"
         with standby(tmp_path, target) as proxy:
@@ -254,7 +254,11 @@ def test_a_killed_proxy_that_was_held_seals_nothing_before_its_release(
             assert waits(written)
             assert (state(proxy), source.sealed) == ("activating", False)
             proxy.control.call("release")
-            written.result(30)
+            with pytest.raises(nbd.Error, match="EPERM"):  # of an activation that is given up
+                written.result(30)
+            wait_for(lambda: not proxy.control.call("identify")["withdrawn"], "the source's word")
+            proxy.control.call("activate")
+            here.pwrite(b"mine", BLOCK)
             source.content[BLOCK : BLOCK + 4] = b"mine"
             assert here.pread(SIZE_BYTES, 0) == source.content
 

@@ -168,7 +168,7 @@ def test_a_source_that_refuses_to_be_sealed_again_is_not_read_and_ends_nothing(
             tmp_path,
             "from pathlib import Path\nfrom relocator.errors import StateError\n"
             "from relocator.running.handover import Handover\n\n"
-            "def refuse(self, token=None):\n"
+            "def refuse(self, token=None, asked=False):\n"
             "    raise StateError('no, never')\n\n"
             f"if Path({str(refuses)!r}).exists():\n"
             "    Handover.seal = refuse\n",

@@ -1,0 +1,128 @@
+"""What the source is told, and asked, once writes pass here.
+
+    moved     writes pass here; said until it is heard, and again now and then while blocks are
+              fetched. A source that was unsealed by force refuses that, and is found out
+    outdated  then there are two versions of the disk: no write passes here any more
+    hints     what the order of the copy may rest on: asked once
+
+`lock` orders `moved` against a withdrawal; it is held across I/O.
+"""
+
+import sys
+import threading
+import traceback
+from contextlib import suppress
+
+from relocator.copying import hints
+from relocator.errors import OutdatedError, RelocatorError, StateError
+from relocator.running.lifecycle import OUTDATED
+from relocator.running.parts import HANDOVER, Parts, Transfer
+from relocator.source.connection import backoff
+from relocator.source.identity import samples_at, unsealed
+from relocator.source.remote import Source
+
+#: at most so long until the source is told again, and asked again what the order may rest on
+AGAIN_S = 30.0
+
+
+class Afterwards:
+    """Speaks to `source` once this disk is active."""
+
+    def __init__(self, parts: Parts, source: Source | None, lock: threading.Lock) -> None:
+        self._parts = parts
+        self._store = parts.store
+        self._lifecycle = parts.lifecycle
+        self._source = source
+        self._lock = lock
+
+    def run(self) -> None:
+        """Tell the source, and ask it; again if it can't be reached (a thread)."""
+        source, transfer = self._source, self._parts.transfer
+        if source is None or not self._concerned:
+            return
+        if transfer is not None:
+            transfer.pacer.wake()  # perhaps all has come with the seal
+        faults = self._parts.faults
+        for delay_s in backoff(1.0, limit_s=AGAIN_S):
+            try:
+                self.tell_moved()
+                self._ask(source, transfer)
+            except OutdatedError:
+                return
+            except RelocatorError as error:
+                faults.report(HANDOVER, f"nothing more is known of the source: {error}")
+            except Exception as error:  # ours, but no guest waits for this: the log has it
+                traceback.print_exc()
+                what = f"{type(error).__name__}: {error}"
+                faults.report(HANDOVER, f"the source can't be asked, a defect of ours: {what}")
+                return
+            else:
+                faults.report(HANDOVER, None)
+                self._tell_again()
+                return
+            if self._lifecycle.stopping.wait(delay_s) or not self._concerned:
+                return
+
+    def _tell_again(self) -> None:
+        while self._concerned and not self._lifecycle.stopping.wait(AGAIN_S):
+            with suppress(RelocatorError):  # a source that is lost is reported by others
+                self.tell_moved()
+
+    @property
+    def _concerned(self) -> bool:
+        """Whether the source is still needed, or doesn't know yet that it isn't."""
+        lifecycle = self._lifecycle
+        if lifecycle.outdated or lifecycle.pass_through:
+            return False
+        return lifecycle.unfinished or self._store.meta.untold
+
+    def tell_moved(self) -> None:
+        """Tell the source that writes pass here.
+
+        Raises:
+            UpstreamError: it can't be told; OutdatedError: it was unsealed by force.
+            StateError: it refuses that for now.
+        """
+        with self._lock:  # a withdrawal comes before this, or finds that it has been said
+            meta = self._store.meta
+            if self._source is None or meta.origin_seal is None or self._lifecycle.pass_through:
+                return
+            try:
+                self._source.call(f"moved/{meta.origin_seal}")
+            except StateError:
+                answer = self._source.identify()
+                if answer is not None and unsealed(meta, answer):
+                    self.be_outdated()
+                    raise OutdatedError(OUTDATED) from None
+                raise
+            if meta.untold:
+                self._store.update(untold=False)
+
+    def be_outdated(self) -> None:
+        """The source goes on with another version of the disk: say so, and let no write pass.
+
+        From a thread of its own: a write in progress may wait for a block, and with it for the
+        connection by which this was found out.
+        """
+        if self._parts.faults.told(HANDOVER) != OUTDATED:
+            self._parts.faults.report(HANDOVER, OUTDATED)
+            print(f"relocator: {self._store.image.path}: {OUTDATED}", file=sys.stderr, flush=True)
+        threading.Thread(target=self._stop_writes, name="outdated", daemon=True).start()
+
+    def _stop_writes(self) -> None:
+        with suppress(RelocatorError, OSError):  # not durable: found out again by the next process
+            self._lifecycle.note_outdated()
+
+    def _ask(self, source: Source, transfer: Transfer | None) -> None:
+        """Ask what the order may rest on."""
+        if transfer is None or not self._lifecycle.unfinished:
+            return
+        if self._store.meta.origin_samples is None:
+            self._store.update(origin_samples=samples_at(source.endpoint))
+        hints.ask(
+            source,
+            self._parts.plan,
+            transfer.hydration,
+            skip_free=self._parts.settings.skip_free,
+            ours=self._store.meta.base is not None,
+        )

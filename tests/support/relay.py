@@ -1,0 +1,78 @@
+"""A link between two Unix sockets that can be cut: who is connected, or comes, is hung up on."""
+
+import select
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+class Relay:
+    """Passes what arrives at `path` on to the server at `to`; a thread a connection."""
+
+    def __init__(self, path: Path, to: Path) -> None:
+        self._to = to
+        self._whole = True
+        self._lock = threading.Lock()
+        self._ends: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept)]
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen(64)
+        self._threads[0].start()
+        self.uri = f"nbd+unix:///?socket={path}"
+
+    def cut(self) -> None:
+        """From now on nothing passes."""
+        with self._lock:
+            self._whole = False
+            for end in self._ends:
+                with suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+            self._ends.clear()
+
+    def mend(self) -> None:
+        """As before."""
+        with self._lock:
+            self._whole = True
+
+    def close(self) -> None:
+        """No more of it."""
+        self.cut()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                thread = threading.Thread(target=self._serve, args=(near,))
+                self._threads.append(thread)
+                thread.start()
+
+    def _serve(self, near: socket.socket) -> None:
+        with near, socket.socket(socket.AF_UNIX) as far, suppress(OSError):
+            with self._lock:
+                if not self._whole:
+                    return
+                far.connect(str(self._to))
+                self._ends += [near, far]
+            other = {near: far, far: near}
+            while True:
+                for end in select.select([near, far], [], [])[0]:
+                    if not (data := end.recv(1 << 16)):
+                        return
+                    other[end].sendall(data)
+
+
+@contextmanager
+def relay(path: Path, to: Path) -> Iterator[Relay]:
+    """A link that is whole until it is cut."""
+    made = Relay(path, to)
+    try:
+        yield made
+    finally:
+        made.close()
