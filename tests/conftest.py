@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
 # A job that a shell starts in the background ignores SIGINT, and so would all that is started here:
 # then nothing that a test interrupts would end.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 # The command `relocator` is found; last, so that `python3` stays what it is.
 os.environ["PATH"] += f"{os.pathsep}{Path(sys.executable).parent}"
