@@ -208,6 +208,7 @@ def test_a_source_that_cannot_be_sealed_fails_the_writes_and_nothing_is_written(
                 wait_for(lambda: state(again) == "complete", "the seal to be undone")
                 again.connect().pwrite(b"at home", 0)
                 source.content[:7] = b"at home"
+                wait_for(lambda: proxy.status()["source_connected"], "the source")
                 assert proxy.connect().pread(BLOCK, 0) == source.content[:BLOCK]
                 again.kill()  # rather than to wait for its client
 
