@@ -18,6 +18,8 @@ from relocator.copying.timetable import MOST_ENTRIES, Timetable
 from relocator.errors import ConfigError
 from relocator.source import endpoint
 from relocator.source.endpoint import Endpoint
+from relocator.source.key import Key
+from relocator.source.key import read as read_key
 from relocator.store import geometry
 
 ORDERS = ("recent", "in-use", "hot", "sequential", "random")
@@ -61,6 +63,7 @@ class Config:
     tls_certificates: Path | None = None
     tls_psk: Path | None = None
     ssh_options: tuple[str, ...] = ()
+    key: Key | None = None
 
     @property
     def endpoint(self) -> Endpoint | None:
@@ -68,7 +71,12 @@ class Config:
         if self.source is None:
             return None
         return Endpoint(
-            self.source, self.tls, self.tls_certificates, self.tls_psk, self.ssh_options
+            self.source,
+            self.tls,
+            self.tls_certificates,
+            self.tls_psk,
+            self.ssh_options,
+            self.key,
         )
 
 
@@ -263,6 +271,7 @@ KEYS: dict[str, tuple[bool, str, Callable[[str, str], object]]] = {
     "disk": (False, "disk", _parse_path),
     "store": (False, "store", _parse_path),
     "control": (False, "control", _parse_path),
+    "key": (False, "key", lambda key, text: read_key(key, _parse_path(key, text))),
     "block": (False, "block_bytes", parse_block),
     "recent": (False, "recent_places", parse_count),
     "source": (True, "source", _parse_source),
@@ -312,25 +321,6 @@ def parse(pairs: Mapping[str, str]) -> Config:
     settings = Config(**fields)
     if (name := settings.source_bitmap) and not settings.standby:
         raise ConfigError(f"source-bitmap={name}: is for mode=standby")
-    _check_security(settings)
+    if settings.endpoint is not None and (conflict := settings.endpoint.conflict()):
+        raise ConfigError(conflict)
     return settings
-
-
-def _check_security(settings: Config) -> None:
-    """Refuse what doesn't go together, such as keys for a connection that isn't encrypted."""
-    source = settings.endpoint
-    if source is None:
-        return
-    scheme = source.scheme
-    keys = "tls-certificates" if source.certificates else "tls-psk" if source.psk else None
-    if scheme in endpoint.TUNNELLED and (settings.tls or keys):
-        why = "ssh encrypts already" if scheme == "ssh" else "iSCSI knows no TLS; use IPsec"
-        raise ConfigError(f"{keys or 'tls'}: not with an {scheme}:// source; {why}")
-    if scheme != "ssh" and source.ssh_options:
-        raise ConfigError("ssh-options: is for an ssh:// source")
-    if scheme.startswith("nbds") and settings.tls in ("off", "on"):
-        raise ConfigError(f"tls={settings.tls}: contradicts the {scheme}:// source; leave it out")
-    if keys and source.encryption == "off":
-        raise ConfigError(f"{keys}: needs tls=require (or on), or an nbds:// source")
-    if source.certificates and source.psk:
-        raise ConfigError("tls-psk: excludes tls-certificates; give one of them")

@@ -39,6 +39,10 @@ class UpstreamError(RelocatorError):
         self.errno = number
 
 
+class ShutOutError(UpstreamError):
+    """The source is a relocator, and wants a key that was not shown."""
+
+
 class OtherDiskError(UpstreamError):
     """At the source's address is another disk than the copy was begun from, or one that changes."""
 

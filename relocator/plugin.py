@@ -123,7 +123,8 @@ def cleanup() -> None:
 
 
 def list_exports(readonly: builtins.bool, is_tls: builtins.bool) -> list[tuple[str, str]]:
-    return [(name, "") for name in NAMES]
+    told = {"control": _engine.doors.describe()}
+    return [(name, told.get(name, "")) for name in NAMES]
 
 
 @_with_errno

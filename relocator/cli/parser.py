@@ -34,6 +34,7 @@ COMMANDS = {
     "units": "units",
     "libvirt-hook": "libvirt",
     "metrics": "metrics",
+    "keygen": "keygen",
     "doctor": "doctor",
     "plugin-path": "plugin_path",
     "completion": "completion",

@@ -25,12 +25,14 @@ TARGET_THREADS = 1
 
 _TARGET_KEYS = (
     ("control", "PATH", "Unix socket for status and verbs"),
+    ("key", "PATH", "secret of both sites (`relocator keygen`); needed if other machines connect"),
     ("store", "DIR", "keep the maps here, so that a seal and an epoch survive a restart"),
     ("block", "SIZE|auto", "unit of the maps; auto: 4K up to 2 TiB, then more (auto)"),
     ("recent", "N", "how many places read last are remembered, 0 for none (1048576)"),
 )
 _PROXY_KEYS = (
     ("control", "PATH", "Unix socket for status and verbs"),
+    ("key", "PATH", "secret of both sites (`relocator keygen`); needed if other machines connect"),
     ("disk", "PATH", "image or block device of the copy (STORE/disk.img)"),
     ("mode", "active|standby", "whether the VM has stopped at the source already (active)"),
     ("activate-on-write", "no|yes", "in standby, the first write activates (no)"),

@@ -26,6 +26,7 @@ from relocator.copying.seeds import Seed
 from relocator.copying.sharing import Share
 from relocator.errors import ConfigError, RelocatorError
 from relocator.running.disk import Disk
+from relocator.running.doors import Doors
 from relocator.running.handover import Handover
 from relocator.running.latency import Requests
 from relocator.running.lifecycle import Lifecycle
@@ -74,6 +75,7 @@ class Engine:
         disk = self._make_disk(settings)
         status = Status(self._parts, disk, self._handover.activation.status)
         self.verbs = Verbs(self._parts, disk, self._handover, status)
+        self.doors = Doors(settings.key)
         self._keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
 
     def _make_transfer(self, settings: Config) -> Transfer:
@@ -155,11 +157,12 @@ class Engine:
         self._handover.activation.afterwards.be_outdated()
 
     def open_session(self, name: str) -> Session:
-        """A client's connection to the export `name`; errors as `Verbs.open_export`."""
-        return Session(self.verbs.open_export(name), self._lifecycle)
+        """A client's connection to what it calls `name`; errors as `Verbs.open_export`."""
+        return Session(self.verbs.open_export(*self.doors.admit(name)), self._lifecycle)
 
     def start(self) -> None:
         """Connect to the source and begin to copy."""
+        self.doors.look()
         self._keeper.start()
         if self._transfer is None:
             self._handover.activation.begin()

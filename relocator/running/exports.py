@@ -12,7 +12,7 @@
 A verb is carried out by the *first read* of its export, not by opening it, and not by a write: so a
 connection can be made ready long before the switch, when one round trip is all there is, and
 nothing is ever written to a server that ignores export names and would take it for the disk. What a
-reply looks like is in source/replies.py.
+reply looks like is in source/replies.py. Who may open them is in doors.py.
 """
 
 import json
@@ -77,6 +77,12 @@ def verb_export(store: Store, call: Callable[[], Reply], rest_bytes: int = 0) ->
 
     maps_bytes = 4 * runs.most_bytes(store.geometry.total_blocks)
     return Snapshot(-(-(STATUS_BYTES + maps_bytes + rest_bytes) // 4096) * 4096, make)
+
+
+def refusal_export(why: str) -> Snapshot:
+    """The export of a verb for a client that has not shown the key."""
+    content = encode(Reply({"ok": False, "shut": True, "error": why}))
+    return Snapshot(STATUS_BYTES, lambda: (content, None))
 
 
 def status_export(status: Callable[[], dict[str, Any]]) -> Snapshot:

@@ -145,13 +145,20 @@ class Verbs:
         chosen = rest.select(store, heat, self._holds, rest.most_of(argument))
         return Reply(fields, {**maps, "rest_blocks": chosen.packed()}, chosen)
 
-    def open_export(self, name: str) -> Disk | exports.Snapshot | DigestExport | DigestsExport:
-        """What a client that asks for export `name` gets.
+    def open_export(
+        self, name: str, refusal: str | None = None
+    ) -> Disk | exports.Snapshot | DigestExport | DigestsExport:
+        """What a client that asks for export `name` gets; `refusal`: why not what it asks for.
 
         Raises:
             ConfigError: there is no such export.
+            StateError: it is refused, and nothing can be said in it.
         """
         store = self._parts.store
+        if refusal is not None:
+            if name.startswith("control/"):
+                return exports.refusal_export(refusal)
+            raise StateError(f"export '{name}' is refused: {refusal}")
         if name == "":
             return self._disk
         if name == "recent":

@@ -20,6 +20,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, quote, unquote, urldefrag, urlsplit
 
 from relocator import words
+from relocator.source.key import Key
 
 SCHEMES = ("nbd", "nbds", "nbd+unix", "nbds+unix", "ssh", "iscsi")
 #: What is encrypted, or not, by other means than NBD's TLS.
@@ -41,7 +42,8 @@ _SSH_DEFAULTS = (
 class Endpoint:
     """A source's URI, and the secrets and options that go with it.
 
-    `tls` is `off`, `on` (encrypt if the server can), `require`, or None: what the URI says.
+    `tls` is `off`, `on` (encrypt if the server can), `require`, or None: what the URI says. `key`
+    is proven to a server that asks for it, for any `further` export than the disk itself.
     """
 
     uri: str
@@ -49,6 +51,8 @@ class Endpoint:
     certificates: Path | None = None
     psk: Path | None = None
     ssh_options: tuple[str, ...] = ()
+    key: Key | None = None
+    further: bool = False
 
     @property
     def scheme(self) -> str:
@@ -71,12 +75,13 @@ class Endpoint:
         return self.scheme == "iscsi"
 
     def with_export(self, name: str) -> "Endpoint":
-        """The same server's export `name`."""
+        """The same server's further export `name`."""
         if self._is_lun:
-            return replace(self, uri=f"{urldefrag(self.uri).url}#{quote(name)}")
+            return replace(self, uri=f"{urldefrag(self.uri).url}#{quote(name)}", further=True)
         parts = urlsplit(self.uri)  # urlunsplit would drop the empty host of nbd+unix:///
         query = f"?{parts.query}" if parts.query else ""
-        return replace(self, uri=f"{parts.scheme}://{parts.netloc}/{quote(name)}{query}")
+        uri = f"{parts.scheme}://{parts.netloc}/{quote(name)}{query}"
+        return replace(self, uri=uri, further=True)
 
     def problem(self) -> str | None:
         """What is wrong with the URI or doesn't go together, as the end of a line; None if fine."""
@@ -96,6 +101,23 @@ class Endpoint:
         if parts.scheme == "iscsi" and not re.fullmatch(r"/[^/]+/\d+", parts.path):
             return "names no LUN; write iscsi://HOST[:PORT]/IQN/LUN"
         return _ssh_problem(parts.query) if parts.scheme == "ssh" else None
+
+    def conflict(self) -> str | None:
+        """What doesn't go together, such as keys for a connection that isn't encrypted, or None."""
+        scheme, tls = self.scheme, self.tls
+        keys = "tls-certificates" if self.certificates else "tls-psk" if self.psk else None
+        if scheme in TUNNELLED and (tls or keys):
+            why = "ssh encrypts already" if scheme == "ssh" else "iSCSI knows no TLS; use IPsec"
+            return f"{keys or 'tls'}: not with an {scheme}:// source; {why}"
+        if scheme != "ssh" and self.ssh_options:
+            return "ssh-options: is for an ssh:// source"
+        if scheme.startswith("nbds") and tls in ("off", "on"):
+            return f"tls={tls}: contradicts the {scheme}:// source; leave it out"
+        if keys and self.encryption == "off":
+            return f"{keys}: needs tls=require (or on), or an nbds:// source"
+        if self.certificates and self.psk:
+            return "tls-psk: excludes tls-certificates; give one of them"
+        return None
 
     def ssh_command(self) -> list[str]:
         """The ssh that carries one connection on its stdin and stdout."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from relocator import words
-from relocator.errors import RelocatorError, StateError, UpstreamError
+from relocator.errors import RelocatorError, ShutOutError, StateError, UpstreamError
 from relocator.filesystem.rounds import Rounds, serve
 from relocator.source.endpoint import Endpoint
 from relocator.source.handles import connected, hang_up, open_handle, read, read_many
@@ -139,10 +139,13 @@ class Source:
         """Who the source is; None if it is not ours.
 
         Raises:
-            UpstreamError: it can't be reached: a relocator must never be taken for something else.
+            UpstreamError: it can't be reached, or wants a key: a relocator must never be taken for
+                something else.
         """
         try:
             return self.call("identify")
+        except ShutOutError:
+            raise
         except UpstreamError:
             with connected(self.endpoint):
                 return None
@@ -151,7 +154,7 @@ class Source:
         """Carry out a verb at the source; `rest_bytes` of the disk are expected with the answer.
 
         Raises:
-            UpstreamError: the source can't be reached, or is not ours.
+            UpstreamError: the source can't be reached, is not ours, or wants a key.
             StateError: it refused.
         """
         at_once = FIRST_READ_BYTES + rest_bytes
@@ -172,6 +175,8 @@ class Source:
             raise UpstreamError(what) from error
         if not fields["ok"]:
             why = words.printable(str(fields.get("error")))
+            if fields.get("shut"):
+                raise ShutOutError(f"the source {self.endpoint.uri} refused '{verb}': {why}")
             raise StateError(f"the source refused '{verb}': {why}")
         rest_at, rest_bytes = places.pop("rest", (0, 0))
         if rest_bytes > asked_bytes:

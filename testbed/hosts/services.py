@@ -9,13 +9,18 @@ Two traps: the nbd driver scans partitions when a device is attached unless it w
 and in a network namespace nbd-client must use ioctl (`-L`), its netlink family knows only one.
 """
 
+import atexit
+import functools
+import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from relocator.source.key import make as make_key
 from testbed.hosts.supervise import Process, ProcessError, Supervisor, is_listening, run
 
 PORT = 10809
@@ -42,9 +47,20 @@ def prepare_kernel() -> None:
         run(["modprobe", "nbd", "nbds_max=4", "max_part=0"])
 
 
+@functools.cache
+def key_file() -> Path:
+    """The secret of both sites, for the servers that this process starts."""
+    path = Path(tempfile.gettempdir()) / f"relocator-{os.getpid()}.key"
+    path.unlink(missing_ok=True)  # of a process that was killed
+    make_key(path)
+    atexit.register(path.unlink, missing_ok=True)
+    return path
+
+
 def _nbdkit(port: int, address: str, threads: int) -> list[str]:
     listen = ["-i", address, "-p", str(port)]
-    return ["nbdkit", "-f", "-t", str(threads), *listen, "python", str(PLUGIN)]
+    plugin = ["python", str(PLUGIN), f"key={key_file()}"]
+    return ["nbdkit", "-f", "-t", str(threads), *listen, *plugin]
 
 
 def target_command(disk: Path, control: Path, address: str, port: int = PORT) -> list[str]:
@@ -58,7 +74,7 @@ def target_by_command(
     """The server at the source as `relocator target` starts it, with a congestion control."""
     relocator = [sys.executable, "-m", "relocator.cli.main", "target", str(disk)]
     listen = ["--listen", f"{address}:{port}", "--control", str(control)]
-    return [*relocator, *listen, "--congestion", congestion]
+    return [*relocator, *listen, "--key", str(key_file()), "--congestion", congestion]
 
 
 def store_command(store: Path, control: Path, address: str) -> list[str]:
