@@ -5,16 +5,21 @@
 
 import argparse
 import json
+from pathlib import Path
 
 from rich.table import Table
 
 from relocator.cli import common, host, moves
 from relocator.cli.common import Commands, human_time
+from relocator.errors import ConfigError
+from relocator.source.key import read as read_key
 
 _DESCRIPTION = (
     "What this host can and can't do, and what to install. With --move: whether a move would "
     "succeed, and how long it would take; nothing is changed."
 )
+#: where the documentation has it
+KEY = Path("/etc/relocator/key")
 #: Without these the product itself doesn't run; the rest is for the test bed.
 _ESSENTIAL = ("nbdkit", "nbdkit's python plugin", "python module nbd")
 
@@ -76,6 +81,7 @@ def _run(options: argparse.Namespace) -> int:
         console.print(f"\n{names}: would come with {remedy}", soft_wrap=True)
     if old := _old_nbdkit(facts):
         console.print(f"\n{old}", soft_wrap=True)
+    console.print(f"\n{_key()}", soft_wrap=True)
     console.print(f"\nTest bed: {_where()}")
     missing = [fact for fact in facts if fact.name in _ESSENTIAL and not fact.ok]
     verdict = "can" if not missing else "can't"
@@ -95,6 +101,18 @@ def _old_nbdkit(facts: list[host.Fact]) -> str | None:
         f"nbdkit {found} can abort when a client hangs up while several threads owe it replies: "
         "run targets with --threads 1 (the default) and let a service manager restart proxies."
     )
+
+
+def _key() -> str:
+    """Whether there is a key where one is looked for first."""
+    try:
+        read_key("--key", KEY)
+    except ConfigError as error:
+        return (
+            f"No key in {KEY}: a target or proxy that other machines can reach needs one, or no "
+            f"disk can move from it ({error})"
+        )
+    return f"There is a key in {KEY}: give --key {KEY} to targets and proxies of both sites."
 
 
 def _where() -> str:

@@ -194,6 +194,8 @@ def _arguments(options: argparse.Namespace) -> list[str]:
         words += ["--lost", site]
     if options.freeze is not None:
         words += ["--freeze", options.freeze]
+    if options.key is not None:
+        words += ["--key", options.key]
     if options.ssh_options:
         words += [f"--ssh-options={options.ssh_options}"]
     return words

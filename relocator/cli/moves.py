@@ -4,6 +4,7 @@ import argparse
 import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from relocator.errors import ConfigError
 from relocator.moving.address import parse
@@ -13,6 +14,7 @@ from relocator.moving.freezing import Freeze
 from relocator.moving.monitor import Monitor
 from relocator.moving.parties import Parties
 from relocator.moving.reach import Reach, reaching
+from relocator.source.key import read as read_key
 
 _ADDRESS = "PATH, HOST:PORT or ssh://[USER@]HOST[:PORT]/PATH"
 
@@ -46,6 +48,9 @@ def add_parties(parser: argparse.ArgumentParser) -> None:
         metavar="SOURCE,DEST",
         help="freeze the guest's file systems around the seal: sockets of its qemu-guest-agent's "
         "port at both QEMUs",
+    )
+    parser.add_argument(
+        "--key", metavar="PATH", help="the key of targets that are given as NBD URIs"
     )
     parser.add_argument(
         "--ssh-options",
@@ -94,7 +99,8 @@ def parties(options: argparse.Namespace) -> Iterator[Parties]:
         ends.callback(source.close)
         there = Monitor("the destination's QEMU", parse("--to", options.destination), reach)
         ends.callback(there.close)
-        disks = [open_disk(text, reach, at) for at, text in enumerate(options.disks)]
+        key = None if options.key is None else read_key("--key", Path(options.key))
+        disks = [open_disk(text, reach, at, key) for at, text in enumerate(options.disks)]
         made = Parties(source, there, disks)
         if options.freeze is not None:
             made.freeze = _freeze(options.freeze, source, there, reach)

@@ -12,6 +12,7 @@ from relocator.client import Client
 from relocator.errors import ConfigError, RelocatorError
 from relocator.moving.address import Address, parse
 from relocator.moving.reach import Reach
+from relocator.source.key import Key
 
 T = TypeVar("T")
 PATIENCE_S = 10.0
@@ -53,11 +54,11 @@ class ByControl:
 class ByNbd:
     """A source by its NBD URI."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, key: Key | None) -> None:
         from relocator.source.endpoint import Endpoint
         from relocator.source.remote import Source
 
-        endpoint = Endpoint(uri)
+        endpoint = Endpoint(uri, key=key)
         if problem := endpoint.problem():
             raise ConfigError(f"--disk={uri}: {problem}")
         self._source = Source(endpoint)
@@ -129,11 +130,11 @@ def parse_disk(text: str) -> tuple[Address | str, Address]:
     return there, parse("--disk", proxy, tcp=False)
 
 
-def open_disk(text: str, reach: Reach, number: int) -> Disk:
-    """The disk that `--disk TEXT` means."""
+def open_disk(text: str, reach: Reach, number: int, key: Key | None = None) -> Disk:
+    """The disk that `--disk TEXT` means; `key` is that of a source by its URI."""
     source, proxy = parse_disk(text)
     end: SourceEnd = (
-        ByNbd(source) if isinstance(source, str) else ByControl(Client(reach.path(source)))
+        ByNbd(source, key) if isinstance(source, str) else ByControl(Client(reach.path(source)))
     )
     stem = str(proxy).rpartition("/")[2].partition(".")[0]
     return Disk(stem or str(number), end, Client(reach.path(proxy)))

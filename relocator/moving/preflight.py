@@ -206,6 +206,8 @@ def _way(about: str, way: dict[str, Any]) -> Iterator[Check]:
     measured = f"{trip_ms:.1f} ms, {fmean(rates) / 1e6:.0f} Mbit/s"
     yield Check(f"{about}: way", True, f"{measured}, {len(rates)} measurements")
     yield Check(f"{about}: TLS", None, "encrypted" if way["encrypted"] else "in clear")
+    keyless = "none: whoever reaches the source's port can seal the disk; see `relocator keygen`"
+    yield Check(f"{about}: key", None, "is asked for" if way["key"] else keyless)
     mtu, ahead_s = way["mtu_bytes"], way["clock_ahead_s"]
     if mtu is not None:
         yield Check(f"{about}: MTU", mtu >= _LEAST_MTU, f"{mtu} bytes")

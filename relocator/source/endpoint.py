@@ -117,6 +117,11 @@ class Endpoint:
             return f"{keys}: needs tls=require (or on), or an nbds:// source"
         if self.certificates and self.psk:
             return "tls-psk: excludes tls-certificates; give one of them"
+        if self.encryption == "require" and not keys:
+            return (
+                f"{scheme}:// with TLS: needs tls-certificates=DIR (with ca-cert.pem) or "
+                "tls-psk=FILE; without, libnbd believes any certificate"
+            )
         return None
 
     def ssh_command(self) -> list[str]:

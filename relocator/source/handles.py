@@ -19,6 +19,7 @@ from typing import Any
 import nbd
 
 from relocator.errors import UpstreamError
+from relocator.source import tls
 from relocator.source.endpoint import Endpoint
 from relocator.source.tunnel import Tunnel
 from relocator.store.geometry import Extent
@@ -95,7 +96,8 @@ def open_handle(
                 if idle is not None:
                     idle()
     except nbd.Error as error:
-        why = (tunnel.complaint() if tunnel is not None else "") or error.string
+        why = tunnel.complaint() if tunnel is not None else tls.explain(endpoint, error.string)
+        why = why or error.string
         raise UpstreamError(f"{endpoint.uri}: {why}", error.errnum or errno.EIO) from error
     return handle
 

@@ -29,8 +29,8 @@ def measure(endpoint: Endpoint, now: Callable[[], float] = time.monotonic) -> di
     """Measure for some `MEASURE_S`; it takes bandwidth from whatever else uses the link.
 
     Returns `round_trip_s`, `rates_bits_per_s` (several), `mtu_bytes` (None where there is none),
-    `encrypted`, and `clock_ahead_s`: how far the source's clock is ahead of this one, None if the
-    source is not a relocator.
+    `encrypted`, `key` (whether one is proven), and `clock_ahead_s`: how far the source's clock is
+    ahead of this one, None if the source is not a relocator.
 
     Raises:
         UpstreamError: the source can't be read.
@@ -44,6 +44,7 @@ def measure(endpoint: Endpoint, now: Callable[[], float] = time.monotonic) -> di
             "rates_bits_per_s": list(_rates(handle, size, now)),
             "mtu_bytes": None if endpoint.scheme == "ssh" else _mtu(handle.aio_get_fd()),
             "encrypted": bool(handle.get_tls_negotiated()) or endpoint.scheme == "ssh",
+            "key": endpoint.key is not None,
             "clock_ahead_s": _clock(endpoint),
         }
 

@@ -56,10 +56,12 @@ def main() -> None:
         sites = {"source": here, "destination": here}
         page = Page(PAGE, lab=True)
         prepare(here)
+        here.run("relocator", "keygen", "/srv/key")
         served = "--store /srv/{0} --listen 10.1.0.{1}:10809 --control /run/relocator/{2}.sock"
+        served += " --key /srv/key"
         here.stay("relocator target /srv/vm1.img " + served.format("maps", 1, "source"))
         standby = "--mode standby --activate-on-write yes --listen 10.1.0.2:10809"
-        control = "--control /run/relocator/vm1.sock"
+        control = "--key /srv/key --control /run/relocator/vm1.sock"
         here.stay(f"relocator proxy /srv/copy nbd://10.1.0.1 {standby} {control}")
         # The blocks of the first site, in the page's order, then those of the second.
         page.run("/dev/nbdN", sites)

@@ -11,12 +11,12 @@ import pytest
 from testbed.guest import report
 from tests.docs.page import Page
 from tests.support import libvirt
-from tests.support.site import Site, join, site
+from tests.support.site import Site, join, share_key, site
 
 pytestmark = pytest.mark.timeout(900)  # the first test of a machine builds the guest's image
 PROJECT = Path(__file__).parents[2]
 PAGE = PROJECT / "docs" / "hypervisors.md"
-RUN_WITH_LIBVIRT = ("Services", "libvirt", "The move", "Back")
+RUN_WITH_LIBVIRT = ("The key", "Services", "libvirt", "The move", "Back")
 RUN_WITH_ISCSI = ("A disk for initiators", "A LUN as the source")
 Sites = dict[str, Site]
 
@@ -36,6 +36,8 @@ def test_a_guest_of_libvirt_s_moves_and_comes_back(sites: Sites) -> None:
     libvirt.put_guest(source, destination)
     for machine in sites.values():
         libvirt.start_daemon(machine)
+    page.run("The key", sites)
+    share_key(source, destination)
     page.run("Services", sites)
     source.path("/srv/vm1.xml").write_text(libvirt.domain("vm1", page.part("libvirt", "xml")))
     page.run("libvirt", sites)

@@ -12,7 +12,7 @@ from testbed.guest import report
 from testbed.guest.disks import Contents
 from tests.support import libvirt
 from tests.support.servers import wait_for
-from tests.support.site import Site, join, site
+from tests.support.site import Site, join, share_key, site
 
 pytestmark = pytest.mark.timeout(600)  # the first test of a machine builds the guest's image
 NAME = "disk"
@@ -36,6 +36,7 @@ def working(directory: Path, disks: dict[str, Contents]) -> Iterator[tuple[Site,
     with site(directory, "a") as a, site(directory, "b") as b:
         join(a, "10.1.0.1/24", b, "10.1.0.2/24")
         libvirt.put_guest(a, b)
+        share_key(a, b)
         for machine in (a, b):
             machine.run("relocator", "units")
             machine.run("relocator", "libvirt-hook", "--install")
@@ -43,6 +44,7 @@ def working(directory: Path, disks: dict[str, Contents]) -> Iterator[tuple[Site,
                 source = f"nbd://10.1.0.1:{port}"
                 machine.path(f"/etc/relocator/{name}.conf").write_text(
                     f"DISK={image(name)}\nSTORE=/srv/{name}\nLISTEN=0.0.0.0:{port}\n"
+                    "OPTIONS=--key /etc/relocator/key\n"
                     f"SOURCE={source}\nPROXY_OPTIONS=--mode standby --activate-on-write yes\n"
                 )
             machine.run("systemctl", "daemon-reload")

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.model import source_bytes
 from tests.support.servers import wait_for
-from tests.support.site import Site, join, site
+from tests.support.site import Site, join, share_key, site
 
 SIZE_BYTES = 8 << 20
 NAME = "disk"
@@ -32,6 +32,7 @@ def sites(tmp_path: Path) -> Iterator[tuple[Site, Site]]:
     """Two machines with the units and a configuration each; a disk at the first."""
     with site(tmp_path, "a") as a, site(tmp_path, "b") as b:
         join(a, "10.1.0.1/24", b, "10.1.0.2/24")
+        share_key(a, b)
         configure(a, source="nbd://10.1.0.2")
         configure(b, source="nbd://10.1.0.1")
         a.path("/srv/disk").mkdir()
@@ -44,6 +45,7 @@ def configure(machine: Site, *, source: str, options: str = "") -> None:
     machine.run("systemctl", "daemon-reload")
     machine.path(f"/etc/relocator/{NAME}.conf").write_text(
         f"DISK={DISK}\nSTORE=/srv/disk\nLISTEN=0.0.0.0:10809\nSOURCE={source}\n"
+        "OPTIONS=--key /etc/relocator/key\n"
         f"PROXY_OPTIONS=--mode standby --activate-on-write yes {options}\n"
         f"IQN={IQN}\nPORTAL=127.0.0.1:3260\n"
     )

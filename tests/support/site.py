@@ -128,6 +128,19 @@ def join(one: Site, address: str, other: Site, its_address: str) -> None:
         machine.run("ip", "link", "set", device, "up")
 
 
+def share_key(*machines: Site) -> None:
+    """One key for all of them, each in /etc/relocator."""
+    first, *others = machines
+    first.run("mkdir", "-p", "/etc/relocator")
+    if not first.path("/etc/relocator/key").exists():
+        first.run("relocator", "keygen", "/etc/relocator/key")
+    for other in others:
+        other.run("mkdir", "-p", "/etc/relocator")
+        copy = other.path("/etc/relocator/key")
+        copy.touch(mode=0o600)
+        copy.write_bytes(first.path("/etc/relocator/key").read_bytes())
+
+
 def _new_group(name: str) -> Path:
     """A control group of its own, so that all that is in it can be killed at once."""
     mounts = (line.split() for line in Path("/proc/mounts").read_text().splitlines())
