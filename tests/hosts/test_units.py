@@ -80,8 +80,8 @@ def test_the_units_are_valid_and_confined(sites: tuple[Site, Site]) -> None:
     a, _ = sites
     names = [f"/etc/systemd/system/{unit}.service" for unit in (TARGET, PROXY, ISCSI)]
     assert a.run("systemd-analyze", "verify", *names) == ""
-    for unit in (TARGET, PROXY):
-        a.run("systemd-analyze", "security", "--threshold=50", f"{unit}.service")
+    for unit, most in ((TARGET, 30), (PROXY, 30), (ISCSI, 50)):  # of 100; iSCSI mounts and loads
+        a.run("systemd-analyze", "security", f"--threshold={most}", f"{unit}.service")
 
 
 def test_a_unit_is_started_once_its_server_takes_clients(sites: tuple[Site, Site]) -> None:
