@@ -102,6 +102,8 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "group_bytes": _is_size,
     "time_s": _is_time,
     "unsealed": _is_switch,
+    "outdated": _is_switch,
+    "shut": _is_switch,
 }
 
 

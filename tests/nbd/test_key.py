@@ -104,7 +104,7 @@ def test_what_was_heard_can_not_be_said_again(tmp_path: Path, secret: Path) -> N
         handle = open_handle(far_end(server, secret).endpoint.with_export("control/identify"))
         with pytest.raises(ShutOutError):
             heard = Endpoint(server.uri).with_export(handle.get_export_name())
-            Source(replace(heard, further=False))._ask("identify", _reading(heard))
+            Source(replace(heard, further=False))._ask("identify", _reading(heard), 0)
 
 
 def _reading(endpoint: Endpoint) -> Any:
