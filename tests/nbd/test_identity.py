@@ -49,7 +49,8 @@ class Site:
             (directory / f"{seed}.img").write_bytes(source_bytes(SIZE_BYTES, seed=seed))
         self.show(1)
         words = kind(directory / "shown.img", directory / "shown.maps")
-        self.argv = ["nbdkit", "-t", "1", "-f", "-p", str(port), *words]
+        listen = ["-i", "127.0.0.1", "-p", str(port)]
+        self.argv = ["nbdkit", "-t", "1", "-f", *listen, *words]
 
     def show(self, seed: int) -> None:
         """From the next start on, serve the image made with `seed`, with its own maps."""

@@ -24,7 +24,7 @@ def run(argv: list[str]) -> None:
 
 def nbdkit(port: int, *arguments: str) -> list[str]:
     """With one thread: 1.32 may abort when a client leaves while several threads owe replies."""
-    return ["nbdkit", "-t", "1", "-f", "-p", str(port), *arguments]
+    return ["nbdkit", "-t", "1", "-f", "-i", "127.0.0.1", "-p", str(port), *arguments]
 
 
 def our_target(directory: Path, port: int) -> list[str]:

@@ -47,7 +47,7 @@ def faulty(directory: Path, *keys: str) -> Callable[[int], list[str]]:
     """A server with nbdkit's filters `error` and `delay` in between."""
     path = str(image(directory))
     flags = ["--filter=error", "--filter=delay", "file", path, *keys]
-    return lambda port: ["nbdkit", "-f", "-p", str(port), *flags]
+    return lambda port: ["nbdkit", "-f", "-i", "127.0.0.1", "-p", str(port), *flags]
 
 
 def test_reads_that_fail_at_random_are_made_again_by_the_copy(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_demand_may_share_the_background_s_connections(tmp_path: Path, connectio
 def test_a_source_that_bears_only_one_client_gets_two_connections(tmp_path: Path) -> None:
     def argv(port: int) -> list[str]:
         flags = ["--filter=multi-conn", "file", str(image(tmp_path)), "multi-conn-mode=disable"]
-        return ["nbdkit", "-f", "-p", str(port), *flags]
+        return ["nbdkit", "-f", "-i", "127.0.0.1", "-p", str(port), *flags]
 
     with daemon(tmp_path, "source", argv) as source:
         connections_at(source, tmp_path, wanted=5, seen=2)
