@@ -35,9 +35,11 @@ class Session:
         Raises:
             EndedError: they may be newer than what the client has read before.
         """
-        self._export.read_into(buffer, offset)
-        if self._born != self._lifecycle.breaks:
-            self._check()
+        try:
+            self._export.read_into(buffer, offset)
+        finally:
+            if self._born != self._lifecycle.breaks:
+                self._check()
 
     def runs(self, offset: int, length: int) -> list[Run]:
         """What holds data and what is a hole, from `offset` on; errors as `read_into`."""

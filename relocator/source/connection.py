@@ -28,7 +28,7 @@ from typing import Any, Protocol
 
 import nbd
 
-from relocator.errors import OtherDiskError, UpstreamError
+from relocator.errors import OtherDiskError, OutdatedError, UpstreamError
 from relocator.source.endpoint import Endpoint
 from relocator.source.handles import (
     ALLOCATION,
@@ -162,7 +162,7 @@ class Connection:
     def _run(self) -> None:
         delays = backoff()
         while not self._closing:
-            handle = None
+            handle, in_vain = None, False
             try:
                 handle = self._connect()
                 delays = backoff()
@@ -171,9 +171,12 @@ class Connection:
             except (nbd.Error, UpstreamError) as error:
                 self._why = str(error)
                 self.refusal = self._why if isinstance(error, OtherDiskError) else None
+                in_vain = isinstance(error, OutdatedError)
                 # What it owed is sent again by the next connection.
             self.connected = False
             self._put_back()
+            if in_vain:
+                self._expire(all_of_them=True)
             del handle
             if not self._closing:
                 self._pause(next(delays))
