@@ -30,6 +30,7 @@ from testbed.lab.image import LabError
 
 Options = argparse.Namespace
 WORSE = 1
+LOG_WIDTH = 120  # where nobody says how wide it is
 
 
 def _how(options: Options) -> dict[str, Any]:
@@ -160,8 +161,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Status 0: nothing is worse; 1: something is, or it failed; 2: a wrong parameter."""
     ending.on_signals()
     options = _parser().parse_args(argv)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=LOG_WIDTH)
     try:
-        return int(options.run(options, Console()))
+        return int(options.run(options, console))
     except (_Usage, RegressError, LabError) as error:
         print(f"regress: {error}", file=sys.stderr)
         return 2 if isinstance(error, _Usage) else 1
