@@ -63,12 +63,15 @@ def noise(kept: Path = KEPT) -> dict[str, float]:
     if not (kept / "noise.json").exists():
         return {}
     document = _read(kept / "noise.json", "noise")
-    return {name: max(found.values()) for name, found in document["figures"].items()}
+    return {name: max(found.values()) for name, found in document["figures"].items() if found}
 
 
 def save_noise(moved: Mapping[str, Mapping[str, float]], commit: str, kept: Path = KEPT) -> None:
-    """`moved`: {figure: {irrelevant change: by how much it moved}}."""
-    _write(kept / "noise.json", {"format": FORMAT, "commit": commit, "figures": moved})
+    """`moved`: {figure: {irrelevant change: by how much it moved}}; others that are kept stay."""
+    path = kept / "noise.json"
+    known = _read(path, "noise")["figures"] if path.exists() else {}
+    figures = {name: {**known.get(name, {}), **found} for name, found in moved.items()}
+    _write(path, {"format": FORMAT, "commit": commit, "figures": figures})
 
 
 def comparable(baseline: Baseline, console: Console, **how: Any) -> dict[str, float]:

@@ -85,7 +85,7 @@ def _of_link(link: str, words: str) -> tuple[Figure, ...]:
         figure("copy", "s", _a_copy(link, lambda copy: copy["copy_s"]), _COPY),
         figure("read that waits, p50", "s", _latency(link, "reads", 0.5), _COPY),
         figure("read that waits, p99", "s", _latency(link, "reads", 0.99), _COPY),
-        figure("write, p99", "s", _latency(link, "writes", 0.99), _HERE),
+        figure("write, p50", "s", _latency(link, "writes", 0.5), _HERE),
         figure(
             "bytes over the WAN a byte of the disk",
             "bytes",

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from relocator.client import Client
-from testbed.copybench import Copy, Parameters, make_image, sleep_until
+from testbed.copybench import STANDBY_ROUND_TRIPS, Copy, Parameters, make_image, sleep_until
 from testbed.gauge.pair import to_the_grid
-from testbed.hosts import services, usage
+from testbed.hosts import usage
 from testbed.hosts.supervise import Process, Supervisor
 from testbed.network import topology, wan
-from testbed.network.topology import ADDRESS
 from testbed.systems import Place
 from testbed.systems.relocator import Relocator
 
@@ -64,6 +63,7 @@ def _copy(link: Link, sites: topology.Sites, work: Path, seed: int) -> dict[str,
         system = Relocator({}, Place(supervisor, sites, work, image, size_bytes))
         system.start_source()
         system.prepare()
+        time.sleep(STANDBY_ROUND_TRIPS * link.profile.rtt_s)
         target, proxy = supervisor.processes
         source = Client(work / "target.sock")
         to_the_grid()
@@ -72,7 +72,7 @@ def _copy(link: Link, sites: topology.Sites, work: Path, seed: int) -> dict[str,
         activate_s = time.monotonic() - activate_s
         copy = Copy(parameters, sites, work, supervisor)
         to_the_grid()
-        start_s = copy.start_clients(f"nbd://{ADDRESS[system.serves_at]}:{services.PORT}")
+        start_s = copy.start_clients(system.serves_at)
         sleep_until(start_s)
         before = _used(target, proxy), topology.link_counters()["C"]
         asked = _asked(source)

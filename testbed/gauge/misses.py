@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from testbed.copybench import make_image
+from testbed.copybench import STANDBY_ROUND_TRIPS, make_image
 from testbed.copyclient import BLOCK_BYTES, offset_of
 from testbed.gauge.pair import to_the_grid
 from testbed.hosts import services
@@ -36,7 +36,7 @@ def measure(work: Path) -> dict[str, Any]:
         system.start_source()
         system.prepare()
         handle = in_namespace(sites.pids["st_dst"], lambda: _connected(system.serves_at))
-        time.sleep(5 * LINK.rtt_s)  # whatever the proxy still asks of its source
+        time.sleep(STANDBY_ROUND_TRIPS * LINK.rtt_s)
         seconds = {
             "standby_read": _timed(lambda at: handle.pread(BLOCK_BYTES, at), _places(0)),
             "activate": [_time(system.hand_over)],
