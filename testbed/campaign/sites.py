@@ -9,6 +9,7 @@ from relocator.errors import RelocatorError
 from testbed.campaign.server import Server
 from testbed.campaign.storage import Storage
 from testbed.campaign.world import World
+from testbed.hosts.services import key_file
 from testbed.network.topology import ADDRESS, Sites
 
 #: site -> its host, its interface to the WAN, its port
@@ -54,7 +55,7 @@ class Site:
         proxy = self.source is not None
         threads = "8" if proxy else "1"  # see docs/operators.md, "nbdkit aborts"
         argv = ["nbdkit", "-f", "-t", threads, "-i", self.address, "-p", str(self.port)]
-        keys = [f"control={self.server.control}"]
+        keys = [f"control={self.server.control}", f"key={key_file()}"]
         if self.world.tls:
             psk = self.directory / "psk"
             psk.write_text(PSK)
