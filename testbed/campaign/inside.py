@@ -18,6 +18,7 @@ from testbed.campaign.server import share_mounts
 from testbed.campaign.stamps import make_seed, make_source
 from testbed.campaign.storage import make_template
 from testbed.campaign.world import World
+from testbed.hosts.services import PLUGIN
 from testbed.hosts.supervise import run
 from testbed.network.topology import sites
 
@@ -29,6 +30,8 @@ def main() -> int:
     given = json.loads((Path(os.environ["LAB_FILES"]) / "worlds.json").read_text())
     worlds = [World.from_json(found) for found in given]
     run(["modprobe", "-a", "loop", "dm_mod", "dm_delay", "dm_flakey", "ext4"])
+    # Under emulation a start is half compiling: the first servers would be slower than others.
+    run([sys.executable, "-m", "compileall", "-q", str(PLUGIN.parent)])
     share_mounts()
     with tempfile.TemporaryDirectory() as name, sites(link.FIRST) as network:
         directory = Path(name)

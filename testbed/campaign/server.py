@@ -14,7 +14,6 @@ from pathlib import Path
 
 _NEWNET, _NEWNS = 0x40000000, 0x00020000
 _MS_BIND, _MS_REC, _MS_SLAVE, _MS_SHARED = 0x1000, 0x4000, 0x80000, 0x100000
-_COMPILES_AGAIN = ("PYTHONDONTWRITEBYTECODE",)
 _BOOT_ID = b"/proc/sys/kernel/random/boot_id"
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = [*(ctypes.c_char_p,) * 3, ctypes.c_ulong, ctypes.c_char_p]
@@ -73,8 +72,6 @@ class Server:
             boot = os.fsencode(self._boot)
             _check(_libc.mount(boot, _BOOT_ID, None, _MS_BIND, None), "boot id")
 
-        # Under emulation a start is half compiling, unless an earlier one has kept that.
-        environment = {key: os.environ[key] for key in os.environ if key not in _COMPILES_AGAIN}
         self.wanted = True
         self.control.unlink(missing_ok=True)
         with self.log.open("ab") as log:
@@ -83,7 +80,6 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=environment,
                 preexec_fn=prepare,  # noqa: PLW1509 - the campaign has one thread
             )
 
