@@ -113,3 +113,11 @@ def test_the_shells_complete_every_command(unpacked: Path, shell: str) -> None:
     }
     text = (share / names[shell]).read_text()
     assert [command for command in COMMANDS if command not in text] == []
+
+
+def test_bash_completes_a_command_and_its_option(unpacked: Path) -> None:
+    script = unpacked / "usr/share/bash-completion/completions/relocator"
+    words = "COMP_WORDS=(relocator {}) COMP_CWORD={}; _shtab_relocator; echo ${{COMPREPLY[*]}}"
+    tried = [words.format("plug", 1), words.format("proxy --activ", 2)]
+    said = packages.run("bash", "-c", "; ".join([f". {script}", *tried]), cwd=unpacked)
+    assert said.split() == ["plugin-path", "--activate-on-write"]
