@@ -163,7 +163,8 @@ class Lifecycle:
     def seal(self, token: str | None = None, *, asked: bool = False) -> None:
         """Let no write pass from here on; all that were acknowledged are durable.
 
-        `token` is to be the seal's name. A disk that is sealed already keeps the seal it has.
+        `token` is to be the seal's name, also of a seal that nobody has asked for yet. One that was
+        asked for stays: whoever gave it its name may be active with the disk.
         `asked`: it is another site that wants it, and that may go on with the disk.
 
         Raises:
@@ -177,7 +178,9 @@ class Lifecycle:
                 made = token or new_token()
                 self._change_locked("seal", seal=made, asked=asked, moved=False)
             elif asked and not self._store.meta.asked:
-                self._store.update(asked=True)
+                self._store.update(asked=True, seal=token or self._store.meta.seal)
+            elif token not in (None, self._store.meta.seal):
+                raise StateError("'seal' is refused: the disk is sealed for another proxy")
 
     def note_moved(self, token: str | None = None) -> None:
         """The proxy that took the disk over by the seal `token` is active.

@@ -32,6 +32,12 @@ def _authority(world: World) -> Iterator[str]:
         yield f"{' and '.join(writers)} both acknowledge writes"
 
 
+def two_versions(world: World) -> list[str]:
+    """What is wrong once the sites have spoken to each other: after force, too, one has stopped."""
+    writers = _writers(world)
+    return [f"{' and '.join(writers)} still acknowledge writes"] if len(writers) > 1 else []
+
+
 def _reach(world: World) -> Iterator[str]:
     """Who serves has, or can fetch, every acknowledged write."""
     for name in _writers(world):

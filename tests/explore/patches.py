@@ -9,7 +9,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from types import ModuleType
 
 from relocator.source import handles, incoming, remote
@@ -40,7 +41,10 @@ def begin(kernel: Kernel, net: network.Network, syncs: Syncs) -> None:
 
 @contextmanager
 def explored() -> Iterator[None]:
-    """The product's modules see the explored world, and the real one again afterwards."""
+    """The product's modules see the explored world, and the real one again afterwards.
+
+    What they write to their log is dropped: the same happens thousands of times.
+    """
     before: list[tuple[ModuleType, str, object]] = []
 
     def put(module: ModuleType, name: str, value: object) -> None:
@@ -62,7 +66,8 @@ def explored() -> Iterator[None]:
     for module in (handles, incoming):
         put(module, "progress", network.progress)
     try:
-        yield
+        with redirect_stderr(StringIO()):
+            yield
     finally:
         for module, name, value in reversed(before):
             setattr(module, name, value)

@@ -9,9 +9,10 @@ from relocator.copying.hydration import Hydration
 from relocator.running.disk import Disk
 from relocator.running.gate import Gate
 from relocator.running.lifecycle import Lifecycle
+from relocator.store.meta import new_token
 from relocator.store.store import Store
 from tests.explore.plan import Plan
-from tests.explore.worlds import NO_COPY, TO_P
+from tests.explore.worlds import NO_COPY, TO_P, TWO
 
 
 class Planted(NamedTuple):
@@ -52,8 +53,14 @@ def _seal_is_not_written(self: Store, **changes: Any) -> None:
 
 def _nobody_is_asked(self: Lifecycle, **_: Any) -> dict[str, bool]:
     with self._lock:
-        self._change_locked("unseal", seal=None, moved=False)
+        self._change_locked("unseal", seal=None, asked=False, moved=False)
     return {}
+
+
+def _whoever_asks(self: Lifecycle, token: str | None = None, *, asked: bool = False) -> None:
+    with self._lock:
+        if self._store.meta.seal is None:
+            self._change_locked("seal", seal=token or new_token(), asked=asked, moved=False)
 
 
 def _any_generation(self: Lifecycle, *_: Any) -> None:
@@ -78,6 +85,15 @@ PLANTED = [
         "unseal is obeyed while a proxy is active",
         *(Lifecycle, "unseal", _nobody_is_asked),
         _plan("", {"p": ("activate",), "s": ("unseal",)}, verb=2),
+        "both acknowledge writes",
+    ),
+    Planted(
+        "a second proxy is given the first one's seal",
+        *(Lifecycle, "seal", _whoever_asks),
+        Plan(
+            *("", TWO, {"p": ("activate",), "q": ("activate",)}, {"verb": 2}),
+            without=NO_COPY,
+        ),
         "both acknowledge writes",
     ),
     Planted(

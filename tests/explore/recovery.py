@@ -6,7 +6,7 @@ is no good end, verbs are tried, one after the other, until one is.
 
 from collections.abc import Callable
 
-from tests.explore.invariants import broken
+from tests.explore.invariants import broken, two_versions
 from tests.explore.telling import summary
 from tests.explore.world import World
 
@@ -26,10 +26,11 @@ def recover(
     is_good: Callable[[World], bool],
 ) -> list[str]:
     """Why no good end is reached from here; empty if one is. `known` ends are not tried again."""
-    if not _calm(world):
-        return ["something goes on for ever"]
-    if wrong := broken(world):
+    calm = _calm(world)
+    if wrong := [*broken(world), *two_versions(world)]:
         return wrong
+    if not calm:
+        return ["something goes on for ever"]
     key = key_of(world)
     if key not in known:
         known[key] = _try(world, is_good)

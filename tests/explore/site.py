@@ -220,7 +220,7 @@ class Site:
     def open_export(self, name: str) -> Any:
         if self.engine is None:
             raise UpstreamError("nobody listens", 111)
-        return self.engine.verbs.open_export(name)
+        return self.engine.open_session(name)
 
     def verb(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
         assert self.engine is not None

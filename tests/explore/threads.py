@@ -216,7 +216,7 @@ class Thread:
         daemon: bool = False,  # noqa: ARG002 (all are)
     ) -> None:
         self._body = lambda: target(*args)
-        self._name = target.__name__.strip("_") if name == "handover" else name
+        self._name = _job(target) if name == "handover" else name
         self._task: Task | None = None
 
     def start(self) -> None:
@@ -230,6 +230,12 @@ class Thread:
 
     def join(self, timeout: float | None = None) -> None:
         _wait(lambda: not self.is_alive(), timeout)
+
+
+def _job(target: Callable[..., None]) -> str:
+    """What a thread of the handover is for."""
+    owner, _, name = target.__qualname__.rpartition(".")
+    return owner.lower() if name == "run" else name.strip("_")
 
 
 def monotonic() -> float:

@@ -221,7 +221,7 @@ class World:
         self._spend("write")
         site, value = self.sites[name], 0x40 + self._writes
         self._writes += 1
-        disk = site.open_export("")
+        disk = site.open_export("").disk
         if self.plan.slow_writes:
             site.write_slowly()
         durable = name != "s"

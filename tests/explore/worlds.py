@@ -4,6 +4,7 @@ from tests.explore.plan import Plan
 
 NO_COPY = frozenset({"keeper", "data", "copier"})
 TO_P = {"p": "s"}
+TWO = {"p": "s", "q": "s"}
 
 
 def worlds(more: int = 0) -> list[Plan]:
@@ -22,6 +23,21 @@ def worlds(more: int = 0) -> list[Plan]:
         Plan(
             "a move given back, its link cut",
             *(TO_P, {"p": ("activate", "withdraw")}, budget(verb=2, cut=1)),
+            without=NO_COPY,
+        ),
+        Plan(
+            "the source's operator",
+            *(TO_P, {"p": ("activate",), "s": ("seal", "unseal")}, budget(verb=2, cut=1)),
+            without=NO_COPY,
+        ),
+        Plan(
+            "unsealed by force",
+            *(TO_P, {"p": ("activate",), "s": ("unseal --force",)}, budget(verb=2, cut=0)),
+            without=NO_COPY,
+        ),
+        Plan(
+            "two proxies of one source",
+            *(TWO, {"p": ("activate",), "q": ("activate",)}, budget(verb=2)),
             without=NO_COPY,
         ),
         Plan(

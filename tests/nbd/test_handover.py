@@ -286,6 +286,20 @@ def test_a_sealed_disk_refuses_to_return_from_a_stranger(sites: Any) -> None:
     assert "is not the successor of the sealed disk" in said
 
 
+def test_a_disk_goes_to_one_of_two_proxies(sites: Any) -> None:
+    a, b, c = sites
+    model = source_bytes(SIZE_BYTES)
+    with a.target() as target:
+        with b.proxy(target, "mode=standby") as first, c.proxy(target, "mode=standby") as second:
+            first.control.call("activate", wait=True)
+            with pytest.raises(RelocatorError, match="sealed for another proxy"):
+                second.control.call("activate", wait=True)
+            assert second.status()["state"] == "standby"
+            scribble(first.connect(), model, 10)
+            first.wait()
+            assert first.connect().pread(SIZE_BYTES, 0) == model
+
+
 @pytest.mark.parametrize("mode", ["standby", "active"])
 def test_nothing_returns_from_a_successor_that_still_reads_from_here(sites: Any, mode: str) -> None:
     a, b, _ = sites
