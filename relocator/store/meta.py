@@ -6,6 +6,7 @@ says what this copy was taken from: the source's id, epoch and seal. The return 
 a disk with `seal` S may take back only what diverged from a `base` whose seal is S.
 
 A checksum goes over all of it: a damaged file is refused. What it says would else be believed.
+Format 1 had none; a store of that format is read, and its next change makes it one of this format.
 """
 
 import json
@@ -18,6 +19,7 @@ from typing import Any
 from relocator.errors import ConfigError
 
 FORMAT = 2
+_WITHOUT_CHECKSUM = 1
 _CHECKSUM = "checksum"
 
 
@@ -109,9 +111,11 @@ def read(directory: Path) -> Meta | None:
 
 def _parse(directory: Path, found: Any) -> Meta:
     kind = found.get("format") if isinstance(found, dict) else type(found).__name__
-    if kind != FORMAT:
-        raise ConfigError(f"store={directory}: format {kind}; this version reads format {FORMAT}")
-    if found.pop(_CHECKSUM, None) != _checksum(found):
+    if kind not in (_WITHOUT_CHECKSUM, FORMAT):
+        right = f"this version reads formats {_WITHOUT_CHECKSUM} and {FORMAT}"
+        raise ConfigError(f"store={directory}: format {kind}; {right}")
+    said = found.pop(_CHECKSUM, None)
+    if said != (None if kind == _WITHOUT_CHECKSUM else _checksum(found)):
         raise ConfigError(
             f"store={directory}: meta.json is damaged (its checksum is wrong), so nothing in it is "
             "believed; put it back from a backup, or give another directory and copy anew"
@@ -122,6 +126,7 @@ def _parse(directory: Path, found: Any) -> Meta:
         meta = Meta(**{key: value for key, value in found.items() if key in known})
         return replace(
             meta,
+            format=FORMAT,
             void_seals=tuple(meta.void_seals),
             base=None if base is None else Base(**base),
             takeover=None if takeover is None else Takeover(**takeover),

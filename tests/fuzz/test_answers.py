@@ -6,7 +6,6 @@ The answers come from a real server that has them for its disk: a verb's answer 
 import atexit
 import json
 import subprocess
-import tempfile
 import tracemalloc
 import zlib
 from contextlib import suppress
@@ -28,6 +27,7 @@ from relocator.store.bitmap import Bitmap
 from relocator.store.geometry import Geometry
 from relocator.store.meta import Base
 from relocator.store.store import Store
+from tests.fuzz import temporary
 from tests.fuzz.test_control import json_values
 from tests.support.command import relocator
 from tests.support.model import source_bytes
@@ -42,7 +42,7 @@ TOKEN = "0123456789abcdef" * 2
 @cache
 def server() -> tuple[Path, Endpoint]:
     """A server that gives what is in a file, for as long as this process lives."""
-    directory = Path(tempfile.mkdtemp(prefix="relocator-fuzz-"))
+    directory = temporary.directory()
     file, socket, pid = (directory / name for name in ("answer", "socket", "pid"))
     file.write_bytes(b"")
     command = ["nbdkit", "--exit-with-parent", "-f", "-t", "1", "-U", str(socket), "-P", str(pid)]
@@ -56,7 +56,7 @@ def server() -> tuple[Path, Endpoint]:
 
 @cache
 def store() -> Store:
-    found = make_store(Path(tempfile.mkdtemp(prefix="relocator-fuzz-")) / "store", SIZE_BYTES)
+    found = make_store(temporary.directory() / "store", SIZE_BYTES)
     found.update(base=Base(TOKEN, 3))
     return found
 

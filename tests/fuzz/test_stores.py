@@ -25,6 +25,7 @@ from relocator.store.maps import PAGE_BYTES
 from relocator.store.meta import Base, Meta
 from relocator.store.opening import open_store
 from relocator.store.store import Store
+from tests.fuzz import temporary
 
 SIZE_BYTES = 1 << 20
 #: where a flush costs nothing, if there is such a place
@@ -86,7 +87,7 @@ def opened(directory: Path, how: str) -> Iterator[Store]:
 
 @cache
 def case(how: str) -> Case:
-    directory = Path(tempfile.mkdtemp(prefix="relocator-fuzz-", dir=_WHERE)) / how
+    directory = temporary.directory(_WHERE) / how
     store = open_store(directory, fresh())
     for first in (0, 40, 80):  # each map's page is in both its slots
         work(store, first)

@@ -1,13 +1,16 @@
 """The durable map and the commit: what is believed after which kind of crash."""
 
 import errno
+import json
 import random
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from relocator.errors import ConfigError, StoreError
-from relocator.store import maps
+from relocator.store import maps, meta
 from relocator.store.bitmap import Bitmap
 from relocator.store.maps import PAGE_BITS, PAGE_BYTES, DurableMap
 from relocator.store.meta import Base
@@ -211,7 +214,32 @@ def test_a_lost_image_is_never_taken_for_an_empty_one(tmp_path: Path) -> None:
 def test_a_store_of_another_format_is_refused(tmp_path: Path) -> None:
     open_small(tmp_path / "s").close()
     (tmp_path / "s" / "meta.json").write_text('{"format": 99}')
-    with pytest.raises(ConfigError, match="format 99; this version reads format 2"):
+    with pytest.raises(ConfigError, match="format 99; this version reads formats 1 and 2"):
+        open_small(tmp_path / "s")
+
+
+def as_format_1(path: Path) -> dict[str, Any]:
+    """What meta.json would be if an earlier version had written it."""
+    found: dict[str, Any] = json.loads(path.read_text())
+    return {key: value for key, value in found.items() if key != "checksum"} | {"format": 1}
+
+
+def test_a_store_without_a_checksum_is_read_and_gets_one(tmp_path: Path) -> None:
+    path = tmp_path / "s" / "meta.json"
+    store = open_small(tmp_path / "s")
+    store.close()
+    path.write_text(json.dumps(as_format_1(path)))
+    store = open_small(tmp_path / "s")
+    store.close()
+    assert json.loads(path.read_text())["format"] == 2
+    assert meta.read(tmp_path / "s") == replace(store.meta, clean=True)
+
+
+def test_a_damaged_digit_does_not_make_an_earlier_format_of_a_store(tmp_path: Path) -> None:
+    path = tmp_path / "s" / "meta.json"
+    open_small(tmp_path / "s").close()
+    path.write_text(path.read_text().replace('"format": 2', '"format": 1'))
+    with pytest.raises(ConfigError, match=r"meta\.json is damaged"):
         open_small(tmp_path / "s")
 
 
