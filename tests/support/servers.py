@@ -18,6 +18,7 @@ from tests.support.model import source_bytes
 
 PLUGIN = Path(__file__).parents[2] / "relocator" / "plugin.py"
 READY_S = 20.0
+TARGET_FLAGS = ("-t", "1")  # with more, nbdkit before 1.34 may abort when a client is killed
 
 
 @dataclass
@@ -123,7 +124,12 @@ def plugin(
     within: Sequence[str] = (),
     file: Path = PLUGIN,
 ) -> Any:
-    """Our plugin, or that in `file`, with the parameters `keys` and a control socket."""
+    """Our plugin, or that in `file`, with the parameters `keys` and a control socket.
+
+    What is called a target has one thread a client, as the command has it.
+    """
+    if name.startswith("target"):
+        flags = flags or TARGET_FLAGS
     control = f"control={directory / f'{name}.control'}"
     return nbdkit(directory, name, [*flags, "python", str(file), *keys, control], within)
 
