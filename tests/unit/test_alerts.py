@@ -19,6 +19,7 @@ pytestmark = pytest.mark.skipif(shutil.which("promtool") is None, reason="needs 
 CASES: dict[str, tuple[dict[str, str], str, str]] = {
     "RelocatorDown": ({"up": "1 1 0x9"}, "3m", "2m"),
     "RelocatorCommitFailing": ({'fault{part="commit"}': "0 0 1x9"}, "2m", "1m"),
+    "RelocatorOutdated": ({'state{relocator_state="outdated"}': "0 0 1x9"}, "2m", "1m"),
     "RelocatorSourceLost": ({"source_lost": "0 0 1x9"}, "3m", "2m"),
     "RelocatorStoreNearlyFull": (
         {"store_free_bytes": "90 40x9", "store_unallocated_bytes": "80x9", "size_bytes": "1000x9"},
@@ -112,6 +113,8 @@ def test_each_alert_fires_in_its_time_and_not_before(tmp_path: Path) -> None:
         expected = [fires(alert, part)]
         if alert == "RelocatorNoProgress":
             expected[0]["exp_labels"] = rule(alert)
+        if alert == "RelocatorOutdated":
+            expected[0]["exp_labels"]["relocator_state"] = "outdated"
         checks = [
             {"eval_time": then, "alertname": alert, "exp_alerts": expected},
             {"eval_time": earlier, "alertname": alert, "exp_alerts": []},
@@ -153,7 +156,7 @@ def test_the_page_s_configuration_is_one(tmp_path: Path) -> None:
     shutil.copy(RULES, tmp_path / "relocator.yml")
     command = ["promtool", "check", "config", str(tmp_path / "prometheus.yml")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, "9 rules found" in done.stdout) == (0, True), done.stderr
+    assert (done.returncode, "10 rules found" in done.stdout) == (0, True), done.stderr
 
 
 def test_the_page_names_every_alert() -> None:
