@@ -52,6 +52,6 @@ def figure(verdicts: Sequence[Verdict], of: str) -> bytes:
         axes.set_xlim(-MOST - 0.3, MOST + 0.3)
         axes.set_xlabel("moved, in limits of each figure   (left: better, right: worse)")
         axes.grid(visible=False, axis="y")
-        axes.set_title(report.headline(verdicts), loc="left", fontweight="bold")
+        axes.set_title(report.headline(verdicts), loc="left", fontweight="bold", fontsize=10)
         drawing.suptitle(f"baseline {of[:12]}", x=0.995, ha="right", fontsize=8, color=plots.FAINT)
         return plots.png(drawing)
