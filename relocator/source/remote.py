@@ -175,6 +175,7 @@ class Source:
             raise UpstreamError(what) from error
         if not fields["ok"]:
             why = words.printable(str(fields.get("error")))
+            verb = verb.partition("/")[0]  # a seal's name is nobody else's business
             if fields.get("shut"):
                 raise ShutOutError(f"the source {self.endpoint.uri} refused '{verb}': {why}")
             raise StateError(f"the source refused '{verb}': {why}")
