@@ -63,6 +63,8 @@ def test_a_guest_of_libvirt_s_moves_and_comes_back(sites: Sites) -> None:
 def test_a_disk_is_served_by_iscsi_and_a_lun_is_copied(sites: Sites) -> None:
     page = Page(PAGE)
     source, destination = sites.values()
+    page.run("The key", sites)
+    share_key(*sites.values())
     page.run("Services", sites)
     destination.run("relocator", "activate", "/run/relocator/vm1.sock")
     for section in RUN_WITH_ISCSI:
