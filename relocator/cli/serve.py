@@ -10,7 +10,7 @@ import shlex
 from pathlib import Path
 
 from relocator import config
-from relocator.cli import graduate, launch
+from relocator.cli import launch
 from relocator.cli.common import Commands
 from relocator.cli.listening import add_address, address_of, inherit
 from relocator.cli.plugin_path import PLUGIN
@@ -148,33 +148,39 @@ def _plugin(options: argparse.Namespace) -> list[str]:
     return ["python", str(PLUGIN), *(f"{name}={value}" for name, value in pairs.items())]
 
 
-def _graduating(options: argparse.Namespace) -> graduate.Plan:
-    """The two servers of `--graduate`, which inherit their sockets."""
+def _graduate(options: argparse.Namespace) -> int:
+    """`--graduate`: two servers, one after the other, which inherit their sockets.
+
+    Imported here, for what knows a graduated store needs `nbd`, and no other command does.
+    """
+    from relocator.cli import graduate
+
     if options.detach:
         raise ConfigError("--detach: not with --graduate, which stays to change the server")
     store = Path(options.store).absolute()
     if options.control is None:
         options.control = str(store / "control")
     nbdkit = [*_nbdkit(options), "--foreground"]
-    return graduate.Plan(
+    plan = graduate.Plan(
         address_of(options), nbdkit, _plugin(options), store, Path(options.control).absolute()
     )
+    if options.print:
+        print(launch.shell_line(plan.proxy))
+        return 0
+    return graduate.supervise(plan)
 
 
 def _run(options: argparse.Namespace) -> int:
     if options.graduate:
-        plan = _graduating(options)
-        if not options.print:
-            return graduate.supervise(plan)
-        argv = plan.proxy
-    else:
-        argv = command_line(options)
+        return _graduate(options)
+    argv = command_line(options)
     if not options.print:
         if options.socket is not None:  # of a server that was killed
             remove_stale(Path(options.socket), "--socket")
-        if not options.graduate and options.congestion is not None:
+        if options.congestion is not None:
             sockets = address_of(options).listen()  # the name keeps them open until nbdkit is there
             inherit(sockets, ())
         launch.become(argv)
+    launch.become(argv)
     print(launch.shell_line(argv))
     return 0

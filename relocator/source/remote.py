@@ -174,7 +174,7 @@ class Source:
             what = f"the source's answer to '{verb}' can't be understood: {error}"
             raise UpstreamError(what) from error
         if not fields["ok"]:
-            why = words.printable(str(fields.get("error")))
+            why = words.printable(str(fields["error"]))
             verb = verb.partition("/")[0]  # a seal's name is nobody else's business
             if fields.get("shut"):
                 raise ShutOutError(f"the source {self.endpoint.uri} refused '{verb}': {why}")

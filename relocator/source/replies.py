@@ -118,6 +118,8 @@ def check(fields: dict[str, Any]) -> dict[str, tuple[int, int]]:
             raise ValueError(f"{name}={fields[name]!r:.80}")
     if "ok" not in fields or not isinstance(found := fields.get("attachments"), dict):
         raise ValueError("it has no 'ok' or no 'attachments'")
+    if not fields["ok"] and not fields.get("error"):
+        raise ValueError("it refuses without saying why")
     places: dict[str, tuple[int, int]] = {}
     for name, place in found.items():
         known = isinstance(place, list) and len(place) == 2 and all(map(_is_count, place))

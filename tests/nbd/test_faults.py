@@ -44,10 +44,10 @@ def test_a_source_that_comes_back_as_another_disk_is_not_read(tmp_path: Path) ->
 def test_a_mistake_in_what_nobody_waits_for_is_told_and_ends_nothing(tmp_path: Path) -> None:
     wrong = mistaken(
         tmp_path,
-        "from relocator.running import handover\n\n"
+        "from relocator.running import afterwards\n\n"
         "def mistaken(*_, **__):\n"
         "    raise LookupError('a mistake')\n\n"
-        "handover.hints.ask = mistaken\n",
+        "afterwards.hints.ask = mistaken\n",
     )
     with target(tmp_path, SIZE_BYTES) as source:
         with proxy(tmp_path, source, "rate=8M", file=wrong) as server:

@@ -89,7 +89,7 @@ def test_the_units_are_those_of_the_command(unpacked: Path) -> None:
     for path in units.iterdir():
         text = path.read_text()
         assert "ExecStart=/usr/bin/relocator " in text
-        assert "@" not in text.replace("relocator-target@", "").replace("relocator-proxy@", "")
+        assert re.findall(r"@[A-Z_]+@", text) == []
 
 
 def test_the_manual_page_has_every_command_and_option(unpacked: Path) -> None:

@@ -7,11 +7,14 @@ first boot.
 
 from pathlib import Path
 
-import nbd
 import pytest
 
+from relocator.source import key
+from relocator.source.endpoint import Endpoint
+from relocator.source.handles import connected
 from testbed.guest.prepared import Prepared
 from testbed.guest.site import Server
+from testbed.hosts import services
 from tests.vm.moves import FAST, PAUSE, World, control, fetched_bytes, wait_for_state
 
 pytestmark = pytest.mark.timeout(600)  # the first test of a machine builds the guest's image
@@ -94,10 +97,9 @@ def test_a_guest_goes_there_and_back_and_only_what_it_dirtied_returns(
 
 def _diverged_blocks(server: Server) -> int:
     """How many blocks were written at this site since it took the disk over."""
-    handle = nbd.NBD()
-    handle.connect_uri(f"{server.uri}/diverged")
-    content = handle.pread(handle.get_size(), 0)
-    handle.shutdown()
+    endpoint = Endpoint(server.uri, key=key.read("key", services.key_file()))
+    with connected(endpoint.with_export("diverged")) as handle:
+        content = handle.pread(handle.get_size(), 0)
     return sum(byte.bit_count() for byte in content)
 
 
