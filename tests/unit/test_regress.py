@@ -135,9 +135,10 @@ def test_equal_trees_have_equal_keys_whatever_was_compiled_in_them(tmp_path: Pat
 
 @pytest.fixture
 def history(tmp_path: Path) -> Iterator[tuple[list[str], Path]]:
-    """Commits that touch the product, the oldest first, and where they seem to have been measured:
-    from the fourth on a miss costs more."""
-    log = tree.git("log", "--format=%H", "-6", "--", "relocator").decode().split()
+    """Commits that touch the product's code, the oldest first, and where they seem to have been
+    measured: from the fourth on a miss costs more."""
+    code_only = ":(glob)relocator/**/*.py"
+    log = tree.git("log", "--format=%H", "-6", "--", code_only).decode().split()
     if len(log) < 6:
         pytest.fail("the checkout has no history: fetch it all (fetch-depth: 0)")
     commits = log[::-1]
