@@ -12,10 +12,10 @@ import nbd
 import pytest
 
 from relocator.cli.main import main
-from relocator.errors import ConfigError, ShutOutError
+from relocator.errors import ConfigError, ShutOutError, UpstreamError
 from relocator.source import key
 from relocator.source.endpoint import Endpoint
-from relocator.source.handles import open_handle
+from relocator.source.handles import connected, open_handle
 from relocator.source.remote import Source
 from tests.support.model import source_bytes
 from tests.support.servers import PLUGIN, Server, plugin, refused, wait_for
@@ -136,10 +136,10 @@ def listening(directory: Path, address: str, *keys: str) -> Iterator[tuple[str, 
 
     def answers() -> bool:
         try:
-            open_handle(endpoint)
-        except Exception:
+            with connected(endpoint):
+                return True
+        except UpstreamError:
             return False
-        return True
 
     try:
         wait_for(answers, "the target")

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import urllib.parse
 import urllib.request
@@ -11,15 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from relocator.cli import metrics
 from tests.support.command import started
 from tests.support.model import source_bytes
 from tests.support.servers import nbdkit, proxy, wait_for
 from tests.support.sources import free_port
-
-pytestmark = pytest.mark.skipif(shutil.which("prometheus") is None, reason="needs prometheus")
 
 SIZE_BYTES = 4 << 20
 PATIENCE_S = 60.0

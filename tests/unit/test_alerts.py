@@ -7,13 +7,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from relocator.cli import metrics
 from tests.support.command import relocator
 
 RULES, DASHBOARD = metrics.FOLDER / "alerts.yml", metrics.FOLDER / "dashboard.json"
-pytestmark = pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool")
 
 #: alert -> the series that let it fire, a value a minute; by when it fires, and by when not yet
 CASES: dict[str, tuple[dict[str, str], str, str]] = {

@@ -11,7 +11,7 @@ from typing import Any
 import nbd
 import pytest
 
-from tests.support.link import SOURCE_ADDRESS, Link, sites
+from tests.support.link import SOURCE_ADDRESS, Link
 from tests.support.model import BLOCK_BYTES, Actor, source_bytes
 from tests.support.servers import Server, plugin, wait_for
 
@@ -19,12 +19,6 @@ SIZE_BYTES = 8 << 20
 QUARTER = SIZE_BYTES // 4
 PORT = 10809
 MENDED_S = 120.0
-
-
-@pytest.fixture
-def link() -> Iterator[Link]:
-    with sites() as found:
-        yield found
 
 
 @contextmanager

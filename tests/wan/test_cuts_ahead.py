@@ -16,7 +16,7 @@ import pytest
 from tests.nbd import test_bitmaps
 from tests.nbd.test_rest import BLOCK, SIZE_BYTES, Site, absent
 from tests.nbd.test_rounds import at_work
-from tests.support.link import SOURCE_ADDRESS, Link, sites
+from tests.support.link import SOURCE_ADDRESS, Link
 from tests.support.model import source_bytes
 from tests.support.servers import Server, plugin, wait_for
 from tests.support.storage_daemon import storage_daemon
@@ -26,12 +26,6 @@ MENDED_S = 120.0
 #: the source sends slowly, so that there is a middle to be cut
 SLOWLY = ("connection-rate=16M", "burstiness=0.05")
 BRINGS = 200
-
-
-@pytest.fixture
-def link() -> Iterator[Link]:
-    with sites() as found:
-        yield found
 
 
 @contextmanager
