@@ -16,6 +16,7 @@ from rich.console import Console
 from experiments.regress import measure, tree
 from experiments.regress.figures import values
 from experiments.regress.tree import RegressError
+from experiments.running.code import digest
 from testbed.lab.payload import PROJECT
 
 KEPT = PROJECT / "results" / "regress"
@@ -34,7 +35,7 @@ class Baseline:
 
 def measured_with() -> dict[str, str]:
     """The lab, the emulator, and the way of measuring, here and now."""
-    return {**measure.environment(), "gauge": tree.digest(PROJECT, GAUGE)}
+    return {**measure.environment(), "gauge": digest(PROJECT, (GAUGE,))}
 
 
 def load(kept: Path = KEPT) -> Baseline:

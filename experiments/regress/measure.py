@@ -18,10 +18,10 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments.regress import tree
 from experiments.regress.tree import RegressError
 from experiments.running import progress
 from experiments.running.batch import Batch, Job
+from experiments.running.code import digest
 from experiments.running.rundir import replace
 from testbed.lab import image
 
@@ -47,7 +47,7 @@ def environment() -> dict[str, str]:
 
 def key(code: Path) -> str:
     """Equal for what must give equal figures."""
-    parts = [tree.digest(code), *environment().values()]
+    parts = [digest(code), *environment().values()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 

@@ -5,7 +5,6 @@ The tree stands in a temporary directory of its own: the lab takes its files fro
 files give equal figures.
 """
 
-import hashlib
 import shutil
 import subprocess
 import tempfile
@@ -14,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from relocator.errors import RelocatorError
-from testbed.lab import payload
 from testbed.lab.payload import PROJECT
 
 OURS = ("testbed", "experiments/fio")
@@ -48,14 +46,6 @@ def of_commit(commit: str) -> Iterator[Path]:
         subprocess.run(["tar", "--extract", "--directory", name], input=archive, check=True)
         with with_product(Path(name) / "relocator") as tree:
             yield tree
-
-
-def digest(tree: Path, *places: str) -> str:
-    """16 digits for the names and contents of the files that the lab would be given of `places`."""
-    found = hashlib.sha256()
-    for name, file in sorted(payload.tree(tree, places or payload.DECISIVE).items()):
-        found.update(f"{name}\0{len(file.content)}\0".encode() + file.content)
-    return found.hexdigest()[:16]
 
 
 def commit_of(revision: str) -> str:

@@ -16,6 +16,7 @@ from experiments.regress.baseline import Baseline
 from experiments.regress.figures import FIGURES, values
 from experiments.regress.slowdowns import SLOWDOWNS
 from experiments.regress.tree import RegressError
+from experiments.running.code import digest
 from tests.support.synthetic_gauge import measured
 
 PROJECT = Path(__file__).parents[2]
@@ -108,7 +109,7 @@ def test_the_committed_figures_are_those_that_there_are() -> None:
 @pytest.mark.parametrize("slowdown", SLOWDOWNS, ids=lambda one: one.name)
 def test_a_slowdown_fits_the_product_as_it_is(slowdown: object) -> None:
     with tree.with_product(noise.PRODUCT) as plain, noise.changed(slowdown.apply) as slow:
-        assert tree.digest(plain) != tree.digest(slow)
+        assert digest(plain) != digest(slow)
         changed = [
             path.relative_to(slow)
             for path in slow.rglob("*.py")
@@ -121,7 +122,7 @@ def test_a_slowdown_fits_the_product_as_it_is(slowdown: object) -> None:
 @pytest.mark.parametrize("name", noise.CHANGES)
 def test_an_irrelevant_change_is_one_and_still_python(name: str) -> None:
     with tree.with_product(noise.PRODUCT) as plain, noise.changed(noise.CHANGES[name]) as other:
-        assert tree.digest(plain) != tree.digest(other)
+        assert digest(plain) != digest(other)
         for path in other.rglob("*.py"):
             compile(path.read_text(), str(path), "exec")
 
