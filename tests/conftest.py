@@ -32,6 +32,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: order.get(item.path.parent.name, -1))
 
 
+class AtOnce:
+    """What fails is told at once: who ends a long run, or loses it, knows it all the same."""
+
+    def __init__(self, terminal: pytest.TerminalReporter) -> None:
+        self._terminal = terminal
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """The name of the test, and the last line of what it says."""
+        if report.failed:
+            reason = (report.longreprtext.strip() or "?").splitlines()[-1]
+            self._terminal.write_line(f"\n{report.when}: {report.nodeid}: {reason}")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Only where there is a terminal: workers have none that is seen."""
+    plugins = session.config.pluginmanager
+    terminal = plugins.get_plugin("terminalreporter")
+    if terminal is not None and not hasattr(session.config, "workerinput"):
+        plugins.register(AtOnce(terminal))
+
+
 class ByModule(LoadScopeScheduling):
     """A worker takes a module, in order, or all of tests/lab, where a test may take both cores."""
 

@@ -181,6 +181,5 @@ def _run(options: argparse.Namespace) -> int:
             sockets = address_of(options).listen()  # the name keeps them open until nbdkit is there
             inherit(sockets, ())
         launch.become(argv)
-    launch.become(argv)
     print(launch.shell_line(argv))
     return 0

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from hypothesis import example, given, settings
@@ -127,6 +128,10 @@ _OPTIONS = tuple(
 )
 
 
+def _no_server(name: str, *_arguments: object) -> NoReturn:
+    pytest.fail(f"{name} was started in the test's place")
+
+
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     st.sampled_from(COMMANDS),
@@ -139,7 +144,8 @@ def test_command_line(command: list[str], words: list[str]) -> None:
     if command[:1] == ["units"]:
         words = ["/nonexistent/units", *words]
     shown, told = io.StringIO(), io.StringIO()
-    with redirect_stdout(shown), redirect_stderr(told):
+    with pytest.MonkeyPatch.context() as patched, redirect_stdout(shown), redirect_stderr(told):
+        patched.setattr("os.execvpe", _no_server)
         try:
             status = main.main([*command, *words])
         except SystemExit as asked:  # argparse's
