@@ -23,7 +23,7 @@ power: install   ## power failures replayed at every point of a recorded log (PO
 	$(PYTHON) -m tests.crash.power $(POWER)
 
 campaign: install  ## random worlds under random faults, on the virtual clock (SEEDS=20; CAMPAIGN="--first 21 --jobs 4")
-	$(PYTHON) -m testbed.campaign $(if $(SEEDS),--seeds $(SEEDS)) $(CAMPAIGN)
+	$(PYTHON) -m tests.campaign $(if $(SEEDS),--seeds $(SEEDS)) $(CAMPAIGN)
 
 matrix: install  ## a VM's move broken at every place in every way ; campaigns find known bugs (some 14 minutes)
 	$(PYTHON) -m pytest -m "matrix or not matrix" tests/migrate/test_interruptions.py tests/vm/test_freeze.py tests/lab/test_campaign.py

@@ -10,7 +10,7 @@ from typing import Any
 
 import nbd
 
-from testbed.campaign.stamps import SECTOR_BYTES, ZEROS, source_sector, written
+from tests.support.stamps import SECTOR_BYTES, ZEROS, source_sector, written
 from tests.support.versions import Trace
 
 BLOCK_SECTORS = 8

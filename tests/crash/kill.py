@@ -23,10 +23,10 @@ from typing import Any
 
 import nbd
 
-from testbed.campaign.stamps import make_seed, make_source
 from tests.crash.clients import Client, Ledger, regions
 from tests.support.servers import PLUGIN, status_or_none, wait_for
 from tests.support.servers import Server as Proxy
+from tests.support.stamps import make_seed, make_source
 
 SIZE_BYTES = 8 << 20
 SECTORS = SIZE_BYTES // 512

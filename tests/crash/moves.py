@@ -24,10 +24,10 @@ from typing import Any
 import nbd
 
 from relocator.errors import RelocatorError
-from testbed.campaign.stamps import make_source
 from tests.crash.clients import Client, Ledger, regions
 from tests.crash.kill import PATIENCE_S, Worker, start
 from tests.support.servers import PLUGIN, Server, status_or_none, wait_for
+from tests.support.stamps import make_source
 
 SIZE_BYTES = 4 << 20
 SECTORS = SIZE_BYTES // 512

@@ -33,7 +33,7 @@ from relocator.errors import RelocatorError
 from relocator.store.meta import Meta, new_token
 from relocator.store.opening import open_store
 from relocator.store.store import Store
-from testbed.campaign.stamps import SECTOR_BYTES
+from tests.support.stamps import SECTOR_BYTES
 from tests.support.versions import History, load
 from tests.support.write_log import Point, WriteLog, every_point, kept_by, lossy_points, promises
 

@@ -27,10 +27,10 @@ import nbd
 
 from relocator.client import Client as Control
 from relocator.store.maps import boot_id
-from testbed.campaign.stamps import make_seed, make_source
 from testbed.hosts.services import PLUGIN
 from testbed.hosts.supervise import Supervisor, run
 from tests.crash.clients import Client, Ledger, regions
+from tests.support.stamps import make_seed, make_source
 
 NAME = "logged"
 CLIENTS = 3

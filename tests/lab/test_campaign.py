@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import pytest
 
-from testbed.campaign import runfile
-from testbed.campaign.boots import Result, boot
-from testbed.campaign.world import world
+from tests.campaign import runfile
+from tests.campaign.boots import Result, boot
+from tests.campaign.world import world
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 SEEDS = (19, 26)

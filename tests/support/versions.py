@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from testbed.campaign.stamps import (
+from tests.support.stamps import (
     REPEATS,
     SOURCE,
     STAMP,

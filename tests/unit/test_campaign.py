@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from testbed.campaign.ledger import Ledger, first_number
-from testbed.campaign.runfile import RunFile
-from testbed.campaign.shrink import Worlds, smaller
-from testbed.campaign.stamps import ZEROS, source_sector, written
-from testbed.campaign.world import Event, World, world
+from tests.campaign.ledger import Ledger, first_number
+from tests.campaign.runfile import RunFile
+from tests.campaign.shrink import Worlds, smaller
+from tests.campaign.world import Event, World, world
+from tests.support.stamps import ZEROS, source_sector, written
 
 SECTORS = 64
 FIRST = first_number(0, 1)

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from testbed.campaign.picture import draw, spans
-from testbed.campaign.world import world
+from tests.campaign.picture import draw, spans
+from tests.campaign.world import world
 
 NOTES = [
     [0.2, "status", {"at": "B", "is_": None}],

@@ -17,7 +17,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from testbed.campaign.stamps import (
+from tests.support.stamps import (
     REPEATS,
     SECTOR_BYTES,
     SOURCE,

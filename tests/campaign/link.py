@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-from testbed.campaign.world import Event, World
 from testbed.network import wan
 from testbed.network.topology import WAN_PORTS
 from testbed.network.wan import LinkProfile
+from tests.campaign.world import Event, World
 
 #: what the network is built with, before there is a world
 FIRST = LinkProfile(rtt_s=0.02, rate_bits_per_s=50_000_000, offload="on")

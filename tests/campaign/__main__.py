@@ -1,4 +1,4 @@
-"""Fault campaigns: `python -m testbed.campaign [--seeds N]`, `--replay FILE`, `--shrink FILE`."""
+"""Fault campaigns: `python -m tests.campaign [--seeds N]`, `--replay FILE`, `--shrink FILE`."""
 
 import argparse
 import json
@@ -9,13 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from testbed import ending
-from testbed.campaign import boots, runfile
-from testbed.campaign.journal import STATES
-from testbed.campaign.picture import draw
-from testbed.campaign.planted import BUGS
-from testbed.campaign.runfile import RunFile
-from testbed.campaign.shrink import smaller
-from testbed.campaign.world import World, world
+from tests.campaign import boots, runfile
+from tests.campaign.journal import STATES
+from tests.campaign.picture import draw
+from tests.campaign.planted import BUGS
+from tests.campaign.runfile import RunFile
+from tests.campaign.shrink import smaller
+from tests.campaign.world import World, world
 
 #: so many seeds must have reached every state
 LONG = 100
@@ -29,7 +29,7 @@ def _count(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m testbed.campaign", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.campaign", description=__doc__)
     parser.add_argument("--seeds", type=_count, default=20, metavar="N", help="how many (20)")
     parser.add_argument("--first", type=_count, default=1, metavar="SEED", help="from this on (1)")
     parser.add_argument("--boot", type=_count, default=5, metavar="N", help="worlds a boot (5)")

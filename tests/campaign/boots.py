@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from testbed.campaign.world import World
 from testbed.lab import entry
+from tests.campaign.world import World
 
-MODULE = "testbed.campaign.inside"
+MODULE = "tests.campaign.inside"
 #: of real time that a boot may take: it is long on a busy machine
 TIMEOUT_S = 6 * 3600.0
 Result = dict[str, Any]

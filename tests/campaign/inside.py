@@ -1,6 +1,6 @@
 """In the lab: the worlds of a file, one after the other, in one boot.
 
-    python3 -m testbed.campaign.inside
+    python3 -m tests.campaign.inside
 
 LAB_FILES holds `worlds.json`, a list. LAB_OUT gets a file for each world, `0.json` and so on, as
 soon as it has ended, and the logs of one that failed.
@@ -12,15 +12,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-from testbed.campaign import course, link
-from testbed.campaign.planted import plugin
-from testbed.campaign.server import share_mounts
-from testbed.campaign.stamps import make_seed, make_source
-from testbed.campaign.storage import make_template
-from testbed.campaign.world import World
 from testbed.hosts.services import PLUGIN
 from testbed.hosts.supervise import run
 from testbed.network.topology import sites
+from tests.campaign import course, link
+from tests.campaign.planted import plugin
+from tests.campaign.server import share_mounts
+from tests.campaign.storage import make_template
+from tests.campaign.world import World
+from tests.support.stamps import make_seed, make_source
 
 FS_MIB = 32
 

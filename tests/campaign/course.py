@@ -12,13 +12,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from testbed.campaign import faults, operator
-from testbed.campaign.journal import Failed
-from testbed.campaign.motion import TURN_S, Motion, tail
-from testbed.campaign.server import enter_network
-from testbed.campaign.sites import Site
-from testbed.campaign.world import PATIENCE_S, World
 from testbed.network.topology import Sites
+from tests.campaign import faults, operator
+from tests.campaign.journal import Failed
+from tests.campaign.motion import TURN_S, Motion, tail
+from tests.campaign.server import enter_network
+from tests.campaign.sites import Site
+from tests.campaign.world import PATIENCE_S, World
 
 LIVELY_S = 150.0
 _SUSPICIOUS = ("Traceback", "has died", "Assertion")

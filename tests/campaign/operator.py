@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from testbed.campaign.motion import SETTLED, Job, Motion
-from testbed.campaign.verbs import Call
-from testbed.campaign.world import Event
+from tests.campaign.motion import SETTLED, Job, Motion
+from tests.campaign.verbs import Call
+from tests.campaign.world import Event
 
 #: an operator who sees no answer for so long looks again
 LOOK_AGAIN_S = 2.0

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from testbed.campaign.ledger import Ledger, first_number
-from testbed.campaign.stamps import SECTOR_BYTES, written
+from tests.campaign.ledger import Ledger, first_number
+from tests.support.stamps import SECTOR_BYTES, written
 
 LENGTHS = (1, 3, 8, 8, 8, 16, 24, 64, 65, 200)
 KINDS = ("write", "zero", "trim", "read", "flush")

@@ -7,11 +7,11 @@ does nothing: so a schedule from which events were taken away is a schedule stil
 from collections.abc import Callable
 from contextlib import suppress
 
-from testbed.campaign import operator
-from testbed.campaign.motion import Job, Motion
-from testbed.campaign.sites import Site
-from testbed.campaign.world import Event
 from testbed.hosts.supervise import ProcessError
+from tests.campaign import operator
+from tests.campaign.motion import Job, Motion
+from tests.campaign.sites import Site
+from tests.campaign.world import Event
 
 
 def apply(motion: Motion, event: Event) -> None:

@@ -6,11 +6,11 @@ from typing import Any
 
 from relocator.client import Client
 from relocator.errors import RelocatorError
-from testbed.campaign.server import Server
-from testbed.campaign.storage import Storage
-from testbed.campaign.world import World
 from testbed.hosts.services import key_file
 from testbed.network.topology import ADDRESS, Sites
+from tests.campaign.server import Server
+from tests.campaign.storage import Storage
+from tests.campaign.world import World
 
 #: site -> its host, its interface to the WAN, its port
 PLACES = {

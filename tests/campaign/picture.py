@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from testbed.campaign.world import LINK, STORE, Event, World
+from tests.campaign.world import LINK, STORE, Event, World
 
 COLOURS = {
     "standby": "#c6d3e3",

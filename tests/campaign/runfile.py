@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from testbed.campaign.world import World
 from testbed.lab import image
 from testbed.lab.payload import PROJECT
+from tests.campaign.world import World
 
 FORMAT = 1
 

@@ -5,7 +5,7 @@ What remains is a run from which nothing can be taken: without any one of its ev
 
 from collections.abc import Callable
 
-from testbed.campaign.world import World
+from tests.campaign.world import World
 
 Worlds = tuple[World, ...]
 

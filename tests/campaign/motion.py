@@ -13,16 +13,16 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
-from testbed.campaign.guest import Guest, Work
-from testbed.campaign.journal import Failed, Journal
-from testbed.campaign.ledger import Ledger
-from testbed.campaign.link import Link
-from testbed.campaign.server import enter_network
-from testbed.campaign.sites import Site
-from testbed.campaign.stamps import SECTOR_BYTES
-from testbed.campaign.storage import Storage
-from testbed.campaign.world import World
 from testbed.network.topology import Sites
+from tests.campaign.guest import Guest, Work
+from tests.campaign.journal import Failed, Journal
+from tests.campaign.ledger import Ledger
+from tests.campaign.link import Link
+from tests.campaign.server import enter_network
+from tests.campaign.sites import Site
+from tests.campaign.storage import Storage
+from tests.campaign.world import World
+from tests.support.stamps import SECTOR_BYTES
 
 Job = Generator[None, None, None]
 TURN_S = 0.02
