@@ -6,10 +6,12 @@ copies. The clients keep to a timetable (open loop): a slow answer doesn't make 
 
     local        no WAN: `nbdkit file` at the destination; what the store alone costs
     nbdcopy      nbdcopy to null, and no clients: the bulk ceiling
+    ssh          `ssh -C` of the image to null, and no clients: see --content
     nbdkit-cow   nbdkit's cow filter with cow-on-read, and nbdcopy from it to null
     nbdkit-cow-all  the same, nbdcopy with --no-extents: reads holes, asks nothing beforehand
     qemu         qemu-storage-daemon: copy-on-read and block-stream into a qcow2 overlay
-    relocator    proxy and target; `relocator-file`: the same with `nbdkit file` as the source
+    relocator    proxy and target; `relocator-file`: the same with `nbdkit file` as the source;
+                 `relocator-ssh`: with a source ssh://, which compresses
     standby      both clients at the source, for 30 s, while a proxy stands by; `ahead`: while it
                  copies ahead and keeps in step
 
@@ -23,7 +25,6 @@ One virtual CPU serves all hosts; near a `cpu_share` of 1 it was measured, not t
 import argparse
 import json
 import os
-import random
 import shutil
 import statistics
 import sys
@@ -36,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from testbed import copyclient, ending
+from testbed.copyimage import CONTENTS, PIECE_BYTES, make_image
 from testbed.copysystems import SYSTEMS, Bulk
 from testbed.hosts import services
 from testbed.hosts.supervise import Process, Supervisor
@@ -49,7 +51,6 @@ SETTLED_S = 1.0  # from when on `link_use_settled` counts
 STANDBY_ROUND_TRIPS = 25  # until what a system opens in advance is open
 CLIENT_START_S = 2.0  # until both clients have started and wait
 READ_SIZES = tuple(1 << power for power in range(12, 21))
-_PIECE_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +65,7 @@ class Parameters:
     seed: int
     read_bytes: int = 4096
     proxy_options: dict[str, str] = field(default_factory=dict)
-
-
-def make_image(path: Path, data_bytes: int, seed: int) -> int:
-    """Random data with a hole of a quarter of its size in the middle; returns the disk's size."""
-    source = random.Random(seed)
-    size_bytes = data_bytes + data_bytes // 4
-    with path.open("wb") as file:
-        for number in range(data_bytes // _PIECE_BYTES):
-            hole = data_bytes // 4 if number * _PIECE_BYTES >= data_bytes // 2 else 0
-            file.seek(number * _PIECE_BYTES + hole)
-            file.write(source.randbytes(_PIECE_BYTES))
-        file.truncate(size_bytes)
-    return size_bytes
+    content: str = "noise"
 
 
 def cpu_times() -> tuple[float, float]:
@@ -130,7 +119,7 @@ def sleep_until(at_s: float) -> None:
 def measure(parameters: Parameters, sites: topology.Sites, name: str, work: Path) -> dict[str, Any]:
     """Copies once with the named system; returns its row."""
     image = work / "source.img"
-    size_bytes = make_image(image, parameters.data_bytes, parameters.seed)
+    size_bytes = make_image(image, parameters.data_bytes, parameters.seed, parameters.content)
     allocated_bytes = image.stat().st_blocks * 512
     (work / "logs").mkdir()
     with Supervisor(work / "logs") as supervisor:
@@ -211,6 +200,7 @@ def run(parameters: Parameters) -> tuple[int, dict[str, Any]]:
         "rate_bits_per_s": profile.rate_bits_per_s,
         "loss": profile.loss,
         "data_bytes": parameters.data_bytes,
+        "content": parameters.content,
         "seed": parameters.seed,
         "read_bytes": parameters.read_bytes,
         "proxy_options": [f"{key}={value}" for key, value in parameters.proxy_options.items()],
@@ -258,7 +248,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rate", default="100mbit")
     parser.add_argument("--loss", default="0", help="of packets, such as 1%% (0)")
     parser.add_argument("--systems", default="local,nbdcopy,nbdkit-cow,qemu,relocator")
-    parser.add_argument("--data", default="64M", help="random data in the image (64M)")
+    parser.add_argument("--data", default="64M", help="in the image (64M)")
+    parser.add_argument("--content", choices=CONTENTS, default="noise", help="of it (noise)")
     parser.add_argument("--reads", type=float, default=25.0, help="a second (25)")
     parser.add_argument("--writes", type=float, default=10.0, help="a second (10)")
     parser.add_argument("--read-size", default="4K", help="of a read, a power of two (4K)")
@@ -284,7 +275,7 @@ def parse(argv: Sequence[str] | None) -> Parameters:
     proxy_options = parse_settings(options.proxy)
     check(Relocator.name, proxy_options)
     data_bytes = wan.parse_size_bytes("data", options.data)
-    if data_bytes < 2 * _PIECE_BYTES or data_bytes % (2 * _PIECE_BYTES):
+    if data_bytes < 2 * PIECE_BYTES or data_bytes % (2 * PIECE_BYTES):
         raise wan.ProfileError("data", options.data, "must be a multiple of 8M")
     profile = wan.LinkProfile(
         wan.parse_time_s("rtt", options.rtt),
@@ -303,6 +294,7 @@ def parse(argv: Sequence[str] | None) -> Parameters:
         options.seed,
         read_bytes,
         proxy_options,
+        options.content,
     )
 
 

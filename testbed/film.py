@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from relocator.client import Client
-from testbed import copybench, ending
+from testbed import copybench, copyimage, ending
 from testbed.copybench import Copy, Parameters
 from testbed.hosts import services
 from testbed.hosts.supervise import Supervisor
@@ -54,7 +54,7 @@ class Log:
 def film(sites: topology.Sites, work: Path) -> dict[str, Any]:
     """Everything from the moment when the VM comes until all is here."""
     image, log = work / "source.img", Log()
-    size_bytes = copybench.make_image(image, PARAMETERS.data_bytes, PARAMETERS.seed)
+    size_bytes = copyimage.make_image(image, PARAMETERS.data_bytes, PARAMETERS.seed)
     (work / "logs").mkdir()
     with Supervisor(work / "logs") as supervisor:
         system = Relocator({}, Place(supervisor, sites, work, image, size_bytes))

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from relocator.client import Client
-from testbed.copybench import STANDBY_ROUND_TRIPS, Copy, Parameters, make_image, sleep_until
+from testbed.copybench import STANDBY_ROUND_TRIPS, Copy, Parameters, sleep_until
+from testbed.copyimage import make_image
 from testbed.gauge.pair import to_the_grid
 from testbed.hosts import usage
 from testbed.hosts.supervise import Process, Supervisor

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from testbed.copybench import STANDBY_ROUND_TRIPS, make_image
+from testbed.copybench import STANDBY_ROUND_TRIPS
 from testbed.copyclient import BLOCK_BYTES, offset_of
+from testbed.copyimage import make_image
 from testbed.gauge.pair import to_the_grid
 from testbed.hosts import services
 from testbed.hosts.supervise import Supervisor, in_namespace

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from testbed.copybench import make_image
 from testbed.copyclient import BLOCK_BYTES, offset_of
+from testbed.copyimage import make_image
 from testbed.gauge.pair import Ask, Pair, pair
 from testbed.hosts import usage
 

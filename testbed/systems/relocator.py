@@ -25,7 +25,7 @@ from testbed.systems.base import COPY_LIMIT_S, EVERYWHERE, System
 
 PASSED_ON = (
     *("order", "pull-forward", "readahead", "skip-free", "block"),
-    *("window", "rate", "connections", "demand", "activate-on-write"),
+    *("window", "rate", "connections", "demand", "activate-on-write", "ssh-options"),
 )
 PIECE_BYTES = 4096
 

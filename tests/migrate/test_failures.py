@@ -2,10 +2,11 @@
 
 import getpass
 import subprocess
+from functools import partial
 from pathlib import Path
 
+from testbed.hosts.ssh import keys, known, sshd_command
 from tests.migrate.sites import Sites, settled_owner, stopped, wait_for
-from tests.nbd.test_ssh import keys
 from tests.support.link import PROXY_ADDRESS, SOURCE_ADDRESS, Link
 from tests.support.link import sites as namespaces
 from tests.support.servers import Server
@@ -98,15 +99,11 @@ def test_a_link_that_is_cut_while_the_guest_stands_still_brings_it_back(tmp_path
 
 def test_the_destination_may_be_reached_through_ssh(tmp_path: Path) -> None:
     options = keys(tmp_path)
-    Path("/run/sshd").mkdir(exist_ok=True)
-    sshd = ["/usr/sbin/sshd", "-D", "-e", "-f", str(tmp_path / "sshd.conf")]
-    listen = "ListenAddress=127.0.0.1"
     with (
-        daemon(tmp_path, "sshd", lambda port: [*sshd, "-o", listen, "-p", str(port)]) as door,
+        daemon(tmp_path, "sshd", partial(sshd_command, tmp_path, "127.0.0.1")) as door,
         Sites(tmp_path, 1) as sites,
     ):
-        host = (tmp_path / "host.pub").read_text()
-        (tmp_path / "known").write_text(f"[127.0.0.1]:{door.port} {host}")
+        known(tmp_path, "127.0.0.1", door.port)
         there = f"ssh://{getpass.getuser()}@127.0.0.1:{door.port}"
         target, proxy = sites.targets[0], sites.proxies[0]
         argv = ["--from", f"unix:{sites.source.qmp}", "--to", f"{there}{sites.destination.qmp}"]

@@ -3,29 +3,15 @@
 import getpass
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
+from testbed.hosts.ssh import keys, known, sshd_command
 from tests.support.model import source_bytes
 from tests.support.servers import nbdkit, plugin, refused, wait_for
 from tests.support.sources import daemon
 
 SIZE_BYTES = 4 << 20
-
-
-def keys(directory: Path) -> str:
-    """Host and user key, what each side must know of the other; returns ssh's options."""
-    for name in ("host", "user"):
-        argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(directory / name)]
-        subprocess.run(argv, check=True, timeout=30)
-    (directory / "authorized").write_text((directory / "user.pub").read_text())
-    (directory / "sshd.conf").write_text(
-        f"HostKey {directory / 'host'}\nAuthorizedKeysFile {directory / 'authorized'}\n"
-        f"PidFile none\nUsePAM no\nStrictModes no\nPermitRootLogin prohibit-password\n"
-    )
-    return (
-        f"-F none -i {directory / 'user'} -o UserKnownHostsFile={directory / 'known'} "
-        "-o StrictHostKeyChecking=yes"
-    )
 
 
 def children(pid: int) -> list[int]:
@@ -36,20 +22,16 @@ def children(pid: int) -> list[int]:
 def test_a_copy_through_ssh_survives_the_loss_of_its_connections(tmp_path: Path) -> None:
     (tmp_path / "disk.img").write_bytes(source_bytes(SIZE_BYTES))
     options = keys(tmp_path)
-    Path("/run/sshd").mkdir(exist_ok=True)
-    sshd = ["/usr/sbin/sshd", "-D", "-e", "-f", str(tmp_path / "sshd.conf")]
     disk = ["nbdkit", "-f", "-i", "127.0.0.1", "file", str(tmp_path / "disk.img")]
-    listen = "ListenAddress=127.0.0.1"
     with (
         daemon(tmp_path, "disk", lambda port: [*disk, "-p", str(port)]) as source,
-        daemon(tmp_path, "sshd", lambda port: [*sshd, "-o", listen, "-p", str(port)]) as door,
+        daemon(tmp_path, "sshd", partial(sshd_command, tmp_path, "127.0.0.1")) as door,
     ):
         uri = f"source=ssh://{getpass.getuser()}@127.0.0.1:{door.port}/?port={source.port}"
         store, flags = f"store={tmp_path / 'store'}", f"ssh-options={options}"
         (tmp_path / "known").write_text("")
         assert "Host key verification failed" in refused(store, uri, flags)
-        host = (tmp_path / "host.pub").read_text()
-        (tmp_path / "known").write_text(f"[127.0.0.1]:{door.port} {host}")
+        known(tmp_path, "127.0.0.1", door.port)
         with plugin(tmp_path, "proxy", store, uri, flags, "rate=8M", "window=128K") as server:
             control = server.control
             wait_for(lambda: control.call("status")["source_connected"], "ssh")
@@ -69,15 +51,11 @@ def test_a_copy_through_ssh_survives_the_loss_of_its_connections(tmp_path: Path)
 def test_the_far_end_of_ssh_may_be_a_unix_socket(tmp_path: Path) -> None:
     (tmp_path / "disk.img").write_bytes(source_bytes(SIZE_BYTES))
     options = keys(tmp_path)
-    Path("/run/sshd").mkdir(exist_ok=True)
-    sshd = ["/usr/sbin/sshd", "-D", "-e", "-f", str(tmp_path / "sshd.conf")]
-    listen = "ListenAddress=127.0.0.1"
     with (
         nbdkit(tmp_path, "source", ["-t", "1", "file", str(tmp_path / "disk.img")]) as source,
-        daemon(tmp_path, "sshd", lambda port: [*sshd, "-o", listen, "-p", str(port)]) as door,
+        daemon(tmp_path, "sshd", partial(sshd_command, tmp_path, "127.0.0.1")) as door,
     ):
-        host = (tmp_path / "host.pub").read_text()
-        (tmp_path / "known").write_text(f"[127.0.0.1]:{door.port} {host}")
+        known(tmp_path, "127.0.0.1", door.port)
         address = f"ssh://{getpass.getuser()}@127.0.0.1:{door.port}"
         uri = f"source={address}/?socket={source.socket}"
         store, flags = f"store={tmp_path / 'store'}", f"ssh-options={options}"
