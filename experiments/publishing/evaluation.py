@@ -93,7 +93,7 @@ def _number(value: Any) -> str:
 
 
 def summary(evidence: Evidence, drawn: Mapping[str, Drawn]) -> list[str]:
-    """What the page says first: how many runs, then relocator against each peer, then the rest."""
+    """What the page says first: how many runs, then ours against each peer, then the rest."""
     frame = evidence.frame
     bad = frame[frame["outcome"] != "ok"]
     said = []
@@ -114,12 +114,14 @@ def summary(evidence: Evidence, drawn: Mapping[str, Drawn]) -> list[str]:
 
 def content(evidence: Evidence, drawn: Mapping[str, Drawn]) -> dict[str, Any]:
     """What both the page and summary.md say."""
+    front = verdicts.front(evidence.scenario("compare"))
     return {
         "counts": summary(evidence, drawn),
         "verdicts": drawn["compare"].sentences,
         "terms": TERMS,
         "scored": [measure.label.replace("\n", " ") for measure in verdicts.SCORED],
-        "front": verdicts.front(evidence.scenario("compare")),
+        "front": front,
+        "tally": verdicts.tally(front) if front else "",
         "scores": verdicts.scores(evidence.scenario("compare")),
         "drawn": drawn,
         "questions": {name: _about(name) for name in drawn},

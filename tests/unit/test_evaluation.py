@@ -63,7 +63,7 @@ def test_the_summary_names_what_the_page_names(out: Path) -> None:
     said = (out / "summary.md").read_text()
     assert f"Not shown: {FAILED} failed: checksums: 3 files differ" in said
     assert "Not run yet: e7/offline/s1." in said
-    assert "- Against offline: relocator " in said
+    assert "- Against offline: ours " in said
 
 
 def test_a_failed_run_is_named_and_in_the_table(out: Path) -> None:
@@ -160,7 +160,7 @@ def compared(**peer: float) -> pd.DataFrame:
 
 def test_a_verdict_says_where_each_is_ahead() -> None:
     (said,) = verdicts.verdicts(compared(downtime_s=3.0, during_read_p99_s=0.5, lost_work_s=4.0))
-    assert "Against mirror: relocator is down for less time (3 times)" in said
+    assert "Against mirror: ours is down for less time (3 times)" in said
     assert "mirror reads faster meanwhile (2 times)" in said
     assert "mirror loses 3 s more of work" in said
 
@@ -168,6 +168,9 @@ def test_a_verdict_says_where_each_is_ahead() -> None:
 def test_a_verdict_says_what_the_runs_show_to_be_the_reason() -> None:
     (said,) = verdicts.verdicts(compared(downtime_s=0.5, handover_s=0.001, independent_s=math.nan))
     assert "of relocator's downtime 30 ms on average are the handover of the disk" in said
+    assert "there nothing is" not in said
+    (said,) = verdicts.verdicts(compared(downtime_s=0.5, handover_s=2e-6))
+    assert "the handover of the disk, which is sealed at the source; there nothing is" in said
     (said,) = verdicts.verdicts(compared(independent_s=0.3).assign(background_delay_s=8.0))
     assert "was told to start 8 s after the switch" in said
 
@@ -178,7 +181,7 @@ def test_what_differs_by_less_than_a_tenth_is_no_victory() -> None:
 
 def test_never_is_worse_than_any_time() -> None:
     (said,) = verdicts.verdicts(compared(recovered_s=math.nan))
-    assert "relocator is at local speed sooner (there: not seen)" in said
+    assert "ours is at local speed sooner (there: not seen)" in said
     nobody = compared().assign(recovered_s=math.nan)
     assert verdicts.verdicts(nobody) == []
 
@@ -218,6 +221,25 @@ def test_the_first_table_has_the_best_of_both_sides() -> None:
     )
     assert found["during_read_p99_s"] == verdicts.Score("0.98 ×: mirror to hybrid", "")
     assert found["recovered_s"] == verdicts.Score("nobody else: not seen", "ok")
+
+
+def test_each_peer_meets_the_better_of_ours() -> None:
+    frame = compared(downtime_s=0.5, independent_s=0.2)
+    base = frame.iloc[0].to_dict()
+    hybrid = {**base, "name": "hybrid", "independent_s": 0.1, "during_write_p99_s": 3.0}
+    seeded = {**base, "name": "seeded", "downtime_s": 0.1}
+    frame = pd.concat([frame, pd.DataFrame([hybrid, seeded])])
+    (scores,) = verdicts.scores(frame).values()
+    found = dict(zip((m.column for m in verdicts.SCORED), scores, strict=True))
+    assert found["independent_s"] == verdicts.Score("2 ×", "ok")
+    assert found["during_write_p99_s"] == verdicts.Score("1 ×", "")
+    assert found["downtime_s"] == verdicts.Score("0.5 ×", "bad"), "seeded is neither"
+    said = verdicts.tally(verdicts.front(frame))
+    assert said == (
+        "Of 6 cells ours is ahead in 1, no further than 10 % apart in 4, "
+        "another in 1: downtime (1 of 1 conditions)."
+    )
+    assert "nobody is ahead" in verdicts.tally(verdicts.front(compared(downtime_s=3.0)))
 
 
 def test_a_cut_lasts_until_the_link_is_back(out: Path) -> None:

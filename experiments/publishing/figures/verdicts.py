@@ -1,10 +1,12 @@
-"""Relocator against each peer, over all conditions of the comparison: in tables and in words.
+"""Ours against each peer, over all conditions of the comparison: in tables and in words.
+
+Ours is the better of relocator and hybrid, for each measure in each condition.
 
 Systems are compared seed by seed: one seed is the same disk, the same guest and the same load.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +46,7 @@ MEASURES = (
 SCORED = [measure for measure in MEASURES if measure.log]
 ALIKE = 1.1
 LITTLE_S = 0.1  # of lost work
+NOTHING_S = 1e-4  # a handover in which nothing is done
 KEYS = ["axis_rtt", "axis_rate"]
 #: ours; `hybrid` copies ahead and keeps in step, `relocator` copies after the switch
 OURS = ("relocator", "hybrid")
@@ -58,7 +61,7 @@ def conditions(frame: pd.DataFrame) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Score:
-    """A cell of the table; `kind` is `ok` where relocator is ahead, `bad` where the peer is."""
+    """A cell of the table; `kind` is `ok` where ours is ahead, `bad` where the peer is."""
 
     text: str
     kind: str
@@ -83,9 +86,9 @@ class Duel:
 
     @property
     def score(self) -> Score | None:
-        """How many times better relocator is; None if the two can't be compared."""
+        """How many times better ours is; None if the two can't be compared."""
         if self.ours_never and not self.ratios:
-            return Score(f"relocator: {self.measure.never}", "bad")
+            return Score(f"ours: {self.measure.never}", "bad")
         if self.theirs_never and not self.ratios:
             return Score(f"there: {self.measure.never}", "ok")
         if not self.ratios:
@@ -101,13 +104,14 @@ class Duel:
 
 
 def duels(frame: pd.DataFrame, peer: str) -> list[Duel]:
-    """Relocator against a peer, over the conditions in which both ran."""
+    """Ours against a peer, over the conditions in which both ran."""
     found = []
     for measure in MEASURES:
         ratios, ours_never, theirs_never = [], 0, 0
         for rtt, rate in conditions(frame):
             here = frame[(frame["axis_rtt"] == rtt) & (frame["axis_rate"] == rate)]
-            sides = [here[here["name"] == name] for name in ("relocator", peer)]
+            mine = _best(here, OURS, measure) or OURS[0]
+            sides = [here[here["name"] == name] for name in (mine, peer)]
             if any(side.empty for side in sides):
                 continue
             ours, theirs = (_values(side, measure) for side in sides)
@@ -129,9 +133,9 @@ def _values(rows: pd.DataFrame, measure: Measure) -> pd.Series:
 
 
 def peers(frame: pd.DataFrame) -> list[str]:
-    """Whom relocator can be compared with."""
+    """Whom ours can be compared with."""
     names = draw.ordered(frame["name"]) if len(frame) else []
-    there = "relocator" in names
+    there = any(name in names for name in OURS)
     return [name for name in names if there and name not in NO_PEERS]
 
 
@@ -165,6 +169,22 @@ def _best(here: pd.DataFrame, names: Sequence[str], measure: Measure) -> str | N
     return None if means.empty else str(means.idxmin())
 
 
+def tally(rows: Mapping[str, Sequence[Score | None]]) -> str:
+    """The table of `front` in a sentence: how often ours is ahead, and where it isn't."""
+    told = [score for row in rows.values() for score in row if score is not None]
+    count = {kind: sum(score.kind == kind for score in told) for kind in ("ok", "", "bad")}
+    said = f"Of {len(told)} cells ours is ahead in {count['ok']}"
+    said += f", no further than 10 % apart in {count['']}" if count[""] else ""
+    if not count["bad"]:
+        return f"{said}; nobody is ahead of ours."
+    behind = []
+    for measure, *column in zip(SCORED, *rows.values(), strict=True):
+        lost = [score for score in column if score is not None and score.kind == "bad"]
+        label = measure.label.replace("\n", " ").removesuffix(" (s)")
+        behind += [f"{label} ({len(lost)} of {len(column)} conditions)"] if lost else []
+    return f"{said}, another in {count['bad']}: {draw.joined(behind)}."
+
+
 def _interval(ratio: Estimate) -> str:
     """A ratio as it is shown, with its interval if there are several seeds."""
     low, mean, high = (draw.times(value) for value in (ratio.low, ratio.mean, ratio.high))
@@ -180,7 +200,7 @@ def scores(frame: pd.DataFrame) -> dict[str, list[Score | None]]:
 
 
 def verdicts(frame: pd.DataFrame) -> list[str]:
-    """A sentence for each peer: where relocator is better, where not, and why."""
+    """A sentence for each peer: where ours is better, where not, and why."""
     return [said for peer in peers(frame) if (said := _verdict(frame, peer))]
 
 
@@ -195,7 +215,7 @@ def _verdict(frame: pd.DataFrame, peer: str) -> str:
     mixed = _lost_work(frame, peer)
     said = []
     if wins:
-        said.append(f"relocator {draw.joined(wins)}")
+        said.append(f"ours {draw.joined(wins)}")
     if behind:
         losses = draw.joined([_lost(duel) for duel in behind])
         said.append(f"{peer} {losses}{_why(frame, peer, behind)}")
@@ -221,7 +241,7 @@ def _won(duel: Duel) -> str:
 def _lost(duel: Duel) -> str:
     worse = [1 / ratio for ratio in duel.ratios if ratio <= 1 / ALIKE]
     if not worse:
-        return f"{duel.measure.better} (relocator: {duel.measure.never})"
+        return f"{duel.measure.better} (ours: {duel.measure.never})"
     where = (
         ""
         if len(worse) == len(duel.ratios)
@@ -234,15 +254,16 @@ def _lost_work(frame: pd.DataFrame, peer: str) -> str:
     """Differences, since lost work may be zero."""
     keys = [*KEYS, "name"]
     means = frame.groupby(keys)["lost_work_s"].mean().unstack("name")
-    if peer not in means or "relocator" not in means:
+    ours = [name for name in OURS if name in means]
+    if peer not in means or not ours:
         return ""
-    gap = (means[peer] - means["relocator"]).dropna()
+    gap = (means[peer] - means[ours].min(axis=1)).dropna()
     if gap.empty or gap.abs().max() < LITTLE_S:
         return ""
     if gap.min() >= 0:
         return f"{peer} loses {_amount(gap)} more of work"
     if gap.max() <= 0:
-        return f"relocator loses {_amount(-gap)} more of work"
+        return f"ours loses {_amount(-gap)} more of work"
     low, high = draw.s(float(gap.min())), draw.s(float(gap.max()))
     return f"{peer} loses between {low} and {high} more of work"
 
@@ -258,27 +279,30 @@ def _why(frame: pd.DataFrame, peer: str, losses: Sequence[Duel]) -> str:
     """What the same runs show to be the reason why a peer is ahead in these measures."""
     columns = ["downtime_s", "independent_s", "relocation_from_move_s", "handover_s"]
     mean = frame.groupby("name")[[*columns, "background_delay_s"]].mean()
-    theirs, ours = mean.loc[peer], mean.loc["relocator"]
+    theirs, mine = mean.loc[peer], mean.loc[mean.index.isin(OURS), "downtime_s"].idxmin()
+    ours = mean.loc[mine]
     lost = {duel.measure.column for duel in losses}
     said = []
     if "downtime_s" in lost and ours["handover_s"] > theirs["handover_s"]:
         took = draw.s(float(ours["handover_s"]))
-        said.append(f"of relocator's downtime {took} on average are the handover of the disk")
+        there = ", which is sealed at the source; there nothing is"
+        there = there if theirs["handover_s"] < NOTHING_S else ""
+        said.append(f"of {mine}'s downtime {took} on average are the handover of the disk{there}")
         if "during_write_p99_s" in lost:
             said.append("a write that meets the switch waits for its end")
     if math.isnan(theirs["independent_s"]):
         if "during_read_p99_s" in lost:
             said.append("its disk stays, so that nothing is copied beside the guest's own I/O")
     elif np.isclose(theirs["independent_s"], theirs["downtime_s"], rtol=0.2, atol=0.1):
-        said.append(_copied_before(theirs, ours))
+        said.append(_copied_before(theirs))
     if lost & {"independent_s", "relocation_from_move_s"} and ours["background_delay_s"] > 0:
         delay = draw.s(float(ours["background_delay_s"]))
-        said.append(f"relocator's background copy was told to start {delay} after the switch")
+        said.append(f"{mine}'s background copy was told to start {delay} after the switch")
     return f": {'; '.join(said)}" if said else ""
 
 
-def _copied_before(theirs: pd.Series, ours: pd.Series) -> str:
-    if theirs["downtime_s"] > 5 * ours["downtime_s"]:
+def _copied_before(theirs: pd.Series) -> str:
+    if theirs["downtime_s"] > theirs["relocation_from_move_s"] / 2:
         stood = draw.s(float(theirs["downtime_s"]))
         return f"its disk is copied while its guest stands still, on average {stood}"
     gone = draw.s(float(theirs["relocation_from_move_s"] - theirs["independent_s"]))
