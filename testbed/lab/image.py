@@ -35,7 +35,7 @@ PACKAGES = (
     *("mininet", "bridge-utils", "openvswitch-switch"),  # sites
     *("python3", "python3-libnbd", "libnbd-bin", "nbdkit", "nbdkit-plugin-python"),  # the product
     *("nbd-client", "nbd-server"),  # the workload's device; an older source to be compared with
-    *("fio", "tcc", "git"),  # workloads
+    *("fio", "tcc", "git", "postgresql-15"),  # workloads
     *("qemu-system-x86", "qemu-utils", "qemu-block-extra"),  # live migration, and peers
     *("openssh-client", "openssh-server", "socat", "zstd"),  # tunnels and transports
     "drbd-utils",  # a peer

@@ -106,6 +106,7 @@ class Settings:
     ledger_iops: int = 10
     compile_period_s: float = 4.0
     sqlite_tps: float = 20.0
+    postgres_tps: float = 20.0
     git_period_s: float = 1.0
 
 

@@ -9,6 +9,7 @@ To add one, write a file here with a `Workload` and its KINDS, or announce one f
 | `fio:PATH` | an fio job file, see `experiments/fio/` |
 | `compile` | unpacks, compiles, links and runs a source tree |
 | `sqlite` | transactions and look-ups in a database (`sqlite:delete`: without a write-ahead log) |
+| `postgres` | pgbench against a PostgreSQL server, which is recovered at the end |
 | `git` | check-outs, commits, status and log in a repository |
 | `ledger` | writes that must not be lost; runs always, named or not |
 """

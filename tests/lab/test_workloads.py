@@ -20,6 +20,7 @@ LEAST = {
     "compile": {"compile": 2},
     "sqlite": {"lookup": 60, "commit": 15, "sqlite": 15},
     "sqlite:delete": {"lookup": 60, "commit": 15, "sqlite": 15},
+    "postgres": {"transaction": 40, "postgres": 40},
     "git": {"git-checkout": 2, "git-commit": 2, "git-status": 2, "git-log": 2},
     "fio:experiments/fio/zipf.fio": {"read": 100, "write": 40},
     "fio:experiments/fio/skewed.fio": {"read": 100, "write": 40},
@@ -66,6 +67,17 @@ def test_a_workload_is_moderate_and_on_the_clock(
     first_s, last_s = loads[words]["span_s"]
     assert 0 < first_s < 1
     assert inside.WORK_S - 0.5 < last_s < inside.WORK_S + 1
+
+
+def test_what_is_lost_or_damaged_in_a_bank_is_found(tmp_path: Path) -> None:
+    found = in_lab("bank", tmp_path)
+    assert found.pop("sound") == []
+    lost = found.pop("twice as many acknowledged")
+    assert lost and all("commits are lost" in one for one in lost)
+    assert "page verification failed" in " ".join(found.pop("a page is damaged"))
+    (problem,) = found.pop("its log is lost")
+    assert problem.startswith("the database can't be read")
+    assert found == {}
 
 
 def test_every_job_file_is_tried() -> None:

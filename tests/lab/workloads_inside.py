@@ -5,6 +5,7 @@ Results go to LAB_OUT as JSON; the test judges them.
 
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -18,14 +19,14 @@ from testbed.hosts import services
 from testbed.hosts.supervise import Supervisor, in_namespace, run
 from testbed.migration import disk
 from testbed.network import link_events, topology, wan
-from testbed.workloads import suite
+from testbed.workloads import postgres, suite
 
 MIB = 2**20
 WORK_S = 5.0
 SEED = 3
 FIO = ("zipf", "skewed", "sequential", "mixed", "mail", "boot")
 LOADS = (
-    *("ledger", "mixed", "compile", "sqlite", "sqlite:delete", "git"),
+    *("ledger", "mixed", "compile", "sqlite", "sqlite:delete", "postgres", "git"),
     *(f"fio:experiments/fio/{name}.fio" for name in FIO),
 )
 LAYOUTS = (("ext2", "none"), ("ext3", "mbr"), ("ext4", "gpt"))
@@ -83,6 +84,35 @@ def loads() -> int:
             found[words] = _try_load(words, Path(work))
         print(words, json.dumps(found[words]))
     (Path(os.environ["LAB_OUT"]) / "loads.json").write_text(json.dumps(found, indent=1))
+    return 0
+
+
+def bank() -> int:
+    """PostgreSQL's bank as its server left it when it fell, and with what may become of it."""
+    found = {}
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        mount, logs = Path(directory) / "mount", Path(directory)
+        mount.mkdir()
+        workload = suite.parse("postgres", suite.Settings())[-1]
+        workload.prepare(mount, SEED)
+        with Supervisor(logs) as supervisor:
+            workload.start(suite.Guest(supervisor, mount, logs, SEED))
+            time.sleep(WORK_S)
+        (log,) = logs.glob("postgres.[0-9]*")
+        lines = log.read_text().splitlines(keepends=True)
+        found["sound"] = workload.check(mount, logs).problems
+        log.write_text("".join([*lines, *lines]))
+        found["twice as many acknowledged"] = workload.check(mount, logs).problems
+        log.write_text("".join(lines))
+        files = (mount / postgres.DIRECTORY / "base").rglob("*")
+        with max(files, key=lambda path: path.stat().st_size).open("r+b") as accounts:
+            for page in range(800, 804):  # one may stand in the server's log, and is then restored
+                accounts.seek(page * 8192 + 100)
+                accounts.write(b"damage")
+        found["a page is damaged"] = workload.check(mount, logs).problems
+        shutil.rmtree(mount / postgres.DIRECTORY / "pg_wal")
+        found["its log is lost"] = workload.check(mount, logs).problems
+    (Path(os.environ["LAB_OUT"]) / "bank.json").write_text(json.dumps(found, indent=1))
     return 0
 
 
@@ -151,7 +181,12 @@ def link() -> int:
     return 0
 
 
-TASKS: dict[str, Callable[[], int]] = {"loads": loads, "layouts": layouts, "link": link}
+TASKS: dict[str, Callable[[], int]] = {
+    "loads": loads,
+    "bank": bank,
+    "layouts": layouts,
+    "link": link,
+}
 
 if __name__ == "__main__":
     sys.exit(TASKS[sys.argv[1]]())

@@ -1,4 +1,4 @@
-"""Programs that do something: a mail server's load, a compile, a database, a repository."""
+"""Programs that do something: a mail server's load, a compile, databases, a repository."""
 
 import numpy as np
 import pandas as pd
