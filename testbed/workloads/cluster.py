@@ -5,6 +5,7 @@ pass through directories of root's on the way to them. The server listens on a s
 files, and its little cache makes it ask the disk.
 """
 
+import re
 import shutil
 import signal
 import subprocess
@@ -81,7 +82,7 @@ def start(
             state = (cluster / "postmaster.pid").read_text().splitlines()
         except FileNotFoundError:
             return False
-        return state[0] == str(server.pid) and state[-1].strip() == "ready"
+        return state[:1] == [str(server.pid)] and state[-1].strip() == "ready"
 
     try:
         wait_until(ready, "postgres to take connections", _START_S)
@@ -107,6 +108,12 @@ def fall(server: subprocess.Popen[bytes]) -> None:
     """Ends the server as a crash would: what it had not yet written to its tables is in its log."""
     server.send_signal(signal.SIGQUIT)
     server.wait()
+
+
+def errors(log: Path) -> list[str]:
+    """What a server has complained of so far; a client that met it may have gone unnoticed."""
+    lines = log.read_text(errors="replace").splitlines()
+    return [line for line in lines if re.search(r" (ERROR|FATAL|PANIC): ", line)]
 
 
 def copied(cluster: Path, where: Path) -> Path:

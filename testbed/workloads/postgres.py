@@ -115,7 +115,8 @@ def bench(path: Path, logs: Path, tps: float, seed: int) -> list[str]:
 def run(path: Path, logs: Path, tps: float, seed: int, stop: Stop) -> None:
     """The server and its clients until told to stop."""
     (logs / _CLOCK).write_text(f"{time.time() - time.monotonic():.9f}\n")
-    server = cluster.start(path, logs / "postgres-server.log")
+    server_log = logs / "postgres-server.log"
+    server = cluster.start(path, server_log)
     clients = Popen(bench(path, logs, tps, seed), stdin=DEVNULL)
     try:
         while not stop.requested:
@@ -123,6 +124,8 @@ def run(path: Path, logs: Path, tps: float, seed: int, stop: Stop) -> None:
                 raise ProcessError("pgbench or its server ended by itself")
             drop_caches()
             stop.sleep_until(time.monotonic() + DROP_EVERY_S)
+        if complaints := cluster.errors(server_log):
+            raise ProcessError(f"postgres complained: {complaints[0]}")
     finally:
         cluster.fall(server)
         status = clients.wait()

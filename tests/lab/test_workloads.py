@@ -71,7 +71,6 @@ def test_a_workload_is_moderate_and_on_the_clock(
 
 def test_what_is_lost_or_damaged_in_a_bank_is_found(tmp_path: Path) -> None:
     found = in_lab("bank", tmp_path)
-    assert found.pop("sound") == []
     lost = found.pop("twice as many acknowledged")
     assert lost and all("commits are lost" in one for one in lost)
     assert "page verification failed" in " ".join(found.pop("a page is damaged"))

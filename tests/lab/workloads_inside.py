@@ -88,7 +88,7 @@ def loads() -> int:
 
 
 def bank() -> int:
-    """PostgreSQL's bank as its server left it when it fell, and with what may become of it."""
+    """PostgreSQL's bank, which its server left as it fell, after what may become of it."""
     found = {}
     with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
         mount, logs = Path(directory) / "mount", Path(directory)
@@ -100,7 +100,6 @@ def bank() -> int:
             time.sleep(WORK_S)
         (log,) = logs.glob("postgres.[0-9]*")
         lines = log.read_text().splitlines(keepends=True)
-        found["sound"] = workload.check(mount, logs).problems
         log.write_text("".join([*lines, *lines]))
         found["twice as many acknowledged"] = workload.check(mount, logs).problems
         log.write_text("".join(lines))

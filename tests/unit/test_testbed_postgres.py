@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.workloads import postgres
+from testbed.workloads import cluster, postgres
 from testbed.workloads.base import Io, Work
 from testbed.workloads.suite import Settings, parse
 
@@ -57,6 +57,16 @@ def test_a_lost_commit_is_not_made_up_for_by_the_one_under_way() -> None:
 def test_a_commit_that_nobody_asked_for_is_found(extra: tuple[int, int]) -> None:
     (problem,) = postgres.missing([*HISTORY, extra], TOLD)
     assert problem.startswith(f"client {extra[0]} holds")
+
+
+def test_what_a_server_complained_of_is_found(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    well = "2026-01-01 00:00:01 UTC [7] LOG:  checkpoint starting: wal\n"
+    log.write_text(well)
+    assert cluster.errors(log) == []
+    broken = "2026-01-01 00:00:02 UTC [9] ERROR:  could not read block 3: Input/output error"
+    log.write_text(f"{well}{broken}\n{well}")
+    assert cluster.errors(log) == [broken]
 
 
 def test_nothing_can_be_chosen_behind_its_name() -> None:
