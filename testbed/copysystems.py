@@ -12,6 +12,7 @@ from testbed.systems.qemu import Stream
 from testbed.systems.relocator import Relocator
 
 SSH_PORT = 2222
+SSH_OPEN_S = 10.0  # until a standby's ssh connections are open: their keys take the lab's CPU long
 LOCAL_S = 10.0  # how long the clients of a disk that is here are watched
 STANDBY_S = 30.0  # and those of one at the source, while a proxy stands by
 
@@ -79,6 +80,10 @@ class RelocatorSsh(Relocator):
     def start_source(self) -> None:
         super().start_source()
         self.settings = self.settings | {"ssh-options": start_sshd(self.place)}
+
+    def prepare(self) -> None:
+        super().prepare()
+        time.sleep(SSH_OPEN_S)
 
 
 class Standby(Relocator):
