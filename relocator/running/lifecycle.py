@@ -41,6 +41,10 @@ OUTDATED = (
     "outdated: the source was unsealed by force and goes on without what was written here, so the "
     "disk has two versions; this one refuses writes (see 'Two versions' in docs/operators.md)"
 )
+_TAKEN = (
+    "the disk is sealed for another proxy, which may be active with it (`relocator withdraw` there "
+    "gives it back if nothing was written; if that proxy is lost, `relocator unseal --force` here)"
+)
 _UNSEALED: dict[str, Any] = {"seal": None, "asked": False, "moved": False}
 _INSTEAD = (
     "`relocator withdraw` there gives the disk back if nothing was written; `relocator unseal "
@@ -168,7 +172,8 @@ class Lifecycle:
         `asked`: it is another site that wants it, and that may go on with the disk.
 
         Raises:
-            StateError: the seal of that name was undone: this request was late.
+            StateError: the seal of that name was undone: this request was late. Or another site has
+                asked for the seal that there is, also if this one doesn't say a name.
         """
         with self._lock:
             states.check(self.state, "seal")
@@ -179,8 +184,8 @@ class Lifecycle:
                 self._change_locked("seal", seal=made, asked=asked, moved=False)
             elif asked and not self._store.meta.asked:
                 self._store.update(asked=True, seal=token or self._store.meta.seal)
-            elif token not in (None, self._store.meta.seal):
-                raise StateError("'seal' is refused: the disk is sealed for another proxy")
+            elif asked and token != self._store.meta.seal:
+                raise StateError(f"'seal' is refused: {_TAKEN}")
 
     def note_moved(self, token: str | None = None) -> None:
         """The proxy that took the disk over by the seal `token` is active.

@@ -6,19 +6,26 @@
     returns  the disk was sealed here and its successor is the source: what diverged there is absent
 
 Everything is checked before anything is changed, and while nbdkit still has a terminal to tell it.
+
+Where the VM has stopped at the source already, the source is sealed for this disk before it opens.
+The store says first what that seal is to be called, as in any activation: so what was killed on the
+way goes on by the same seal, and nobody else is given it.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 from relocator.config import Config
-from relocator.errors import ConfigError, UpstreamError
+from relocator.errors import ConfigError, StateError, UpstreamError
 from relocator.source.bitmaps import DirtyBitmap
 from relocator.source.identity import mismatch, samples_at, unsealed
-from relocator.source.remote import Source, base_of
+from relocator.source.remote import Answer, Source, base_of
 from relocator.source.upstream import probe_size
 from relocator.store import meta as metadata
 from relocator.store.geometry import Geometry, suited_block_bytes
-from relocator.store.meta import Meta, new_token
+from relocator.store.meta import Meta, Takeover, new_token
 from relocator.store.opening import check_same, check_size, open_store, open_target
 from relocator.store.store import Store
 
@@ -38,6 +45,8 @@ def _copy_of(settings: Config) -> Store:
     """The store of a copy that begins, goes on, is complete, or returns."""
     assert settings.store is not None
     found = metadata.read(settings.store)
+    if found is not None and found.creating:
+        found = None  # it holds nothing, and nobody was promised anything
     if found is not None and found.complete and (found.seal is None or settings.source is None):
         return open_store(settings.store, found)
     if found is not None and found.outdated:
@@ -68,25 +77,81 @@ def _begin(settings: Config, source: Source, size_bytes: int) -> Store:
     base, block_bytes = None, settings.block_bytes
     if (answer := source.identify()) is not None:
         block_bytes = block_bytes or answer.geometry(size_bytes).block_bytes
-        base = base_of(source.call("epoch" if settings.standby else "seal"))
+        base = base_of(source.call("epoch") if settings.standby else answer)
     _check_bitmap(settings, source, ours=base is not None)
-    samples = None if settings.standby else samples_at(source.endpoint)  # it stands still by now
+    seals = base is not None and not settings.standby
+    stands_still = base is None and not settings.standby
     fresh = Meta(
         id=new_token(),
         size_bytes=size_bytes,
         block_bytes=block_bytes or suited_block_bytes(size_bytes),
         source=settings.source,
         complete=False,
-        standby=settings.standby,
+        standby=settings.standby or seals,
         base=base,
         bitmap=settings.source_bitmap,
+        takeover=Takeover(new_token()) if seals else None,
         disk=None if settings.disk is None else str(settings.disk),
         origin_id=None if base is None else base.id,
-        origin_samples=samples,
-        origin_seal=None if base is None or settings.standby else base.seal,
-        untold=base is not None and not settings.standby,
+        origin_samples=samples_at(source.endpoint) if stands_still else None,
     )
-    return open_store(settings.store, fresh)
+    store = open_store(settings.store, fresh)
+    if seals:
+        with _let_go_of(store):
+            try:
+                answer = _seal(settings, store, source)
+            except ConfigError:
+                store.update(creating=True)
+                raise
+            store.update(**_taken_over(source, answer))
+    return store
+
+
+def _seal(settings: Config, store: Store, source: Source) -> Answer:
+    """Have the source sealed for this disk, by the name that the store says."""
+    if (takeover := store.meta.takeover) is None:
+        takeover = Takeover(new_token())
+        store.update(takeover=takeover)
+    try:
+        return source.call(f"seal/{takeover.token}")
+    except StateError as error:
+        raise ConfigError(f"source={settings.source}: {error}") from error
+
+
+def _taken_over(source: Source, answer: Answer) -> dict[str, Any]:
+    """What is known of a source that was sealed, as changes of `Meta`: the disk is active."""
+    return {
+        "standby": False,
+        "takeover": None,
+        "base": base_of(answer),
+        "origin_id": answer["id"],
+        "origin_samples": samples_at(source.endpoint),
+        "origin_seal": answer["seal"],
+        "untold": True,
+    }
+
+
+def _stands_by(answer: Answer, takeover: Takeover | None) -> dict[str, Any]:
+    """The same of one that goes on; it is told of a `takeover` that did not come to its end."""
+    return {
+        "standby": True,
+        "takeover": None if takeover is None else replace(takeover, withdrawn=True),
+        "base": base_of(answer),
+        "origin_id": answer["id"],
+        "origin_samples": None,
+        "origin_seal": None,
+        "untold": False,
+    }
+
+
+@contextmanager
+def _let_go_of(store: Store) -> Iterator[None]:
+    """Let go of the store if it can't be served."""
+    try:
+        yield
+    except BaseException:
+        store.abandon()
+        raise
 
 
 def _check_bitmap(settings: Config, source: Source, *, ours: bool) -> None:
@@ -164,21 +229,22 @@ def _return(settings: Config, source: Source, found: Meta) -> Store:
             f"source={settings.source}: is not complete yet, and what it lacks is only in the disk "
             "that is to return; serve that again without source= until the copy there is complete"
         )
-    answer = source.call("epoch" if settings.standby else "seal")
     store = open_store(settings.store, found)
-    store.begin_copy(answer.blocks("diverged", store.geometry))
-    store.update(
-        complete=False,
-        standby=settings.standby,
-        source=settings.source,
-        base=base_of(answer),
-        origin_id=answer["id"],
-        origin_samples=None if settings.standby else samples_at(source.endpoint),
-        origin_seal=None if settings.standby else answer["seal"],
-        untold=not settings.standby,
-        seal=None,
-        asked=False,
-        moved=False,
-        epoch=found.epoch + 1,
-    )
+    with _let_go_of(store):
+        if settings.standby:
+            answer = source.call("epoch")
+            known = _stands_by(answer, found.takeover)
+        else:
+            answer = _seal(settings, store, source)
+            known = _taken_over(source, answer)
+        store.begin_copy(answer.blocks("diverged", store.geometry))
+        store.update(
+            **known,
+            complete=False,
+            source=settings.source,
+            seal=None,
+            asked=False,
+            moved=False,
+            epoch=found.epoch + 1,
+        )
     return store

@@ -229,6 +229,16 @@ def read(handle: Any, offset: int, length: int, timeout_s: float = CONNECT_S) ->
     return read_many(handle, [Extent(offset, length)], timeout_s)[0]
 
 
+def answers(handle: Any) -> bool:
+    """Whether the server that the handle was connected to is still there, if with an error only."""
+    try:
+        if handle.get_size():
+            read(handle, 0, 1)
+    except UpstreamError as error:
+        return error.errno != errno.ETIMEDOUT and bool(handle.aio_is_ready())
+    return True
+
+
 def read_many(handle: Any, extents: list[Extent], timeout_s: float = CONNECT_S) -> list[bytes]:
     """Read extents at once, pipelined, over a handle that nothing else uses at the moment.
 

@@ -14,7 +14,7 @@ from relocator import words
 from relocator.errors import RelocatorError, ShutOutError, StateError, UpstreamError
 from relocator.filesystem.rounds import Rounds, serve
 from relocator.source.endpoint import Endpoint
-from relocator.source.handles import connected, hang_up, open_handle, read, read_many
+from relocator.source.handles import answers, connected, hang_up, open_handle, read, read_many
 from relocator.source.incoming import Incoming
 from relocator.source.replies import FIRST_READ_BYTES, check, decode_line
 from relocator.store import runs
@@ -138,17 +138,24 @@ class Source:
     def identify(self) -> Answer | None:
         """Who the source is; None if it is not ours.
 
+        That it isn't is believed of a server that was up all along: one that was away for a moment
+        is asked again.
+
         Raises:
             UpstreamError: it can't be reached, or wants a key: a relocator must never be taken for
                 something else.
         """
-        try:
+        with suppress(UpstreamError):
             return self.call("identify")
-        except ShutOutError:
-            raise
-        except UpstreamError:
-            with connected(self.endpoint):
-                return None
+        with connected(self.endpoint) as handle:
+            try:
+                return self.call("identify")
+            except ShutOutError:
+                raise
+            except UpstreamError:
+                if answers(handle):
+                    return None
+                raise
 
     def call(self, verb: str, rest_bytes: int = 0) -> Answer:
         """Carry out a verb at the source; `rest_bytes` of the disk are expected with the answer.

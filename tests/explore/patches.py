@@ -35,7 +35,8 @@ class Switchboard:
 
 def begin(kernel: Kernel, net: network.Network, syncs: Syncs) -> None:
     """From now on the product's modules belong to this run."""
-    Here.kernel, Switchboard.network, Files.syncs = kernel, net, syncs
+    Here.kernel, Switchboard.network = kernel, net
+    Files.syncs, Files.opened = syncs, {}
     ExploredEngine.network = net
 
 

@@ -34,6 +34,7 @@ class Plan:
     verbs: dict[str, tuple[str, ...]]
     budget: dict[str, int]
     kept: bool = True
+    active: frozenset[str] = frozenset()  # sites that are started with mode=active
     back: str | None = None
     roams: bool = True
     writers: tuple[str, ...] = ("s", "p")

@@ -6,9 +6,12 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from relocator.copying.hydration import Hydration
+from relocator.errors import UpstreamError
 from relocator.running.disk import Disk
 from relocator.running.gate import Gate
 from relocator.running.lifecycle import Lifecycle
+from relocator.source import remote
+from relocator.source.remote import Answer, Source
 from relocator.store.meta import new_token
 from relocator.store.store import Store
 from tests.explore.plan import Plan
@@ -63,6 +66,14 @@ def _whoever_asks(self: Lifecycle, token: str | None = None, *, asked: bool = Fa
             self._change_locked("seal", seal=token or new_token(), asked=asked, moved=False)
 
 
+def _at_the_first_failure(self: Source) -> Answer | None:
+    try:
+        return self.call("identify")
+    except UpstreamError:
+        with remote.connected(self.endpoint):
+            return None
+
+
 def _any_generation(self: Lifecycle, *_: Any) -> None:
     with self._lock:
         if self._store.meta.seal is not None:
@@ -94,6 +105,18 @@ PLANTED = [
             *("", TWO, {"p": ("activate",), "q": ("activate",)}, {"verb": 2}),
             without=NO_COPY,
         ),
+        "both acknowledge writes",
+    ),
+    Planted(
+        "a second proxy that is started active is given the first one's seal",
+        *(Lifecycle, "seal", _whoever_asks),
+        Plan("", TWO, {"p": ("activate",)}, {"verb": 1}, active=frozenset("q"), without=NO_COPY),
+        "both acknowledge writes",
+    ),
+    Planted(
+        "a source that was away for a moment is taken for another kind of server",
+        *(Source, "identify", _at_the_first_failure),
+        Plan("", TWO, {}, {"kill": 1}, active=frozenset("q"), crashers=("s",), without=NO_COPY),
         "both acknowledge writes",
     ),
     Planted(

@@ -19,7 +19,7 @@ from relocator.source.upstream import Request
 from relocator.store import meta as metadata
 from relocator.store.meta import Meta
 from tests.explore.network import Network
-from tests.explore.storage import Storage
+from tests.explore.storage import Files, Storage
 from tests.explore.threads import Here, Kernel, Process, Thread
 
 BLOCK_BYTES = 4096
@@ -246,6 +246,7 @@ class Site:
             self.left = self.content()
             self.engine._store.abandon()
             self.engine = None
+        Files.close_all_of(self.process)
         if power:
             self.boots += 1
             self.storage.fail_power()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.explore.threads import Here
+from tests.explore.threads import Here, Process
 
 #: not worth keeping: a boot later nothing in it is believed
 _VOLATILE = ("map.live", "lock")
@@ -106,9 +106,27 @@ class Syncs:
 
 
 class Files:
-    """The module `os` as the store's modules see it."""
+    """The module `os` as the store's modules see it. What a process has opened ends with it."""
 
     syncs: Syncs
+    opened: dict[int, Process]  # file descriptor -> whose it is
+
+    @classmethod
+    def close_all_of(cls, process: Process) -> None:
+        """The process has died, perhaps while it opened them."""
+        for fd in [fd for fd, whose in cls.opened.items() if whose is process]:
+            del cls.opened[fd]
+            os.close(fd)
+
+    def open(self, *arguments: Any, **options: Any) -> int:
+        fd = os.open(*arguments, **options)
+        if Here.kernel.current is not None:
+            self.opened[fd] = Here.kernel.current.process
+        return fd
+
+    def close(self, fd: int) -> None:
+        self.opened.pop(fd, None)
+        os.close(fd)
 
     def fsync(self, fd: int) -> None:
         self.syncs.sync(fd)

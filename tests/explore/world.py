@@ -69,8 +69,8 @@ class World:
             site.settings = Config(disk=disk, store=store, **common)
         else:
             source = f"nbd://{self.plan.proxies[name]}"
-            store = storage.root / "store"
-            site.settings = Config(store=store, source=source, standby=True, **common)
+            store, standby = storage.root / "store", name not in self.plan.active
+            site.settings = Config(store=store, source=source, standby=standby, **common)
         site.otherwise = site.settings
         self.sites[name] = site
 
@@ -254,8 +254,8 @@ class World:
         self.sites[name].start()
 
     def _do_return(self, source: str) -> None:
-        site = self.sites["s"]
-        site.settings = replace(site.settings, source=f"nbd://{source}", standby=True)
+        site, standby = self.sites["s"], "s" not in self.plan.active
+        site.settings = replace(site.settings, source=f"nbd://{source}", standby=standby)
         site.start()
 
     def _do_kill(self, name: str) -> None:

@@ -41,6 +41,19 @@ def worlds(more: int = 0) -> list[Plan]:
             without=NO_COPY,
         ),
         Plan(
+            "the second is started active",
+            *(TWO, {"p": ("activate",)}, budget(verb=1)),
+            active=frozenset("q"),
+            without=NO_COPY,
+        ),
+        Plan(
+            "started active, a server killed",
+            *(TWO, {}, budget(kill=1)),
+            active=frozenset("q"),
+            crashers=("s", "q"),
+            without=NO_COPY,
+        ),
+        Plan(
             "a hold",
             *(TO_P, {"p": ("activate --hold", "release", "withdraw")}, budget(verb=2, write=1)),
             without=NO_COPY,

@@ -2,6 +2,7 @@
 
 import random
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from relocator.copying import heat
 from relocator.errors import RelocatorError, StateError
 from relocator.source.endpoint import Endpoint
 from relocator.source.remote import Source
+from relocator.store import meta as metadata
 from tests.support.model import source_bytes
 from tests.support.servers import Server, nbdkit, plugin, refused, wait_for
 
@@ -294,10 +296,55 @@ def test_a_disk_goes_to_one_of_two_proxies(sites: Any) -> None:
             first.control.call("activate", wait=True)
             with pytest.raises(RelocatorError, match="sealed for another proxy"):
                 second.control.call("activate", wait=True)
-            assert second.status()["state"] == "standby"
+            wait_for(lambda: second.status()["state"] == "standby", "the second to give up")
             scribble(first.connect(), model, 10)
             first.wait()
             assert first.connect().pread(SIZE_BYTES, 0) == model
+
+
+def test_a_disk_that_has_gone_to_one_proxy_is_refused_to_one_that_is_started_active(
+    sites: Any,
+) -> None:
+    a, b, c = sites
+    model = source_bytes(SIZE_BYTES)
+    with a.target() as target, b.proxy(target, "background=off") as first:
+        second = f"store={c.directory / 'store'}", f"source={target.uri}"
+        for _ in range(2):  # nothing of the first attempt is in the way of the second
+            said = refused(*second, "mode=active")
+            assert f"source={target.uri}: " in said
+            assert "sealed for another proxy" in said
+            assert "unseal --force" in said
+        first.control.call("withdraw")
+        with c.proxy(target, "mode=active") as proxy:
+            scribble(proxy.connect(), model, 10)
+            proxy.wait()
+            assert proxy.connect().pread(SIZE_BYTES, 0) == model
+
+
+def test_a_proxy_that_was_killed_while_it_began_goes_on_by_its_own_seal(sites: Any) -> None:
+    a, b, c = sites
+    model = source_bytes(SIZE_BYTES)
+    with a.target() as target:
+        with b.proxy(target, "mode=active", "background=off"):
+            pass
+        path = b.directory / "store"
+        found = metadata.read(path)
+        assert found is not None
+        seal = found.origin_seal
+        assert seal is not None
+        # as a kill would leave it: the source is sealed, its answer has not arrived
+        unknown = {"origin_seal": None, "origin_samples": None, "untold": False, "clean": False}
+        takeover = metadata.Takeover(seal)
+        metadata.write(path, replace(found, standby=True, takeover=takeover, **unknown))
+        assert "sealed for another proxy" in refused(
+            f"store={c.directory / 'store'}", f"source={target.uri}", "mode=active"
+        )
+        with b.proxy(target, "mode=active") as proxy:
+            wait_for(lambda: proxy.status()["state"] != "activating", "the activation")
+            scribble(proxy.connect(), model, 11)
+            proxy.wait()
+            assert proxy.connect().pread(SIZE_BYTES, 0) == model
+        assert metadata.read(path).origin_seal == seal
 
 
 @pytest.mark.parametrize("mode", ["standby", "active"])
