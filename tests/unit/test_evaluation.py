@@ -171,6 +171,10 @@ def test_a_verdict_says_what_the_runs_show_to_be_the_reason() -> None:
     assert "there nothing is" not in said
     (said,) = verdicts.verdicts(compared(downtime_s=0.5, handover_s=2e-6))
     assert "the handover of the disk, which is sealed at the source; there nothing is" in said
+    slow = compared(during_read_p99_s=0.0005)
+    slow.loc[0, "during_read_p99_s"] = 0.024
+    (said,) = verdicts.verdicts(slow)
+    assert "costs a round trip, of which our read p99 is 1.2" in said
     (said,) = verdicts.verdicts(compared(independent_s=0.3).assign(background_delay_s=8.0))
     assert "was told to start 8 s after the switch" in said
 

@@ -45,6 +45,7 @@ MEASURES = (
 #: those of which a ratio can be told
 SCORED = [measure for measure in MEASURES if measure.log]
 ALIKE = 1.1
+READS = "during_read_p99_s"
 LITTLE_S = 0.1  # of lost work
 NOTHING_S = 1e-4  # a handover in which nothing is done
 KEYS = ["axis_rtt", "axis_rate"]
@@ -295,10 +296,28 @@ def _why(frame: pd.DataFrame, peer: str, losses: Sequence[Duel]) -> str:
             said.append("its disk stays, so that nothing is copied beside the guest's own I/O")
     elif np.isclose(theirs["independent_s"], theirs["downtime_s"], rtol=0.2, atol=0.1):
         said.append(_copied_before(theirs))
+    if READS in lost:
+        said.append(_round_trips(frame, peer))
     if lost & {"independent_s", "relocation_from_move_s"} and ours["background_delay_s"] > 0:
         delay = draw.s(float(ours["background_delay_s"]))
         said.append(f"{mine}'s background copy was told to start {delay} after the switch")
     return f": {'; '.join(said)}" if said else ""
+
+
+def _round_trips(frame: pd.DataFrame, peer: str) -> str:
+    """The slowest of our reads in round trips, where the peer's are faster."""
+    found = []
+    for rtt, rate in conditions(frame):
+        here = frame[(frame["axis_rtt"] == rtt) & (frame["axis_rate"] == rate)]
+        ours, theirs = (
+            here[here["name"].isin(names)].groupby("name")[READS].mean().min()
+            for names in (OURS, [peer])
+        )
+        if theirs * ALIKE <= ours:
+            found.append(float(ours) / seconds(rtt))
+    low, high = min(found), max(found)
+    trips = f"{low:.2g}" if math.isclose(low, high, rel_tol=0.05) else f"{low:.2g} to {high:.2g}"
+    return f"a block that is not here yet costs a round trip, of which our read p99 is {trips}"
 
 
 def _copied_before(theirs: pd.Series) -> str:
