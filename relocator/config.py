@@ -191,7 +191,7 @@ def parse_refresh(key: str, text: str) -> float | None:
 def _parse_source(key: str, text: str) -> str:
     """A URI that can be connected to."""
     if problem := Endpoint(text).problem():
-        raise ConfigError(f"{key}={text}: {problem}")
+        raise ConfigError(f"{key}={words.without_password(text)}: {problem}")
     return text
 
 

@@ -45,6 +45,11 @@ def rate(key: str, text: str) -> float | None:
     return float(match[1]) * _DECIMAL[match[2]]
 
 
+def without_password(text: str) -> str:
+    """The same for others to see, without what follows the user's name in an iSCSI URI."""
+    return re.sub(r"(://[^@/%]*)%[^/]*@", r"\1%...@", text)
+
+
 def uri(text: str) -> SplitResult | None:
     """A URI in its parts; see `has_port` for one of them."""
     with suppress(ValueError):

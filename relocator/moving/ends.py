@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
+from relocator import words
 from relocator.client import Client
 from relocator.errors import ConfigError, RelocatorError
 from relocator.moving.address import Address, parse
@@ -60,7 +61,7 @@ class ByNbd:
 
         endpoint = Endpoint(uri, key=key)
         if problem := endpoint.problem():
-            raise ConfigError(f"--disk={uri}: {problem}")
+            raise ConfigError(f"--disk={words.without_password(uri)}: {problem}")
         self._source = Source(endpoint)
 
     def identify(self) -> dict[str, Any]:

@@ -7,8 +7,9 @@ forget the encryption. Pure: nothing is opened here.
     nbds://[USER@]HOST[:PORT][/EXPORT]          TCP, encrypted or not at all
     nbd+unix:///[EXPORT]?socket=PATH            Unix socket; nbds+unix likewise
     ssh://[USER@]HOST[:PORT][/EXPORT][?port=N]  through ssh to port N of HOST's loopback
-    iscsi://[USER[%PASSWORD]@]HOST[:PORT]/IQN/LUN  a LUN, through qemu-nbd
+    iscsi://[USER@]HOST[:PORT]/IQN/LUN          a LUN, through qemu-nbd
 
+Where a LUN wants a password, libiscsi takes it from LIBISCSI_CHAP_PASSWORD: a URI is seen by all.
 A LUN has no exports. The fragment of its URI stands for the export's name, and is sent to nobody
 but the qemu-nbd of that connection, which knows only the unnamed one.
 """
@@ -100,6 +101,11 @@ class Endpoint:
             return f"names no host and port; write {parts.scheme}://HOST[:PORT]"
         if parts.scheme == "iscsi" and not re.fullmatch(r"/[^/]+/\d+", parts.path):
             return "names no LUN; write iscsi://HOST[:PORT]/IQN/LUN"
+        if parts.scheme == "iscsi" and "%" in parts.netloc.rpartition("@")[0]:
+            return (
+                "holds a password, which ps, the status and the logs would show; leave %PASSWORD "
+                "out and give it by the environment, as LIBISCSI_CHAP_PASSWORD"
+            )
         return _ssh_problem(parts.query) if parts.scheme == "ssh" else None
 
     def conflict(self) -> str | None:

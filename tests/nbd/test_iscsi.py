@@ -239,6 +239,25 @@ def test_the_processes_that_reach_a_lun_go_with_the_proxy(tmp_path: Path) -> Non
             wait_for(lambda: not [pid for pid in ours if running(pid)], "the end of qemu-nbd")
 
 
+def test_a_lun_s_password_is_in_no_process_s_arguments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    password = "open-sesame-1"
+    with tgt(tmp_path, image(tmp_path)) as source:
+        source.wants("alice", password)
+        uri = source.uri.replace("iscsi://", "iscsi://alice@")
+        keys = (f"store={tmp_path / 'store'}", f"source={uri}")
+        monkeypatch.setenv("LIBISCSI_CHAP_PASSWORD", "not-the-right-1")
+        assert "Failed to connect to LUN" in refused(*keys)
+        monkeypatch.setenv("LIBISCSI_CHAP_PASSWORD", password)
+        with plugin(tmp_path, "proxy", *keys) as proxy:
+            shown = [cmdline(int(one.name)) for one in Path("/proc").glob("[0-9]*")]
+            assert any(uri in one for one in shown)
+            assert not [one for one in shown if password in one]
+            assert password not in str(proxy.wait())
+            assert proxy.connect().pread(SIZE_BYTES, 0) == source_bytes(SIZE_BYTES)
+
+
 def pids_of(name: str) -> list[int]:
     found = (int(one.name) for one in Path("/proc").glob("[0-9]*"))
     return [pid for pid in found if running(pid) and comm(pid) == name]
@@ -263,6 +282,7 @@ def running(pid: int) -> bool:
     [
         ("iscsi://127.0.0.1/iqn.x", "names no LUN; write iscsi://HOST[:PORT]/IQN/LUN"),
         ("iscsi://127.0.0.1:99999/iqn.x/1", "its port is not a number"),
+        ("iscsi://u%se@cret@127.0.0.1/iqn.x/1", "source=iscsi://u%...@127.0.0.1/iqn.x/1: holds a"),
     ],
 )
 def test_a_uri_that_names_no_lun_is_refused(tmp_path: Path, source: str, complaint: str) -> None:

@@ -146,6 +146,12 @@ class Tgt:
     def _tgtadm(self, words: Sequence[str]) -> int:
         return asked("tgtadm", "--lld=iscsi", *words, environment=self._environment).returncode
 
+    def wants(self, user: str, password: str) -> None:
+        """From now on an initiator must know these."""
+        account = ["--mode", "account", "--user", user]
+        assert self._tgtadm([*account, "--op", "new", "--password", password]) == 0
+        assert self._tgtadm([*account, "--op", "bind", "--tid", "1"]) == 0
+
     def kill(self) -> None:
         """kill -9."""
         self._daemon.kill()
