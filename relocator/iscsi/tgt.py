@@ -11,6 +11,8 @@ killed, so that no initiator is told of an error, and is gone once the file is.
 """
 
 import os
+import socket
+import struct
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,11 +20,14 @@ from pathlib import Path
 from typing import IO
 
 from relocator.errors import RelocatorError
-from relocator.iscsi.lun import LUN, Lun
+from relocator.iscsi.lun import LUN, Chap, Lun
 from relocator.processes import Process, run
 
 COMMANDS = ("tgtd", "tgtadm", "nbdfuse", "qemu-nbd")
 _ANSWERS_S = 3.0
+#: tgtd's own: mode, operation, driver, length of all, target, session, LUN, and more of no use here
+_REQUEST = struct.Struct("=II64sIiQQ24x")
+_ACCOUNT, _NEW = 7, 0
 _TARGET = ("--lld", "iscsi", "--mode", "target", "--tid", "1")
 
 
@@ -103,9 +108,29 @@ def _announce(lun: Lun, file: Path, environment: dict[str, str]) -> None:
     run(["tgtadm", "--op", "new", *unit, *backing], environment)
     run(["tgtadm", "--op", "update", *unit, "--params", identity], environment)
     if lun.chap is not None:
+        _add_account(lun.chap, environment)
         account = ["--lld", "iscsi", "--mode", "account", "--user", lun.chap.user]
-        secret = ["--password", lun.chap.password]
-        run(["tgtadm", "--op", "new", *account, *secret], environment)
         run(["tgtadm", "--op", "bind", *account, "--tid", "1"], environment)
     for initiator in lun.allow or ("ALL",):
         run(["tgtadm", "--op", "bind", *_TARGET, "--initiator-address", initiator], environment)
+
+
+def _add_account(chap: Chap, environment: dict[str, str]) -> None:
+    """As `tgtadm --mode account --op new`, which takes the password as an argument: ps shows it.
+
+    Raises:
+        RelocatorError: tgtd doesn't take it.
+    """
+    said = f"user={chap.user},password={chap.password}\0".encode()
+    length = _REQUEST.size + len(said)
+    request = _REQUEST.pack(_ACCOUNT, _NEW, b"iscsi", length, -1, 0, (1 << 64) - 1) + said
+    try:
+        with socket.socket(socket.AF_UNIX) as link:
+            link.settimeout(_ANSWERS_S)
+            link.connect(f"{environment['TGT_IPC_SOCKET']}.0")
+            link.sendall(request)
+            answer = link.recv(8)
+    except OSError as error:
+        raise RelocatorError(f"tgtd takes no account: {error.strerror or error}") from error
+    if len(answer) < 4 or any(answer[:4]):
+        raise RelocatorError(f"tgtd takes no account: its answer is {answer.hex() or 'missing'}")

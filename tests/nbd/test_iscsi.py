@@ -1,6 +1,7 @@
 """Disks served to iSCSI initiators by `relocator iscsi`, and a LUN as the source of a proxy."""
 
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -160,7 +161,10 @@ def comm(pid: int) -> str:
     return Path(f"/proc/{pid}/comm").read_text().strip()
 
 
-def test_initiators_must_know_the_password_and_come_from_where_they_may(tmp_path: Path) -> None:
+def test_initiators_must_know_the_password_and_come_from_where_they_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _watch_tgtadm(tmp_path, monkeypatch)
     secret = tmp_path / "chap"
     secret.write_text("alice:open-sesame-1\n")
     with plugin(tmp_path, "target", f"disk={image(tmp_path)}") as target:
@@ -168,8 +172,22 @@ def test_initiators_must_know_the_password_and_come_from_where_they_may(tmp_path
             assert asked("iscsi-inq", served.disk).returncode != 0
             known = served.disk.replace("iscsi://", "iscsi://alice%open-sesame-1@")
             assert "VENDOR:RLOCATOR" in initiator("iscsi-inq", known).replace(" ", "").upper()
+        said = (tmp_path / "tgtadm.log").read_text()
+        assert "--user alice" in said
+        assert "open-sesame" not in said
         with portal(tmp_path, target.uri, "--allow", "192.0.2.7") as served:
             assert asked("iscsi-inq", served.disk).returncode != 0
+
+
+def _watch_tgtadm(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every tgtadm's arguments written to tgtadm.log."""
+    first = directory / "bin"
+    first.mkdir()
+    script = first / "tgtadm"
+    real = shutil.which("tgtadm")
+    script.write_text(f'#!/bin/sh\necho "$@" >>{directory}/tgtadm.log\nexec {real} "$@"\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{first}:{os.environ['PATH']}")
 
 
 def test_two_disks_differ_in_identity_and_one_keeps_its_own(tmp_path: Path) -> None:
