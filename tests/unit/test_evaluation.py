@@ -174,7 +174,7 @@ def test_a_verdict_says_what_the_runs_show_to_be_the_reason() -> None:
     slow = compared(during_read_p99_s=0.0005)
     slow.loc[0, "during_read_p99_s"] = 0.024
     (said,) = verdicts.verdicts(slow)
-    assert "costs a round trip, of which our read p99 is 1.2" in said
+    assert "costs a round trip, our read p99 is 1.2" in said
     (said,) = verdicts.verdicts(compared(independent_s=0.3).assign(background_delay_s=8.0))
     assert "was told to start 8 s after the switch" in said
 
@@ -241,7 +241,7 @@ def test_each_peer_meets_the_better_of_ours() -> None:
     said = verdicts.tally(verdicts.front(frame))
     assert said == (
         "Of 6 cells ours is ahead in 1, no further than 10 % apart in 4, "
-        "another in 1: downtime (1 of 1 conditions)."
+        "another in 1: downtime (1 of 1 conditions); each peer's sentence says why."
     )
     assert "nobody is ahead" in verdicts.tally(verdicts.front(compared(downtime_s=3.0)))
 

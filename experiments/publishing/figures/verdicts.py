@@ -183,7 +183,9 @@ def tally(rows: Mapping[str, Sequence[Score | None]]) -> str:
         lost = [score for score in column if score is not None and score.kind == "bad"]
         label = measure.label.replace("\n", " ").removesuffix(" (s)")
         behind += [f"{label} ({len(lost)} of {len(column)} conditions)"] if lost else []
-    return f"{said}, another in {count['bad']}: {draw.joined(behind)}."
+    return (
+        f"{said}, another in {count['bad']}: {draw.joined(behind)}; each peer's sentence says why."
+    )
 
 
 def _interval(ratio: Estimate) -> str:
@@ -296,28 +298,31 @@ def _why(frame: pd.DataFrame, peer: str, losses: Sequence[Duel]) -> str:
             said.append("its disk stays, so that nothing is copied beside the guest's own I/O")
     elif np.isclose(theirs["independent_s"], theirs["downtime_s"], rtol=0.2, atol=0.1):
         said.append(_copied_before(theirs))
+        if "independent_s" in lost:
+            trips = _round_trips(frame, peer, "independent_s")
+            said.append(f"ours brings the rest after the switch, in {trips} round trips")
     if READS in lost:
-        said.append(_round_trips(frame, peer))
+        trips = _round_trips(frame, peer, READS)
+        said.append(f"a block that is not here yet costs a round trip, our read p99 is {trips}")
     if lost & {"independent_s", "relocation_from_move_s"} and ours["background_delay_s"] > 0:
         delay = draw.s(float(ours["background_delay_s"]))
         said.append(f"{mine}'s background copy was told to start {delay} after the switch")
     return f": {'; '.join(said)}" if said else ""
 
 
-def _round_trips(frame: pd.DataFrame, peer: str) -> str:
-    """The slowest of our reads in round trips, where the peer's are faster."""
+def _round_trips(frame: pd.DataFrame, peer: str, column: str) -> str:
+    """Our figure in round trips, where the peer's is better."""
     found = []
     for rtt, rate in conditions(frame):
         here = frame[(frame["axis_rtt"] == rtt) & (frame["axis_rate"] == rate)]
         ours, theirs = (
-            here[here["name"].isin(names)].groupby("name")[READS].mean().min()
+            here[here["name"].isin(names)].groupby("name")[column].mean().min()
             for names in (OURS, [peer])
         )
         if theirs * ALIKE <= ours:
             found.append(float(ours) / seconds(rtt))
-    low, high = min(found), max(found)
-    trips = f"{low:.2g}" if math.isclose(low, high, rel_tol=0.05) else f"{low:.2g} to {high:.2g}"
-    return f"a block that is not here yet costs a round trip, of which our read p99 is {trips}"
+    low, high = min(found, default=math.nan), max(found, default=math.nan)
+    return f"{low:.2g}" if math.isclose(low, high, rel_tol=0.05) else f"{low:.2g} to {high:.2g}"
 
 
 def _copied_before(theirs: pd.Series) -> str:
