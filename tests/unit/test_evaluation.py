@@ -238,6 +238,8 @@ def test_each_peer_meets_the_better_of_ours() -> None:
     assert found["independent_s"] == verdicts.Score("2 ×", "ok")
     assert found["during_write_p99_s"] == verdicts.Score("1 ×", "")
     assert found["downtime_s"] == verdicts.Score("0.5 ×", "bad"), "seeded is neither"
+    *_, last = verdicts.verdicts(frame.assign(wan_over_allocated=[1.0, 1.0, 1.0, 0.2]))
+    assert "0.2 times the bytes over the WAN, 1 times the time" in last
     said = verdicts.tally(verdicts.front(frame))
     assert said == (
         "Of 6 cells ours is ahead in 1, no further than 10 % apart in 4, "

@@ -6,7 +6,7 @@ Systems are compared seed by seed: one seed is the same disk, the same guest and
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,6 +60,12 @@ def conditions(frame: pd.DataFrame) -> list[tuple[str, str]]:
     return sorted(found, key=lambda pair: (seconds(pair[0]), pair[1]))
 
 
+def by_condition(frame: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """(round-trip time, rate, the runs with them)"""
+    for rtt, rate in conditions(frame):
+        yield rtt, rate, frame[(frame["axis_rtt"] == rtt) & (frame["axis_rate"] == rate)]
+
+
 @dataclass(frozen=True)
 class Score:
     """A cell of the table; `kind` is `ok` where ours is ahead, `bad` where the peer is."""
@@ -109,8 +115,7 @@ def duels(frame: pd.DataFrame, peer: str) -> list[Duel]:
     found = []
     for measure in MEASURES:
         ratios, ours_never, theirs_never = [], 0, 0
-        for rtt, rate in conditions(frame):
-            here = frame[(frame["axis_rtt"] == rtt) & (frame["axis_rate"] == rate)]
+        for _, _, here in by_condition(frame):
             mine = _best(here, OURS, measure) or OURS[0]
             sides = [here[here["name"] == name] for name in (mine, peer)]
             if any(side.empty for side in sides):
@@ -144,8 +149,7 @@ def front(frame: pd.DataFrame) -> dict[str, list[Score | None]]:
     """Condition -> for each of SCORED the best of the peers against the best of ours."""
     others = peers(frame)
     found = {}
-    for rtt, rate in conditions(frame) if others else ():
-        here = frame[(frame["axis_rtt"] == rtt) & (frame["axis_rate"] == rate)]
+    for rtt, rate, here in by_condition(frame) if others else ():
         found[f"{rtt}, {rate}"] = [_front(here, others, measure) for measure in SCORED]
     return found
 
@@ -204,7 +208,8 @@ def scores(frame: pd.DataFrame) -> dict[str, list[Score | None]]:
 
 def verdicts(frame: pd.DataFrame) -> list[str]:
     """A sentence for each peer: where ours is better, where not, and why."""
-    return [said for peer in peers(frame) if (said := _verdict(frame, peer))]
+    said = [_verdict(frame, peer) for peer in peers(frame)]
+    return [one for one in (*said, _seeded(frame)) if one]
 
 
 def _verdict(frame: pd.DataFrame, peer: str) -> str:
@@ -225,6 +230,23 @@ def _verdict(frame: pd.DataFrame, peer: str) -> str:
     if mixed:
         said.append(mixed)
     return f"Against {peer}: {'. '.join(said)}." if said else ""
+
+
+def _seeded(frame: pd.DataFrame) -> str:
+    """What a template at the destination is worth, which no peer can use."""
+    found: dict[str, list[float]] = {"wan_over_allocated": [], "independent_s": []}
+    for _, _, here in by_condition(frame) if "seeded" in set(frame["name"]) else ():
+        seeded, plain = (here[here["name"] == n].set_index("seed") for n in ("seeded", OURS[0]))
+        for column, ratios in found.items():
+            if (ratio := paired_ratio(seeded[column], plain[column])) is not None:
+                ratios.append(ratio.mean)
+    if not all(found.values()):
+        return ""
+    sent, took = (_range(ratios) for ratios in found.values())
+    return (
+        f"seeded (the destination has the disk's template) against relocator: {sent} the bytes "
+        f"over the WAN, {took} the time until the source may go; no peer knows of templates."
+    )
 
 
 def _range(values: Sequence[float]) -> str:
@@ -313,8 +335,7 @@ def _why(frame: pd.DataFrame, peer: str, losses: Sequence[Duel]) -> str:
 def _round_trips(frame: pd.DataFrame, peer: str, column: str) -> str:
     """Our figure in round trips, where the peer's is better."""
     found = []
-    for rtt, rate in conditions(frame):
-        here = frame[(frame["axis_rtt"] == rtt) & (frame["axis_rate"] == rate)]
+    for rtt, _, here in by_condition(frame):
         ours, theirs = (
             here[here["name"].isin(names)].groupby("name")[column].mean().min()
             for names in (OURS, [peer])
