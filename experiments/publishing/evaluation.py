@@ -21,7 +21,7 @@ from typing import Any
 import pandas as pd
 
 import experiments
-from experiments.publishing.figures import ALL, draw, verdicts
+from experiments.publishing.figures import ALL, draw, duels
 from experiments.publishing.figures.evidence import Drawn, Evidence
 from experiments.publishing.report import template
 from experiments.running.rundir import RunError
@@ -114,15 +114,15 @@ def summary(evidence: Evidence, drawn: Mapping[str, Drawn]) -> list[str]:
 
 def content(evidence: Evidence, drawn: Mapping[str, Drawn]) -> dict[str, Any]:
     """What both the page and summary.md say."""
-    front = verdicts.front(evidence.scenario("compare"))
+    front = duels.front(evidence.scenario("compare"))
     return {
         "counts": summary(evidence, drawn),
         "verdicts": drawn["compare"].sentences,
         "terms": TERMS,
-        "scored": [measure.label.replace("\n", " ") for measure in verdicts.SCORED],
+        "scored": [measure.label.replace("\n", " ") for measure in duels.SCORED],
         "front": front,
-        "tally": verdicts.tally(front) if front else "",
-        "scores": verdicts.scores(evidence.scenario("compare")),
+        "tally": duels.tally(front) if front else "",
+        "scores": duels.scores(evidence.scenario("compare")),
         "drawn": drawn,
         "questions": {name: _about(name) for name in drawn},
     }
@@ -144,7 +144,7 @@ def page(said: Mapping[str, Any], evidence: Evidence) -> str:
     )
 
 
-def _mark(score: verdicts.Score | None) -> str:
+def _mark(score: duels.Score | None) -> str:
     """A score for summary.md: who is ahead shows without colours too."""
     if score is None:
         return ""

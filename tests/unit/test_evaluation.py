@@ -11,7 +11,7 @@ import pytest
 from experiments.analysis import metrics
 from experiments.analysis.estimates import Estimate, estimate, paired_ratio
 from experiments.publishing import evaluation
-from experiments.publishing.figures import ALL, ablations, evidence, paper, verdicts
+from experiments.publishing.figures import ALL, ablations, duels, evidence, paper, verdicts
 from experiments.publishing.figures.evidence import Evidence
 from experiments.scenarios import cells
 from experiments.scenarios.cells import Cell
@@ -152,7 +152,7 @@ def test_an_interval_is_students(tmp_path: Path) -> None:
 
 def compared(**peer: float) -> pd.DataFrame:
     """relocator, 1 everywhere, and a mirror with these figures."""
-    base: dict[str, Any] = {measure.column: 1.0 for measure in verdicts.MEASURES}
+    base: dict[str, Any] = {measure.column: 1.0 for measure in duels.MEASURES}
     base |= {"handover_s": 0.03, "background_delay_s": 0.0}
     rows = [{**base, "name": "relocator"}, {**base, **peer, "name": "mirror"}]
     return pd.DataFrame(rows).assign(axis_rtt="20ms", axis_rate="100mbit", seed=1)
@@ -192,12 +192,12 @@ def test_never_is_worse_than_any_time() -> None:
 
 def test_the_table_says_how_many_times_better_and_who_is_ahead() -> None:
     peer = compared(downtime_s=3.0, during_read_p99_s=0.5, during_write_p99_s=1.04)
-    scores = verdicts.scores(peer.assign(recovered_s=[1.0, math.nan]))["mirror"]
-    found = dict(zip((m.column for m in verdicts.SCORED), scores, strict=True))
-    assert found["downtime_s"] == verdicts.Score("3 ×", "ok")
-    assert found["during_read_p99_s"] == verdicts.Score("0.5 ×", "bad")
-    assert found["during_write_p99_s"] == verdicts.Score("1 ×", "")
-    assert found["recovered_s"] == verdicts.Score("there: not seen", "ok")
+    scores = duels.scores(peer.assign(recovered_s=[1.0, math.nan]))["mirror"]
+    found = dict(zip((m.column for m in duels.SCORED), scores, strict=True))
+    assert found["downtime_s"] == duels.Score("3 ×", "ok")
+    assert found["during_read_p99_s"] == duels.Score("0.5 ×", "bad")
+    assert found["during_write_p99_s"] == duels.Score("1 ×", "")
+    assert found["recovered_s"] == duels.Score("there: not seen", "ok")
 
 
 def test_ratios_are_taken_seed_by_seed() -> None:
@@ -217,14 +217,14 @@ def test_the_first_table_has_the_best_of_both_sides() -> None:
     frame = compared(downtime_s=3.0, during_read_p99_s=0.5, recovered_s=math.nan)
     base = {**frame.iloc[0].to_dict(), "name": "hybrid", "during_read_p99_s": 0.51}
     worse = {**frame.iloc[1].to_dict(), "name": "offline", "downtime_s": 9.0}
-    (row,) = verdicts.front(pd.concat([frame, pd.DataFrame([base, worse])])).values()
-    found = dict(zip((m.column for m in verdicts.SCORED), row, strict=True))
+    (row,) = duels.front(pd.concat([frame, pd.DataFrame([base, worse])])).values()
+    found = dict(zip((m.column for m in duels.SCORED), row, strict=True))
     assert found["downtime_s"] in (
-        verdicts.Score("3 ×: mirror to relocator", "ok"),
-        verdicts.Score("3 ×: mirror to hybrid", "ok"),
+        duels.Score("3 ×: mirror to relocator", "ok"),
+        duels.Score("3 ×: mirror to hybrid", "ok"),
     )
-    assert found["during_read_p99_s"] == verdicts.Score("0.98 ×: mirror to hybrid", "")
-    assert found["recovered_s"] == verdicts.Score("nobody else: not seen", "ok")
+    assert found["during_read_p99_s"] == duels.Score("0.98 ×: mirror to hybrid", "")
+    assert found["recovered_s"] == duels.Score("nobody else: not seen", "ok")
 
 
 def test_each_peer_meets_the_better_of_ours() -> None:
@@ -233,19 +233,19 @@ def test_each_peer_meets_the_better_of_ours() -> None:
     hybrid = {**base, "name": "hybrid", "independent_s": 0.1, "during_write_p99_s": 3.0}
     seeded = {**base, "name": "seeded", "downtime_s": 0.1}
     frame = pd.concat([frame, pd.DataFrame([hybrid, seeded])])
-    (scores,) = verdicts.scores(frame).values()
-    found = dict(zip((m.column for m in verdicts.SCORED), scores, strict=True))
-    assert found["independent_s"] == verdicts.Score("2 ×", "ok")
-    assert found["during_write_p99_s"] == verdicts.Score("1 ×", "")
-    assert found["downtime_s"] == verdicts.Score("0.5 ×", "bad"), "seeded is neither"
+    (scores,) = duels.scores(frame).values()
+    found = dict(zip((m.column for m in duels.SCORED), scores, strict=True))
+    assert found["independent_s"] == duels.Score("2 ×", "ok")
+    assert found["during_write_p99_s"] == duels.Score("1 ×", "")
+    assert found["downtime_s"] == duels.Score("0.5 ×", "bad"), "seeded is neither"
     *_, last = verdicts.verdicts(frame.assign(wan_over_allocated=[1.0, 1.0, 1.0, 0.2]))
     assert "0.2 times the bytes over the WAN, 1 times the time" in last
-    said = verdicts.tally(verdicts.front(frame))
+    said = duels.tally(duels.front(frame))
     assert said == (
         "Of 6 cells ours is ahead in 1, no further than 10 % apart in 4, "
         "another in 1: downtime (1 of 1 conditions); each peer's sentence says why."
     )
-    assert "nobody is ahead" in verdicts.tally(verdicts.front(compared(downtime_s=3.0)))
+    assert "nobody is ahead" in duels.tally(duels.front(compared(downtime_s=3.0)))
 
 
 def test_a_cut_lasts_until_the_link_is_back(out: Path) -> None:
