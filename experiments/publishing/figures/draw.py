@@ -19,7 +19,7 @@ from experiments.publishing import plots
 COLOURS = {
     "relocator": "#2f6fb3",
     "hybrid": "#5b9bd5",
-    "seeded": "#c9e0f7",
+    "seeded": "#8db9e8",
     "remote": "#c0504d",
     "stay": "#7d838c",
     "offline": "#8358a8",

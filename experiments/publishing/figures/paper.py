@@ -199,7 +199,7 @@ def e7(evidence: Evidence) -> Drawn:
     names = [name for name in known if name in set(frame["name"])]
     found = draw.by(frame, ["name"], "independent_s")
     base = found.get("none")
-    colours = {"none": "#2f6fb3", "preseed": "#7fb2ea", "return": "#a9cdf2", "seeded": "#c9e0f7"}
+    colours = {"none": "#2f6fb3", "preseed": "#7fb2ea", "return": "#a9cdf2", "seeded": "#8db9e8"}
     colours["mirror-sync"] = draw.COLOURS["mirror-sync"]
     with draw.style():
         made = draw.figure(10.4, 3.0)
