@@ -31,7 +31,7 @@ _SEEDS = (
     *("", "0", "-1", "1", "4096", "64K", "1M", "9T", "1.5G", "none", "auto", "on", "off", "yes"),
     *("07:00,20M 23:30,none", "23:59", "2026-01-31T07:00+01:00", "02:00-04:00", "recent,hot"),
     *("trace:/etc/hostname", "/tmp", "/etc/hostname", "nbd://h:1/x", "nbds://h", "h:1", "[::1]:9"),
-    *("nbd+unix:///?socket=/s", "ssh://u@h:22/x?port=1", "iscsi://u%p@h:1/iqn.2026-01.a:b/1"),
+    *("nbd+unix:///?socket=/s", "ssh://u@h:22/x?port=1", "iscsi://u@h:1/iqn.2026-01.a:b/1"),
     *("ssh://h/s", "unix:/s", "/a,/b", "nbd://h,/b", "iqn.2026-01.org.example:disk", "2s", "nan"),
     *("inf", "1e400", "--rate", "'", "\0", "\ud800", "٣", "²", LONG, DIGITS, f"{DIGITS}M"),
 )

@@ -12,7 +12,7 @@ from relocator.cli.main import main
 from relocator.errors import RelocatorError
 from tests.nbd.test_activation import BLOCK, Source, state, until
 from tests.support.relay import Relay, relay
-from tests.support.servers import PLUGIN, Server, mistaken, plugin, wait_for
+from tests.support.servers import PLUGIN, Server, mistaken, plugin, refused, wait_for
 
 FOUND_S = 60.0
 #: whole, since a part of an absent block needs the source
@@ -167,6 +167,27 @@ def test_a_proxy_that_is_complete_and_could_not_say_so_finds_out_too(sites: Site
             assert here.pread(2 * BLOCK, 0) == MINE + sites.source.content[BLOCK : 2 * BLOCK]
             with pytest.raises(RelocatorError, match="outdated"):
                 proxy.wait()
+
+
+def test_a_complete_proxy_that_told_its_source_learns_of_no_force_and_is_never_mixed_with_it(
+    sites: Sites,
+) -> None:
+    with sites.target() as target:
+        with sites.proxy("background=on", "refresh=off") as proxy:
+            proxy.control.call("activate", wait=True)
+            proxy.wait()
+            wait_for(lambda: target.control.call("identify")["moved"], "the source to be told")
+            told = target.control.call("unseal", force=True)
+            assert told["was_asked"] and told["was_moved"]
+        with sites.proxy() as proxy:
+            assert state(proxy) == "complete"
+            proxy.connect().pwrite(MINE, 0)
+            target.connect().pwrite(b"source's", 0)
+            target.control.call("seal")
+            target.kill()
+            keys = (f"disk={sites.source.image}", f"store={sites.source.directory / 'maps'}")
+            said = refused(*keys, f"source={proxy.uri}", "mode=standby")
+            assert "is not the successor of the sealed disk" in said
 
 
 def test_a_hold_that_outlasts_its_seal_is_found_out_at_the_release(sites: Sites) -> None:
