@@ -6,8 +6,13 @@ take, and the source adds the dirty blocks, the hottest first, to the answer in 
 
 They are read from the image when they are asked for, behind the answer's maps: nobody waits for
 them to learn that the disk is sealed.
+
+A connection that was idle sends some 14 KB in its first round trip, whatever the link bears. So the
+rest can be had in *parts*, each over a connection of its own: `TOKEN/BYTES/PART/OF`. The first part
+comes with the maps, of the whole. Every part says which rest it is of.
 """
 
+import hashlib
 from bisect import bisect_right
 from collections.abc import Callable
 
@@ -21,8 +26,20 @@ MOST_REST_BYTES = 64 << 20
 
 
 def most_of(argument: str) -> int:
-    """How much may come with a seal that is asked for by `TOKEN/BYTES`, in bytes."""
-    return min(int(argument.partition("/")[2] or 0), MOST_REST_BYTES)
+    """How much may come with a seal that is asked for by `TOKEN/BYTES...`, in bytes."""
+    most = argument.split("/")[1:2]
+    return min(int(most[0]), MOST_REST_BYTES) if most else 0
+
+
+def part_of(argument: str) -> tuple[int, int]:
+    """The part that is asked for by `TOKEN/BYTES/PART/OF`, and of how many; the whole is 0 of 1."""
+    part = argument.split("/")[2:]
+    return (int(part[0]), int(part[1])) if part else (0, 1)
+
+
+def part_bytes(size_bytes: int, parts: int, block_bytes: int) -> int:
+    """What each part of a rest has, but perhaps the last ones: whole blocks."""
+    return max(1, -(-size_bytes // (parts * block_bytes))) * block_bytes
 
 
 class Rest:
@@ -36,6 +53,17 @@ class Rest:
         for first, end in chosen:
             self._places.append(self.size_bytes)
             self.size_bytes += store.geometry.extent(first, end).length
+
+    def part(self, number: int, parts: int) -> "Part":
+        """One of so many parts."""
+        most = part_bytes(self.size_bytes, parts, self._store.geometry.block_bytes)
+        at = min(number * most, self.size_bytes)
+        return Part(self, at, min(most, self.size_bytes - at))
+
+    @property
+    def name(self) -> str:
+        """What tells it from another selection of blocks."""
+        return hashlib.sha256(self.packed()).hexdigest()[:32]
 
     def packed(self) -> bytes:
         """Which blocks they are, as in store/runs.py."""
@@ -53,6 +81,19 @@ class Rest:
             piece = buffer[: extent.length - within]
             self._store.image.read_into(piece, extent.offset + within)
             buffer, offset, at = buffer[len(piece) :], offset + len(piece), at + 1
+
+
+class Part:
+    """The bytes of `rest` from `at` on, `size_bytes` of them."""
+
+    def __init__(self, rest: Rest, at: int, size_bytes: int) -> None:
+        self._rest = rest
+        self._at = at
+        self.size_bytes = size_bytes
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill `buffer` with the content at `offset`, which must be within it."""
+        self._rest.read_into(buffer, self._at + offset)
 
 
 def select(store: Store, heat: Heat, holds: Callable[[int, int], bool], most_bytes: int) -> Rest:

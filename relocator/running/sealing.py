@@ -3,9 +3,10 @@
 Long before the switch a connection is made ready: the request then takes one round trip. It says
 how many bytes of what was written last may come with the answer (see rest.py): about as many as
 the link brings in that round trip, so that a disk that was kept in step is complete as soon as it
-is taken over.
+is taken over. As many connections are made ready as the copy has, and each brings a part: one alone
+would begin with some 14 KB a round trip.
 
-    answer -> stale blocks dropped -> those that come are claimed -> they arrive, one by one
+    answer -> stale blocks dropped -> those that come are claimed -> they arrive, part by part
 
 A claim keeps everybody else from fetching these blocks, and a guest's write takes its blocks out of
 it, as with any fetch (see copying/hydration.py). What does not arrive is absent and is fetched like
@@ -23,6 +24,7 @@ from typing import Any
 from relocator.copying import hints
 from relocator.copying.claims import Claim
 from relocator.errors import RelocatorError, StateError, UpstreamError
+from relocator.running.coming import Coming
 from relocator.running.insisting import insist
 from relocator.running.parts import Parts, Transfer
 from relocator.running.rest import MOST_REST_BYTES
@@ -31,6 +33,8 @@ from relocator.store.store import Runs
 
 LEAST_BYTES = 64 << 10
 MOST_BYTES = 16 << 20
+#: claims, and where in what comes each begins
+Claims = list[tuple[Claim, int]]
 #: as long as the link was not measured
 UNMEASURED_BYTES = 256 << 10
 #: what has come is stored in pieces of at most so many bytes
@@ -45,9 +49,10 @@ class Sealing:
         self._store = parts.store
         self._source = source
         self._transfer = transfer
-        self._ready = "", 0  # what the connection that is ready asks for, and how much that brings
+        self._ready: tuple[list[str], int] = [], 0  # what is ready to be asked, what that may bring
         self._answer: Answer | None = None
         self._thread: threading.Thread | None = None
+        self._counting = threading.Lock()
         #: bytes that have come with the seal
         self.brought_bytes = 0
         self.dropped_blocks = 0
@@ -71,23 +76,22 @@ class Sealing:
         Raises:
             UpstreamError: the source can't be reached.
         """
-        most = self._most_bytes
-        verb, brings = self._ready
-        if token in verb and brings * 3 <= most * 4 <= brings * 5:
+        most, (ready, brings) = self._most_bytes, self._ready
+        if ready and token in ready[0] and brings * 3 <= most * 4 <= brings * 5:
             return
-        for verb in _verbs(token, most):
+        for verbs in _verbs(token, most, self._transfer.upstream.lanes):
             try:
-                self._source.prepare(verb)
+                self._source.prepare(*verbs)
             except UpstreamError as error:
                 refused = error
             else:
-                self._ready = verb, most
+                self._ready = verbs, most
                 return
         raise refused
 
     def unprepare(self) -> None:
         """The seal is not asked for any more."""
-        self._ready = "", 0
+        self._ready = [], 0
         self._source.unprepare()
 
     def ask(self, token: str, pause: Callable[[float], None]) -> None:
@@ -96,15 +100,15 @@ class Sealing:
         self._answer = insist(self._parts, lambda: self._ask(token), pause, why)
 
     def _ask(self, token: str) -> Answer:
-        verb, most = self._ready
-        if token not in verb:
+        verbs, most = self._ready
+        if not verbs or token not in verbs[0]:
             most = self._most_bytes
-            verb, *_ = _verbs(token, most)
+            verbs, *_ = _verbs(token, most, 1)
         try:
-            return self._source.call(verb, most if verb.count("/") > 1 else 0)
+            return self._source.call(verbs[0], most if verbs[0].count("/") > 1 else 0, verbs[1:])
         except UpstreamError as error:
-            plain = _verbs(token, 0)[0]
-            if verb == plain or error.errno == errno.ETIMEDOUT:
+            ((plain,),) = _verbs(token, 0, 1)
+            if verbs == [plain] or error.errno == errno.ETIMEDOUT:
                 raise
             return self._source.call(plain)  # unless it can't be reached, it is of an older version
 
@@ -118,11 +122,8 @@ class Sealing:
         self.join()  # what came with an earlier seal, since withdrawn
         self._transfer.hydration.disown_fetches()
         self.dropped_blocks = self._store.drop(stale(self._store, answer))
-        arguments = answer, self._claim(answer)
-        self._thread = threading.Thread(
-            target=self._bring, args=arguments, name="rest", daemon=True
-        )
-        self._thread.start()
+        coming, claims = self._claim(answer)
+        self._thread = _start(self._bring, coming, claims)
         hints.tell_recent(answer, self._parts.plan)
         return {
             "base": base_of(answer),
@@ -132,15 +133,14 @@ class Sealing:
             "untold": True,
         }
 
-    def _claim(self, answer: Answer) -> list[tuple[Claim, int]]:
+    def _claim(self, answer: Answer) -> tuple[Coming, Claims]:
         """Claim the absent blocks of what comes with the answer; where in it each claim begins."""
-        if not answer.rest_bytes:
-            return []
         geometry, block, at = self._store.geometry, self._store.geometry.block_bytes, 0
         theirs = answer.geometry(geometry.size_bytes)
         ranges: Runs = []
         origins: list[int] = []  # of each range: where the disk's first byte would be
-        for run in answer.map("rest_blocks", theirs.total_blocks):
+        has_rest = answer.rest_bytes > 0
+        for run in answer.map("rest_blocks", theirs.total_blocks) if has_rest else ():
             extent = theirs.extent(*run)
             _, first, end = geometry.split(*extent)
             if first < end:
@@ -149,31 +149,47 @@ class Sealing:
             at += extent.length
         most = max(1, _STEP_BYTES // block)
         firsts = [first for first, _ in ranges]
-        return [
-            (claim, origins[bisect_right(firsts, claim.first) - 1] + claim.first * block)
-            for claim in self._transfer.hydration.expect(ranges, most)
-        ]
-
-    def _bring(self, answer: Answer, claims: list[tuple[Claim, int]]) -> None:
-        """Store what comes (a thread)."""
 
         def wanted() -> None:
             if self._parts.lifecycle.stopping.is_set() or self._answer is not answer:
                 raise StateError("what comes with the seal is no longer wanted")
 
+        return Coming(answer, at, theirs.block_bytes, wanted), [
+            (claim, origins[bisect_right(firsts, claim.first) - 1] + claim.first * block)
+            for claim in self._transfer.hydration.expect(ranges, most)
+        ]
+
+    def _bring(self, coming: Coming, claims: Claims) -> None:
+        """Store what comes (a thread, which has one more for each further part)."""
+        of_part: list[Claims] = [[] for _ in range(coming.parts)]
+        across: Claims = []
+        for claim, at in claims:
+            part = coming.part_at(at)
+            is_within = coming.part_at(at + self._length(claim) - 1) == part
+            (of_part[part] if is_within else across).append((claim, at))
+        threads = [_start(self._store_part, coming, some) for some in of_part[1:] if some]
+        self._store_part(coming, of_part[0])
+        for thread in threads:
+            thread.join()
+        self._store_part(coming, across)
+        coming.end()  # a connection that stayed would keep the source's server from ending
+
+    def _store_part(self, coming: Coming, claims: Claims) -> None:
         failure: RelocatorError | None = None
         for claim, at in claims:
             data = b""
-            length = self._store.geometry.extent(claim.first, claim.end).length
             if failure is None:
                 try:
-                    data = answer.rest(at, length, wanted)
+                    data = coming.read(at, self._length(claim))
                 except RelocatorError as error:
                     failure = error
                 else:
-                    self.brought_bytes += length
+                    with self._counting:
+                        self.brought_bytes += len(data)
             self._transfer.hydration.arrive(claim, data, failure)
-        answer.end(wanted)  # a connection that stayed would keep the source's server from ending
+
+    def _length(self, claim: Claim) -> int:
+        return self._store.geometry.extent(claim.first, claim.end).length
 
     def join(self) -> None:
         """Wait until nothing is stored any more: once stopping, or for another answer."""
@@ -181,7 +197,17 @@ class Sealing:
             self._thread.join()
 
 
-def _verbs(token: str, most_bytes: int) -> list[str]:
-    """What to ask for, the best first."""
+def _start(job: Callable[..., None], *arguments: object) -> threading.Thread:
+    thread = threading.Thread(target=job, args=arguments, name="rest", daemon=True)
+    thread.start()
+    return thread
+
+
+def _verbs(token: str, most_bytes: int, parts: int) -> list[list[str]]:
+    """What to ask for, each over a connection of its own; the best first."""
     plain = f"seal/{token}"
-    return [f"{plain}/{most_bytes}", plain] if most_bytes else [plain]
+    if not most_bytes:
+        return [[plain]]
+    whole = f"{plain}/{most_bytes}"
+    several = [[f"{whole}/{part}/{parts}" for part in range(parts)]] if parts > 1 else []
+    return [*several, [whole], [plain]]

@@ -5,6 +5,7 @@ socket answers with the status after it.
 """
 
 import re
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -31,7 +32,7 @@ _MOST_WAIT_S = 3600.0
 #: epoch that is known
 _ARGUMENTS = {
     "epoch": re.compile("|[0-9]{1,18}"),
-    "seal": re.compile("|[0-9a-f]{32}(/[0-9]{1,9})?"),
+    "seal": re.compile("|[0-9a-f]{32}(/[0-9]{1,9}(/[0-9]{1,2}/[1-9][0-9]?)?)?"),
     "moved": re.compile("|[0-9a-f]{32}"),
     "withdrawn": re.compile("[0-9a-f]{32}"),
 }
@@ -46,6 +47,8 @@ class Verbs:
         self._disk = disk
         self._handover = handover
         self._status = status
+        self._choosing = threading.Lock()
+        self._chosen: tuple[str, rest.Rest] | None = None  # for which seal and size
         #: verb -> what it does; what it returns is added to the status
         self._actions: dict[str, Callable[[], dict[str, Any] | None]] = {
             "flush": disk.flush,
@@ -134,16 +137,31 @@ class Verbs:
         return {"dirty": runs.pack(store.dirty), "diverged": runs.pack(store.diverged)}
 
     def _seal(self, argument: str) -> Reply:
-        """Seal; `TOKEN/BYTES`: and let what was written last come with the answer."""
-        token, wanted, _ = argument.partition("/")
-        fields, maps = self._handover.seal(token or None, asked=True), self._maps()
+        """Seal; `TOKEN/BYTES`: and let what was written last come with the answer, or in parts."""
+        token, wanted, *_ = (*argument.split("/"), "")
+        fields = self._handover.seal(token or None, asked=True)
+        part, parts = rest.part_of(argument)
+        if part:
+            chosen = self._choose(argument)
+            return Reply({**fields, "rest_of": chosen.name}, {}, chosen.part(part, parts))
+        maps = self._maps()
         maps.update(self._handover.ended())
         maps["recent"] = self._parts.recent.places(FIRST_PLACES)
         if not wanted:
             return Reply(fields, maps)
-        store, heat = self._parts.store, self._parts.heat
-        chosen = rest.select(store, heat, self._holds, rest.most_of(argument))
-        return Reply(fields, {**maps, "rest_blocks": chosen.packed()}, chosen)
+        chosen = self._choose(argument)
+        maps["rest_blocks"] = chosen.packed()
+        return Reply({**fields, "rest_of": chosen.name}, maps, chosen.part(0, parts))
+
+    def _choose(self, argument: str) -> rest.Rest:
+        """What comes with that seal: the same for all its parts, though heat changes meanwhile."""
+        name = "/".join(argument.split("/")[:2])
+        with self._choosing:
+            if self._chosen is None or self._chosen[0] != name:
+                store, heat = self._parts.store, self._parts.heat
+                chosen = rest.select(store, heat, self._holds, rest.most_of(argument))
+                self._chosen = name, chosen
+            return self._chosen[1]
 
     def open_export(
         self, name: str, refusal: str | None = None

@@ -5,9 +5,10 @@ every name, which the reply's magic tells. Then everything works but heat, pre-s
 return trip, and the status says so.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from relocator import words
@@ -31,12 +32,14 @@ class Answer:
     """A verb's reply: its fields, and the packed maps attached to it.
 
     What it lacks is the source's fault: UpstreamError. `rest_bytes` of the disk come with it: they
-    are still on their way.
+    are still on their way. So are the answers to what was asked at the same time: each of `others`
+    waits for one, errors as of `Source.call`.
     """
 
     fields: dict[str, Any]
     attachments: dict[str, bytes]
     rest_bytes: int = 0
+    others: tuple[Callable[[], "Answer"], ...] = ()
     _rest_at: int = 0
     _incoming: Incoming | None = None
 
@@ -111,6 +114,10 @@ def _known(found: Mapping[str, T], name: str) -> T:
     return found[name]
 
 
+def _fail(error: UpstreamError) -> Answer:
+    raise error
+
+
 class Source:
     """Control of the source at `endpoint`."""
 
@@ -118,13 +125,19 @@ class Source:
         self.endpoint = endpoint
         self._ready: dict[str, Any] = {}
 
-    def prepare(self, verb: str) -> None:
-        """Connect for `verb` now, and no other, so that carrying it out takes one round trip.
+    def prepare(self, *verbs: str) -> None:
+        """Connect for `verbs` now, and no other, so that carrying them out takes one round trip.
 
         Raises:
             UpstreamError: the source can't be reached, or has no such export.
         """
-        self._ready = {verb: self._open(verb)}
+        self.unprepare()
+        try:
+            for verb in verbs:
+                self._ready[verb] = self._open(verb)
+        except UpstreamError:
+            self.unprepare()
+            raise
 
     def unprepare(self) -> None:
         """Hang up what is ready and was not used: it would keep the source's server from ending."""
@@ -157,20 +170,42 @@ class Source:
                     return None
                 raise
 
-    def call(self, verb: str, rest_bytes: int = 0) -> Answer:
+    def call(self, verb: str, rest_bytes: int = 0, others: Sequence[str] = ()) -> Answer:
         """Carry out a verb at the source; `rest_bytes` of the disk are expected with the answer.
+
+        `others` are carried out at the same time, if connections were made ready for them.
 
         Raises:
             UpstreamError: the source can't be reached, is not ours, or wants a key.
             StateError: it refused.
         """
-        at_once = FIRST_READ_BYTES + rest_bytes
-        if (ready := self._ready.pop(verb, None)) is not None:
-            with suppress(UpstreamError):  # it was made ready long ago and has died since
-                return self._ask(verb, Incoming(ready, at_once), rest_bytes)
-        return self._ask(verb, Incoming(self._open(verb), at_once), rest_bytes)
+        at_once = FIRST_READ_BYTES + -(-rest_bytes // (1 + len(others)))
+        incoming = None
+        with suppress(UpstreamError):  # it was made ready long ago and has died since
+            if (ready := self._ready.pop(verb, None)) is not None:
+                incoming = Incoming(ready, at_once)
+        also = tuple(self._ask_also(other, rest_bytes, at_once) for other in others)
+        with suppress(UpstreamError):
+            if incoming is not None:
+                return self._ask(verb, incoming, rest_bytes, also)
+        return self._ask(verb, Incoming(self._open(verb), at_once), rest_bytes, also)
 
-    def _ask(self, verb: str, incoming: Incoming, asked_bytes: int) -> Answer:
+    def _ask_also(self, verb: str, rest_bytes: int, at_once: int) -> Callable[[], Answer]:
+        """Ask, if a connection is ready for that; what waits for the answer."""
+        try:
+            if (ready := self._ready.pop(verb, None)) is None:
+                raise UpstreamError(f"nothing is ready for '{verb.partition('/')[0]}'")
+            return partial(self._ask, verb, Incoming(ready, at_once), rest_bytes)
+        except UpstreamError as error:
+            return partial(_fail, error)
+
+    def _ask(
+        self,
+        verb: str,
+        incoming: Incoming,
+        asked_bytes: int,
+        others: tuple[Callable[[], Answer], ...] = (),
+    ) -> Answer:
         found = decode_line(incoming.read(0, FIRST_READ_BYTES))
         if found is None:
             raise UpstreamError(f"the source {self.endpoint.uri} is not a relocator")
@@ -193,7 +228,7 @@ class Source:
             name: incoming.read(start + at, length, timeout_s=60.0)
             for name, (at, length) in places.items()
         }
-        return Answer(fields, maps, rest_bytes, start + rest_at, incoming)
+        return Answer(fields, maps, rest_bytes, others, start + rest_at, incoming)
 
     def export(self, name: str, most_bytes: int) -> bytes:
         """The whole content of a further export, such as `heat`.

@@ -97,6 +97,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "id": _is_name,
     "epoch": _is_count,
     "seal": _is_name_or_none,
+    "rest_of": _is_name,
     "base": _is_base,
     "block_bytes": _is_size,
     "group_bytes": _is_size,
