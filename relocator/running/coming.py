@@ -4,29 +4,49 @@ A part whose answer is not of the same rest (the source was started again in bet
 comes, has nothing: its blocks are absent and are fetched like others.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
 from relocator.errors import RelocatorError, UpstreamError
 from relocator.running.rest import part_bytes
 from relocator.source.remote import Answer
+from relocator.store.geometry import Extent
 
 
 class Coming:
-    """The rest that `answer` names, of `size_bytes` in the source's blocks of `block_bytes`.
+    """The rest that `answer` names: `extents` of the disk, in the source's blocks of `block_bytes`.
 
     A part is read by one thread at a time. `idle` is called while it is waited for; what it raises
     ends that.
     """
 
     def __init__(
-        self, answer: Answer, size_bytes: int, block_bytes: int, idle: Callable[[], None]
+        self,
+        answer: Answer,
+        extents: Sequence[Extent],
+        block_bytes: int,
+        idle: Callable[[], None],
     ) -> None:
         self.parts = 1 + len(answer.others)
+        size_bytes = sum(extent.length for extent in extents)
         self._each_bytes = part_bytes(size_bytes, self.parts, block_bytes)
+        self._extents = extents
         self._answer = answer
         self._idle = idle
         self._answers: dict[int, Answer | RelocatorError] = {0: answer}
+
+    def pieces(self, block_bytes: int) -> Iterator[tuple[Extent, int]]:
+        """The extents, and where in the rest each begins; in pieces that lie within a part, where
+        that cuts none of the disk's blocks of `block_bytes`."""
+        at = 0
+        for offset, length in self._extents:
+            end = at + length
+            while at < end:
+                start = end - length
+                cuts = range(at - at % self._each_bytes + self._each_bytes, end, self._each_bytes)
+                cut = next((cut for cut in cuts if (offset + cut - start) % block_bytes == 0), end)
+                yield Extent(offset + at - start, cut - at), at
+                at = cut
 
     def part_at(self, at: int) -> int:
         """The part that brings the byte `at`."""

@@ -19,6 +19,7 @@ import errno
 import threading
 from bisect import bisect_right
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from relocator.copying import hints
@@ -49,7 +50,8 @@ class Sealing:
         self._store = parts.store
         self._source = source
         self._transfer = transfer
-        self._ready: tuple[list[str], int] = [], 0  # what is ready to be asked, what that may bring
+        #: what is ready to be asked, how much may come of it, how many parts were wanted
+        self._ready: tuple[list[str], int, int] = [], 0, 0
         self._answer: Answer | None = None
         self._thread: threading.Thread | None = None
         self._counting = threading.Lock()
@@ -76,22 +78,24 @@ class Sealing:
         Raises:
             UpstreamError: the source can't be reached.
         """
-        most, (ready, brings) = self._most_bytes, self._ready
-        if ready and token in ready[0] and brings * 3 <= most * 4 <= brings * 5:
+        most, parts = self._most_bytes, self._transfer.upstream.lanes
+        ready, brings, of = self._ready
+        is_enough = brings * 3 <= most * 4 <= brings * 5 and parts == of
+        if ready and token in ready[0] and is_enough:
             return
-        for verbs in _verbs(token, most, self._transfer.upstream.lanes):
+        for verbs in _verbs(token, most, parts):
             try:
                 self._source.prepare(*verbs)
             except UpstreamError as error:
                 refused = error
             else:
-                self._ready = verbs, most
+                self._ready = verbs, most, parts
                 return
         raise refused
 
     def unprepare(self) -> None:
         """The seal is not asked for any more."""
-        self._ready = [], 0
+        self._ready = [], 0, 0
         self._source.unprepare()
 
     def ask(self, token: str, pause: Callable[[float], None]) -> None:
@@ -100,7 +104,7 @@ class Sealing:
         self._answer = insist(self._parts, lambda: self._ask(token), pause, why)
 
     def _ask(self, token: str) -> Answer:
-        verbs, most = self._ready
+        verbs, most, _ = self._ready
         if not verbs or token not in verbs[0]:
             most = self._most_bytes
             verbs, *_ = _verbs(token, most, 1)
@@ -135,29 +139,28 @@ class Sealing:
 
     def _claim(self, answer: Answer) -> tuple[Coming, Claims]:
         """Claim the absent blocks of what comes with the answer; where in it each claim begins."""
-        geometry, block, at = self._store.geometry, self._store.geometry.block_bytes, 0
+        geometry, block = self._store.geometry, self._store.geometry.block_bytes
         theirs = answer.geometry(geometry.size_bytes)
+        blocks = answer.map("rest_blocks", theirs.total_blocks) if answer.rest_bytes else []
+        extents = [theirs.extent(*run) for run in blocks]
+        coming = Coming(answer, extents, theirs.block_bytes, partial(self._check_wanted, answer))
         ranges: Runs = []
         origins: list[int] = []  # of each range: where the disk's first byte would be
-        has_rest = answer.rest_bytes > 0
-        for run in answer.map("rest_blocks", theirs.total_blocks) if has_rest else ():
-            extent = theirs.extent(*run)
-            _, first, end = geometry.split(*extent)
+        for piece, at in coming.pieces(block):
+            _, first, end = geometry.split(*piece)
             if first < end:
                 ranges.append((first, end))
-                origins.append(at - extent.offset)
-            at += extent.length
+                origins.append(at - piece.offset)
         most = max(1, _STEP_BYTES // block)
         firsts = [first for first, _ in ranges]
-
-        def wanted() -> None:
-            if self._parts.lifecycle.stopping.is_set() or self._answer is not answer:
-                raise StateError("what comes with the seal is no longer wanted")
-
-        return Coming(answer, at, theirs.block_bytes, wanted), [
+        return coming, [
             (claim, origins[bisect_right(firsts, claim.first) - 1] + claim.first * block)
             for claim in self._transfer.hydration.expect(ranges, most)
         ]
+
+    def _check_wanted(self, answer: Answer) -> None:
+        if self._parts.lifecycle.stopping.is_set() or self._answer is not answer:
+            raise StateError("what comes with the seal is no longer wanted")
 
     def _bring(self, coming: Coming, claims: Claims) -> None:
         """Store what comes (a thread, which has one more for each further part)."""

@@ -99,8 +99,10 @@ class DeviceGuest:
             stage.go_on_until(stage.parameters.switch_at_s)
         switch.check_nothing_kept_early(stage)
         self.device.load(self.arriving)
+        stage.system.arm()
         stage.log.event("switch-started")
         downtime_s = self.device.exchange(before_resume=lambda: switch.hand_over(stage))
+        stage.system.arrived()
         stage.log.event("switch-done", downtime_s=round(downtime_s, 6))
         stage.results.downtime_s = downtime_s
         services.detach(stage.servers, self.nbd)

@@ -167,6 +167,7 @@ class QemuGuest:
         size_bytes = done["ram"]["transferred"]
         stage.results.memory = (size_bytes, copy_s)
         resumed = qmp.await_event(new.monitor, "RESUME", MIGRATION_LIMIT_S)
+        stage.system.arrived()
         stopped = qmp.await_event(old.monitor, "STOP", MIGRATION_LIMIT_S)
         downtime_s = resumed.at_s - stopped.at_s
         said_s = done["downtime"] / 1e3

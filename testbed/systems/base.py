@@ -3,7 +3,9 @@
     start_source   the server that the guest's disk is on while the guest is at the source
     prepare        everything at the destination that can be ready before anybody decides to move
     copy_first     the move has begun: what must be copied before the guest may move (or nothing)
+    arm            the guest is about to stop: what would otherwise be done while it stands still
     hand_over      the guest stands still between the sites: authority over the disk moves
+    arrived        the guest runs at the destination
     copy           the guest runs at the destination: copy the rest; returns when nothing more is
                    needed from the source
     shut_off_source
@@ -107,8 +109,14 @@ class System:
     def copy_first(self) -> None:
         """Nothing, unless the disk goes before the guest."""
 
+    def arm(self) -> None:
+        """Nothing, unless something can be made ready."""
+
     def hand_over(self) -> None:
         """Nothing, unless somebody must be told."""
+
+    def arrived(self) -> None:
+        """Nothing, unless somebody waits for that word."""
 
     def copy(self) -> None:
         """Nothing, unless the disk comes after the guest."""

@@ -13,6 +13,7 @@ that was shipped into the lab (`--file`).
 import os
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ class Relocator(System):
     """On-demand and background copy, in the settings' order."""
 
     name = "relocator"
+    _armed = False  # then writes are held until the guest has arrived
     keys = frozenset((*PASSED_ON, "source", "congestion", "preseed", "return", "seed"))
 
     @property
@@ -128,21 +130,41 @@ class Relocator(System):
             self._wait_until_seeded()
 
     def _wait_until_seeded(self) -> None:
-        deadline_s = time.monotonic() + COPY_LIMIT_S
-        while True:
-            status = self._client.call("status")
-            if self.in_rounds and status["rounds"] > 1:
-                return
-            if not self.in_rounds and status["present_blocks"] == status["total_blocks"]:
-                break
-            if time.monotonic() > deadline_s:
-                raise ProcessError(f"not copied ahead after {COPY_LIMIT_S:g} s: {status}")
-            time.sleep(0.1)
+        if self.in_rounds:
+            self._wait(lambda status: status["rounds"] > 1)
+            return
+        self._wait(lambda status: status["present_blocks"] == status["total_blocks"])
         self._client.call("set", background="off")
 
+    def _wait(self, ready: Callable[[dict[str, Any]], bool]) -> None:
+        """Until the copy ahead is so far."""
+        deadline_s = time.monotonic() + COPY_LIMIT_S
+        while not ready(status := self._client.call("status")):
+            if time.monotonic() > deadline_s:
+                raise ProcessError(f"not copied ahead after {COPY_LIMIT_S:g} s: {status}")
+            time.sleep(0.02)
+
+    @property
+    def _told(self) -> bool:
+        """Whether the proxy is told when the guest moves."""
+        return self.settings.get("activate-on-write") != "yes"
+
+    def arm(self) -> None:
+        """A last round, and the intent made durable: the guest need not stand still for either."""
+        if self.in_rounds:
+            self._client.call("refresh")
+            self._wait(lambda status: status["present_blocks"] == status["total_blocks"])
+        if self._told:
+            self._client.call("activate", hold=True, seal=False)
+            self._armed = True
+
     def hand_over(self) -> None:
-        if self.settings.get("activate-on-write") != "yes":
-            self._client.call("activate")
+        if self._told:
+            self._client.call("activate", hold=self._armed)
+
+    def arrived(self) -> None:
+        if self._told:
+            self._client.call("release")
 
     def copy(self) -> None:
         if self._client.call("status")["state"] != "complete":  # the guest may have read it all

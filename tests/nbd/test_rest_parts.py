@@ -1,0 +1,113 @@
+"""What was written last comes with the seal in parts, each over a connection of its own."""
+
+import random
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.nbd.test_rest import BLOCK, SIZE_BYTES, Site, absent, in_step
+from tests.support.servers import wait_for
+
+#: one for demand, five that bring a part each
+SIX = "connections=6"
+
+#: a source that notes which part somebody made ready for last
+_NOTING = """
+from relocator.running.verbs import Verbs as _Noting
+_open = _Noting.open_export
+def _note(self, name, *admitted):
+    if name.count("/") == 5:
+        Path(GO).write_text(name.split("/", 4)[4])
+    return _open(self, name, *admitted)
+_Noting.open_export = _note
+"""
+#: a source that knows nothing of parts
+_OLD = """
+import re
+from relocator.running import verbs
+verbs._ARGUMENTS["seal"] = re.compile("|[0-9a-f]{32}(/[0-9]{1,9})?")
+"""
+#: a source that chooses anew for every part, and never the same
+_FICKLE = """
+from relocator.running import rest
+from relocator.running.verbs import Verbs as _Verbs
+def _choose(self, argument):
+    part, _ = rest.part_of(argument)
+    return rest.select(self._parts.store, self._parts.heat, self._holds, (40 - part) * 4096)
+_Verbs._choose = _choose
+"""
+#: a source that can't read what two of the parts are of
+_FAILING = """
+from relocator.running.rest import Part as _Part
+_read = _Part.read_into
+def _fail(self, buffer, offset):
+    if 8 * 4096 <= self._at < 24 * 4096:
+        raise OSError(5, "planted")
+    _read(self, buffer, offset)
+_Part.read_into = _fail
+"""
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path)
+
+
+@pytest.mark.parametrize("brings", ["4M", "1996K"])
+def test_many_parts_are_one_rest(tmp_path: Path, site: Site, brings: str) -> None:
+    keys = SIX, f"seal-brings={brings}"
+    with site.serve(mistake=_NOTING) as target, in_step(tmp_path, target, *keys) as proxy:
+        wait_for(lambda: site.has("4/5"), "all connections for the seal")
+        guest = target.connect()
+        blocks = random.Random(7).sample(range(SIZE_BYTES // BLOCK), 499)
+        for block in blocks:
+            site.write(guest, block)
+        proxy.control.call("activate", wait=True)
+        done = proxy.wait()
+        assert (done["brought_bytes"], done["on_demand_bytes"]) == (499 * BLOCK, 0)
+        guest.shutdown()
+        target.process.send_signal(signal.SIGTERM)
+        assert target.process.wait(20) == 0, "nothing holds the source's server back"
+    assert (tmp_path / "store" / "disk.img").read_bytes() == site.model
+
+
+@pytest.mark.parametrize(("theirs", "ours", "whole"), [("4K", "16K", 40), ("64K", "4K", 64)])
+def test_blocks_of_another_size_lie_across_parts(
+    tmp_path: Path, site: Site, theirs: str, ours: str, whole: int
+) -> None:
+    with site.serve(f"block={theirs}", mistake=_NOTING) as target:
+        with in_step(tmp_path, target, f"block={ours}", SIX, "seal-brings=1M") as proxy:
+            wait_for(lambda: site.has("4/5"), "all connections for the seal")
+            site.write(target.connect(), 94, 43)
+            proxy.control.call("activate", wait=True)
+            wait_for(lambda: proxy.status()["brought_bytes"] == whole * BLOCK, "what comes")
+            proxy.control.call("resume")
+            proxy.wait()
+    assert (tmp_path / "store" / "disk.img").read_bytes() == site.model
+
+
+def test_a_source_that_has_no_parts_brings_all_in_one(tmp_path: Path, site: Site) -> None:
+    with site.serve(mistake=_OLD) as target, in_step(tmp_path, target, SIX) as proxy:
+        site.write(target.connect(), 7, 12)
+        proxy.control.call("activate", wait=True)
+        assert proxy.wait()["brought_bytes"] == 12 * BLOCK
+    assert (tmp_path / "store" / "disk.img").read_bytes() == site.model
+
+
+@pytest.mark.parametrize("mistake", [_FICKLE, _FAILING])
+def test_a_part_that_is_not_of_this_rest_or_fails_is_fetched(
+    tmp_path: Path, site: Site, mistake: str
+) -> None:
+    keys = SIX, "seal-brings=160K"
+    with site.serve(mistake=mistake + _NOTING) as target, in_step(tmp_path, target, *keys) as proxy:
+        wait_for(lambda: site.has("4/5"), "all connections for the seal")
+        site.write(target.connect(), 300, 40)
+        proxy.control.call("activate", wait=True)
+        came = 8 if mistake == _FICKLE else 24
+
+        wait_for(lambda: absent(proxy) == 40 - came, "what comes")
+        assert proxy.status()["brought_bytes"] == came * BLOCK
+        assert proxy.connect().pread(SIZE_BYTES, 0) == site.model
+        proxy.wait()
+    assert (tmp_path / "store" / "disk.img").read_bytes() == site.model
