@@ -82,7 +82,8 @@ def test_blocks_of_another_size_lie_across_parts(
             site.write(target.connect(), 94, 43)
             proxy.control.call("activate", wait=True)
             wait_for(lambda: proxy.status()["brought_bytes"] == whole * BLOCK, "what comes")
-            proxy.control.call("resume")
+            if theirs == "4K":  # parts of blocks of ours
+                proxy.control.call("resume")
             proxy.wait()
     assert (tmp_path / "store" / "disk.img").read_bytes() == site.model
 
