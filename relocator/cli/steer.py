@@ -69,7 +69,8 @@ def _run_unseal(options: argparse.Namespace) -> int:
         wrote = "was active and wrote" if told["was_moved"] else "wrote, if it was active,"
         print(
             f"unsealed by force. What the proxy {wrote} since the seal is not on this disk. End "
-            "the VM there, if it runs: its disk becomes outdated when it next hears from here."
+            "the VM there, if it runs: its disk becomes outdated when it next hears from here, "
+            "which one that is complete may never do."
         )
     return 0
 
