@@ -30,7 +30,7 @@ class Data:
 
     uri = "explored"
     retry_timeout_s = 60.0
-    connections = 1
+    connections = lanes = 1
 
     def __init__(self, network: Network, settings: Config, guard: Guard) -> None:
         self._network = network
