@@ -8,7 +8,7 @@ through a server once more after a power failure.
 import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from testbed.network.topology import Sites
 from tests.campaign import faults, operator
 from tests.campaign.journal import Failed
 from tests.campaign.motion import TURN_S, Motion, tail
+from tests.campaign.schedule import Schedule
 from tests.campaign.server import enter_network
 from tests.campaign.sites import Site
 from tests.campaign.world import PATIENCE_S, World
@@ -31,7 +32,8 @@ def run(world: World, directory: Path, network: Sites, plugin: Path) -> dict[str
     """
     motion = Motion(world, directory, network, plugin)
     try:
-        _go(motion)
+        with Schedule(world.seed, world.change_s) if world.change_s else nullcontext():
+            _go(motion)
     except Failed:
         pass
     except Exception as error:

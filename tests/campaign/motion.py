@@ -171,6 +171,8 @@ class Motion:
                 if status is None:
                     continue
                 self.journal.note("ended", who=site.name, status=status, log=tail(site.server.log))
+                if status < 0:
+                    self.journal.blame(f"the server of {site.name} died of signal {-status}")
                 self.server_died(site.name)
                 site.server.wanted = False
                 self.add(self._restart(site, RESTART_S))

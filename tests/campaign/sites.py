@@ -53,7 +53,8 @@ class Site:
 
     def _argv(self) -> Sequence[str]:
         proxy = self.source is not None
-        threads = "8" if proxy else "1"  # see docs/operators.md, "nbdkit aborts"
+        careful = not proxy and self.world.planted != "target-threads"
+        threads = "1" if careful else "8"  # see docs/operators.md, "nbdkit aborts"
         argv = ["nbdkit", "-f", "-t", threads, "-i", self.address, "-p", str(self.port)]
         keys = [f"control={self.server.control}", f"key={key_file()}"]
         if self.world.tls:

@@ -45,7 +45,8 @@ class Event:
 class World:
     """What is moved, how, and what happens. `keys` are the proxies' further parameters.
 
-    `planted` is a known bug that is put back (see planted.py).
+    `planted` is a known bug that is put back (see planted.py); `change_s` is how often the order of
+    the servers' threads changes (see schedule.py), on average, 0 for the kernel's own order.
     """
 
     seed: int
@@ -63,6 +64,7 @@ class World:
     keys: tuple[str, ...] = ()
     events: tuple[Event, ...] = field(default=())
     planted: str | None = None
+    change_s: float = 0.0
 
     @property
     def sectors(self) -> int:
@@ -116,7 +118,8 @@ def world(seed: int) -> World:
         lasts_s=round(choose.uniform(5.0, 9.0), 2),
         keys=tuple(keys),
     )
-    return found.with_events(_events(found, choose))
+    change_s = random.Random(f"threads {seed}").choice((0.0, 0.02, 0.1, 0.5))
+    return replace(found, events=_events(found, choose), change_s=change_s)
 
 
 def _events(found: World, choose: random.Random) -> tuple[Event, ...]:
