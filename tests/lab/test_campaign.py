@@ -41,6 +41,7 @@ def test_a_run_is_repeated_to_the_byte(boots: list[list[Result]]) -> None:
 #: happens exactly when depends on all that runs in the lab, so one of them has to find it.
 TOUCHED_BY = {
     "no-fdatasync": (10, 38),
+    "bit-before-data": (2,),
     "seal-not-durable": (33, 18),
     "unseal-while-active": (27, 16),
 }
