@@ -40,12 +40,11 @@ class Coming:
         that cuts none of the disk's blocks of `block_bytes`."""
         at = 0
         for offset, length in self._extents:
-            end = at + length
+            shift, end = offset - at, at + length
             while at < end:
-                start = end - length
-                cuts = range(at - at % self._each_bytes + self._each_bytes, end, self._each_bytes)
-                cut = next((cut for cut in cuts if (offset + cut - start) % block_bytes == 0), end)
-                yield Extent(offset + at - start, cut - at), at
+                cuts = range((self.part_at(at) + 1) * self._each_bytes, end, self._each_bytes)
+                cut = next((cut for cut in cuts if (cut + shift) % block_bytes == 0), end)
+                yield Extent(at + shift, cut - at), at
                 at = cut
 
     def part_at(self, at: int) -> int:

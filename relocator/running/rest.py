@@ -15,6 +15,7 @@ comes with the maps, of the whole. Every part says which rest it is of.
 import hashlib
 from bisect import bisect_right
 from collections.abc import Callable
+from functools import cached_property
 
 from relocator.copying.heat import Heat
 from relocator.store import runs
@@ -60,11 +61,12 @@ class Rest:
         at = min(number * most, self.size_bytes)
         return Part(self, at, min(most, self.size_bytes - at))
 
-    @property
+    @cached_property
     def name(self) -> str:
         """What tells it from another selection of blocks."""
-        return hashlib.sha256(self.packed()).hexdigest()[:32]
+        return hashlib.sha256(self.packed).hexdigest()[:32]
 
+    @cached_property
     def packed(self) -> bytes:
         """Which blocks they are, as in store/runs.py."""
         bits = Bitmap(self._store.geometry.total_blocks)

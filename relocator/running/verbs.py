@@ -150,7 +150,7 @@ class Verbs:
         if not wanted:
             return Reply(fields, maps)
         chosen = self._choose(argument)
-        maps["rest_blocks"] = chosen.packed()
+        maps["rest_blocks"] = chosen.packed
         return Reply({**fields, "rest_of": chosen.name}, maps, chosen.part(0, parts))
 
     def _choose(self, argument: str) -> rest.Rest:
