@@ -1,0 +1,116 @@
+"""Whose seal it is: a sealed disk goes to one site, and to no other."""
+
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
+from typing import Any
+
+import nbd
+import pytest
+
+from relocator.errors import RelocatorError
+from relocator.store import meta as metadata
+from tests.support.model import source_bytes
+from tests.support.servers import refused, wait_for
+from tests.support.sites import SIZE_BYTES, scribble
+
+
+def test_a_seal_can_be_undone_until_a_proxy_is_active(sites: Any) -> None:
+    a, b, _ = sites
+    with a.target() as target:
+        guest = target.connect()
+        token = target.control.call("seal")["seal"]
+        assert target.control.call("seal")["seal"] == token
+        with ThreadPoolExecutor(1) as pool:
+            written = pool.submit(guest.pwrite, b"x", 0)
+            assert not wait([written], timeout=0.2).done
+            target.control.call("unseal")
+            written.result(30)
+        with b.proxy(target):
+            wait_for(lambda: target.control.call("identify")["moved"], "the source to be told")
+            with pytest.raises(RelocatorError, match="a proxy is active"):
+                target.control.call("unseal")
+
+
+def test_a_seal_survives_the_targets_restart(sites: Any) -> None:
+    a, _, _ = sites
+    with a.target() as target:
+        token = target.control.call("seal")["seal"]
+        target.kill()
+    with a.target() as target:
+        assert target.status()["state"] == "sealed"
+        assert target.control.call("identify")["seal"] == token
+        with ThreadPoolExecutor(1) as pool:
+            written = pool.submit(target.connect().pwrite, b"x", 0)
+            assert not wait([written], timeout=0.2).done
+            target.control.call("moved")
+            with pytest.raises(nbd.Error, match="EPERM"):
+                written.result(30)
+
+
+def test_a_sealed_disk_refuses_to_return_from_a_stranger(sites: Any) -> None:
+    a, _, c = sites
+    c.image.write_bytes(source_bytes(SIZE_BYTES, seed=2))
+    with a.target() as target:
+        target.control.call("seal")
+    with c.target() as stranger:
+        said = refused(f"disk={a.image}", f"store={a.maps}", f"source={stranger.uri}")
+    assert "is not the successor of the sealed disk" in said
+
+
+def test_a_disk_goes_to_one_of_two_proxies(sites: Any) -> None:
+    a, b, c = sites
+    model = source_bytes(SIZE_BYTES)
+    with a.target() as target:
+        with b.proxy(target, "mode=standby") as first, c.proxy(target, "mode=standby") as second:
+            first.control.call("activate", wait=True)
+            with pytest.raises(RelocatorError, match="sealed for another proxy"):
+                second.control.call("activate", wait=True)
+            wait_for(lambda: second.status()["state"] == "standby", "the second to give up")
+            scribble(first.connect(), model, 10)
+            first.wait()
+            assert first.connect().pread(SIZE_BYTES, 0) == model
+
+
+def test_a_disk_that_has_gone_to_one_proxy_is_refused_to_one_that_is_started_active(
+    sites: Any,
+) -> None:
+    a, b, c = sites
+    model = source_bytes(SIZE_BYTES)
+    with a.target() as target, b.proxy(target, "background=off") as first:
+        second = f"store={c.directory / 'store'}", f"source={target.uri}"
+        for _ in range(2):  # nothing of the first attempt is in the way of the second
+            said = refused(*second, "mode=active")
+            assert f"source={target.uri}: " in said
+            assert "sealed for another proxy" in said
+            assert "unseal --force" in said
+        first.control.call("withdraw")
+        with c.proxy(target, "mode=active") as proxy:
+            scribble(proxy.connect(), model, 10)
+            proxy.wait()
+            assert proxy.connect().pread(SIZE_BYTES, 0) == model
+
+
+def test_a_proxy_that_was_killed_while_it_began_goes_on_by_its_own_seal(sites: Any) -> None:
+    a, b, c = sites
+    model = source_bytes(SIZE_BYTES)
+    with a.target() as target:
+        with b.proxy(target, "mode=active", "background=off"):
+            pass
+        path = b.directory / "store"
+        found = metadata.read(path)
+        assert found is not None
+        seal = found.origin_seal
+        assert seal is not None
+        # as a kill would leave it: the source is sealed, its answer has not arrived
+        unknown = {"origin_seal": None, "origin_samples": None, "untold": False, "clean": False}
+        takeover = metadata.Takeover(seal)
+        metadata.write(path, replace(found, standby=True, takeover=takeover, **unknown))
+        assert "sealed for another proxy" in refused(
+            f"store={c.directory / 'store'}", f"source={target.uri}", "mode=active"
+        )
+        with b.proxy(target, "mode=active") as proxy:
+            wait_for(lambda: proxy.status()["state"] != "activating", "the activation")
+            scribble(proxy.connect(), model, 11)
+            proxy.wait()
+            assert proxy.connect().pread(SIZE_BYTES, 0) == model
+        assert metadata.read(path).origin_seal == seal
