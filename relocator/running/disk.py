@@ -14,6 +14,7 @@ and refuses it when the disk is sealed or not active yet. The lifecycle says whi
 
 import errno
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from time import perf_counter_ns
 from typing import Any, TypeVar
@@ -21,7 +22,7 @@ from typing import Any, TypeVar
 from relocator.copying.heat import Heat
 from relocator.copying.hydration import Hydration
 from relocator.copying.recent import Recent
-from relocator.errors import NotKeptError, OutdatedError, StateError, StoreError
+from relocator.errors import NotKeptError, OutdatedError, StateError, StoreError, UpstreamError
 from relocator.running.latency import Requests
 from relocator.running.lifecycle import OUTDATED, Lifecycle
 from relocator.store.store import Store
@@ -153,11 +154,12 @@ class Disk:
         return found
 
     def _read_absent(self, buffer: memoryview, offset: int, first: int, end: int) -> None:
-        if self._lifecycle.outdated:
-            raise OutdatedError(OUTDATED)
-        if self._lifecycle.pass_through:
-            _needed(self._hydration).read_through(buffer, offset)
+        lifecycle = self._lifecycle
+        passes = lifecycle.pass_through
+        if passes and self._read_through(buffer, offset, lambda: lifecycle.pass_through):
             return
+        if lifecycle.outdated:
+            raise OutdatedError(OUTDATED)
         on_miss = self._on_miss
         meanwhile = None if on_miss is None else lambda: on_miss(first, end)
         try:
@@ -174,11 +176,27 @@ class Disk:
         """The store is full: present blocks from it, the others from the source, not kept."""
         block = self._geometry.block_bytes
         for start, stop in clipped(offset, offset + len(buffer), block):
-            piece = buffer[start - offset : stop - offset]
-            if self._store.present[start // block]:
+            piece, number = buffer[start - offset : stop - offset], start // block
+            absent = partial(self._absent, number)
+            if not (absent() and self._read_through(piece, start, absent)):
                 self._image.read_into(piece, start)
-            else:
-                _needed(self._hydration).read_through(piece, start)
+
+    def _absent(self, number: int) -> bool:
+        return not self._store.present[number]
+
+    def _read_through(self, buffer: memoryview, offset: int, still: Callable[[], bool]) -> bool:
+        """Fill `buffer` from the source; False if that failed and it is `still` no longer needed.
+
+        The handover goes by other connections than a guest's reads: while one of those waits for
+        its own to be mended the disk may have been activated, even completed, which ends them all.
+        """
+        try:
+            _needed(self._hydration).read_through(buffer, offset)
+        except UpstreamError:
+            if still():
+                raise
+            return False
+        return True
 
     def _modify(self, offset: int, length: int, apply: Callable[[], None]) -> None:
         """Let `apply` change the bytes `offset..offset+length`, by the rules of gate and maps.

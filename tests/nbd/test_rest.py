@@ -2,12 +2,14 @@
 what the guest writes at the destination."""
 
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import nbd
 import pytest
 
 from relocator.errors import UpstreamError
@@ -51,6 +53,19 @@ def _late(self, name, *admitted):
     return _open(self, name, *admitted)
 _Verbs.open_export = _late
 """
+#: a source that answers a guest's read of block 7 only once it is told to
+_SILENT = """
+import time as _time
+from relocator.running.sessions import Session as _Session
+_read = _Session.read_into
+def _silent(self, buffer, offset):
+    if (offset, len(buffer)) == (7 * 4096, 4096):
+        Path(GO).write_text("asked")
+        while Path(GO).read_text() == "asked":
+            _time.sleep(0.01)
+    _read(self, buffer, offset)
+_Session.read_into = _silent
+"""
 
 
 class Site:
@@ -71,7 +86,7 @@ class Site:
         return plugin(self.directory, "target", *wanted, *keys, flags=flags, file=file)
 
     def go_on(self) -> None:
-        self._go.touch()
+        self._go.write_text("go on")
 
     def has(self, what: str) -> bool:
         """Whether that has come of making ready for a seal."""
@@ -128,6 +143,30 @@ def test_a_disk_that_was_in_step_is_complete_by_the_seal_alone(tmp_path: Path, s
         target.process.send_signal(signal.SIGTERM)
         assert target.process.wait(20) == 0, "nothing holds the source's server back"
     assert (tmp_path / "store" / "disk.img").read_bytes() == site.model
+
+
+def test_a_read_that_waits_for_the_source_is_answered_though_the_disk_completes_meanwhile(
+    tmp_path: Path, site: Site
+) -> None:
+    read: list[bytes | str] = []
+
+    def reads(handle: Any) -> None:
+        try:
+            read.append(bytes(handle.pread(BLOCK, 7 * BLOCK)))
+        except nbd.Error as error:
+            read.append(str(error))
+
+    with site.serve(mistake=_SILENT) as target, in_step(tmp_path, target) as proxy:
+        try:
+            reader = threading.Thread(target=reads, args=(proxy.connect(),), daemon=True)
+            reader.start()
+            wait_for(lambda: site.has("asked"), "the read")
+            proxy.control.call("activate", wait=True)
+            proxy.wait()
+            reader.join(20)
+        finally:
+            site.go_on()
+        assert read == [site.model[7 * BLOCK : 8 * BLOCK]]
 
 
 def test_what_becomes_ready_too_late_does_not_hold_the_source_back(
