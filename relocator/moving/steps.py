@@ -19,7 +19,7 @@ from typing import Any
 from relocator import group
 from relocator.errors import RelocatorError
 from relocator.moving import back, begin, seen
-from relocator.moving.downtime import Clocks
+from relocator.moving.downtime import Clocks, Parts
 from relocator.moving.ends import Disk, of_all
 from relocator.moving.monitor import Event
 from relocator.moving.parties import Parties, Plan
@@ -30,6 +30,8 @@ from relocator.moving.telling import Hooks, Progress, Report
 LOOK_EVERY_S = 0.2
 SEAL_EVERY_S = 0.005
 COPY_EVERY_S = 0.5
+#: how long the report waits for the first I/O of a guest that has had none when all is done
+FIRST_IO_S = 5.0
 #: how long a guest may be on its way once all of it has been sent
 ARRIVE_S = 20.0
 #: how long the last of its state may take to be sent
@@ -221,12 +223,6 @@ class Steps:
             if all(state is not None and state["state"] == "complete" for state in states):
                 self._parties.freeze.thaw_at_destination()
                 self._thaw()
-                self.report.downtime = self._clocks.parts(
-                    self._parties.source.events,
-                    self._parties.destination.events,
-                    self.report.memory,
-                    states,
-                )
                 return "all here"
             time.sleep(COPY_EVERY_S)
 
@@ -272,12 +268,28 @@ class Steps:
                     self.report.notes.append(f"not verified: {error}")
                 else:
                     self.report.disks[disk.name].update(proof)
+        self.report.downtime = self._pause()
         if self._plan.quit_source:
             try:
                 self._parties.source.call("quit")
             except RelocatorError as error:
                 self.report.notes.append(f"--quit-source: {error}")
         return "proven"
+
+    def _pause(self) -> Parts:
+        """The pause in its parts; a quiet guest's first read and write are waited for a while."""
+        give_up_s = time.monotonic() + FIRST_IO_S
+        while True:
+            parts = self._clocks.parts(
+                self._parties.source.events,
+                self._parties.destination.events,
+                self.report.memory,
+                self._parties.statuses(),
+            )
+            first = (parts.first_read_answered_s, parts.first_write_answered_s)
+            if parts.total_s is None or None not in first or time.monotonic() > give_up_s:
+                return parts
+            time.sleep(LOOK_EVERY_S)
 
     def _ask_qemu(self) -> None:
         try:
