@@ -162,8 +162,7 @@ class Copy:
         self.await_proxy()
         for worker in self.workers:
             worker.stop()
-        if self.proxy.status()["state"] != "complete":
-            self.proxy.control.call("set", rate="none")
+        self.proxy.hurry()
         self.seeded_bytes += self.proxy.wait(PATIENCE_S)["seeded_bytes"]
         for worker in self.workers:
             worker.client.check_all()

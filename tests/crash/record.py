@@ -30,6 +30,7 @@ from relocator.store.maps import boot_id
 from testbed.hosts.services import PLUGIN
 from testbed.hosts.supervise import Supervisor, run
 from tests.crash.clients import Client, Ledger, regions
+from tests.support.servers import hurry
 from tests.support.stamps import make_seed, make_source
 
 NAME = "logged"
@@ -164,8 +165,7 @@ class Recording:
         self.brought_bytes += status["brought_bytes"]
 
     def complete(self) -> None:
-        if self.control.call("status")["state"] != "complete":
-            self.control.call("set", rate="none")
+        hurry(self.control)
         self.control.call("wait", timeout_s=300)
         self.note_seeded()
 

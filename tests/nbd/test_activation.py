@@ -171,7 +171,7 @@ def test_what_is_withdrawn_goes_on_at_the_source_and_can_be_taken_over_again(
         assert here.pread(SIZE_BYTES, 0) == source.content
         proxy.control.call("activate", wait=True)
         here.pwrite(b"mine", 0)
-        proxy.control.call("set", rate="none")
+        proxy.hurry()
         proxy.control.call("wait", timeout_s=60)
         assert here.pread(SIZE_BYTES, 0) == b"mine" + source.content[4:]
     assert source.image.read_bytes() == source.content

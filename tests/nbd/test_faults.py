@@ -54,7 +54,7 @@ def test_a_mistake_in_what_nobody_waits_for_is_told_and_ends_nothing(tmp_path: P
     with target(tmp_path, SIZE_BYTES) as source:
         with proxy(tmp_path, source, "rate=8M", file=wrong) as server:
             wait_for(lambda: "a mistake" in str(server.status()["error"]), "word")
-            server.control.call("set", rate="none")
+            server.hurry()
             server.wait()
             assert "Traceback" in server.log.read_text()
     assert (tmp_path / "store" / "disk.img").read_bytes() == source_bytes(SIZE_BYTES)

@@ -47,7 +47,7 @@ def test_an_initiator_reads_and_writes_a_disk_that_is_still_on_its_way(tmp_path:
             model[MIB : MIB + 12288] = b"\x41" * 12288
             model[512:1024] = b"\x42" * 512
             assert proxy.control.call("status")["state"] == "active"
-            proxy.control.call("set", rate="none")
+            proxy.hurry()
             assert disk_by(served.disk, tmp_path) == model
             proxy.control.call("wait", timeout_s=60)
             assert disk_by(served.disk, tmp_path) == model
@@ -240,7 +240,7 @@ def test_a_lun_is_a_source_like_any_other(tmp_path: Path) -> None:
             source.kill()
             wait_for(lambda: not proxy.control.call("status")["source_connected"], "the end", 60)
             source.start()
-            proxy.control.call("set", rate="none")
+            proxy.hurry()
             proxy.control.call("wait", timeout_s=60)
             assert guest.pread(SIZE_BYTES, 0) == model
     assert (store / "disk.img").read_bytes() == model

@@ -151,6 +151,5 @@ def test_64_clients_at_once_read_and_write_what_is_theirs(tmp_path: Path) -> Non
         for thread in threads:
             thread.join(200)
         assert failures == [] and not any(thread.is_alive() for thread in threads)
-        copy.control.call("set", rate="none")
         copy.wait()
     assert (tmp_path / "store" / "disk.img").read_bytes() == model

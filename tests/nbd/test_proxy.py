@@ -55,7 +55,7 @@ def test_random_requests_beside_the_background_copy_read_like_the_model(
             for index, (start, end) in enumerate(itertools.pairwise(borders))
         ]
         run_actors(actors, 150)
-        server.control.call("set", rate="none")
+        server.hurry()
         status = server.wait()
         run_actors(actors, 50)
         for actor in actors:

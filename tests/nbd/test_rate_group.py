@@ -51,7 +51,7 @@ def test_three_proxies_keep_one_cap_and_have_equal_parts(tmp_path: Path) -> None
         assert {one.status()["rate_cap_bits_per_s"] for one in servers} == {8e6}
         assert servers[1].status()["rate_group_members"] == len(KEYS)
         # the rate is the group's, whoever gets it
-        servers[2].control.call("set", rate="none")
+        servers[2].hurry()
         for number, server in enumerate(servers):
             server.wait()
             image = tmp_path / str(number) / "store" / "disk.img"

@@ -145,7 +145,7 @@ def test_a_copy_from_any_server_is_exact_also_when_it_is_killed_and_comes_back(
                 work.result()
             wait_for(lambda: server.status()["source_connected"], "the source", PATIENCE_S)
             assert server.status()["state"] == "active"
-            server.control.call("set", rate="none")
+            server.hurry()
             status = server.wait(PATIENCE_S)
             Actor(handle, model, 0, SIZE_BYTES, 1).check_all()
     assert (tmp_path / "store" / "disk.img").read_bytes() == model
@@ -168,7 +168,7 @@ def test_a_connection_cut_in_the_middle_of_a_reply_costs_nothing(tmp_path: Path)
                 if relay.cuts > 1:
                     break
             relay.cut_after_bytes = None
-            server.control.call("set", rate="none")
+            server.hurry()
             server.wait(PATIENCE_S)
         relay.close()
     assert relay.cuts > 1

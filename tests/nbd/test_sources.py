@@ -86,7 +86,7 @@ def test_a_source_that_hangs_and_goes_on_costs_no_error(tmp_path: Path) -> None:
             source.signal(signal.SIGCONT)
             waiting.join(55)
             assert got == [model[far : far + 4096]]
-            server.control.call("set", rate="none")
+            server.hurry()
             server.wait()
     assert (tmp_path / "store" / "disk.img").read_bytes() == model
 
@@ -164,7 +164,7 @@ def connections_at(source: Daemon, tmp_path: Path, wanted: int, seen: int) -> No
         wait_for(lambda: server.status()["source_connections"] == seen, f"{seen} of them")
         time.sleep(0.3)
         assert server.status()["source_connections"] == seen
-        server.control.call("set", rate="none")
+        server.hurry()
         server.wait()
     assert (tmp_path / "store" / "disk.img").read_bytes() == source_bytes(SIZE_BYTES)
 
@@ -210,7 +210,7 @@ def test_demand_may_share_the_background_s_connections(tmp_path: Path, connectio
         guest = server.connect()
         for offset in range(SIZE_BYTES - (1 << 20), SIZE_BYTES, 1 << 17):
             assert bytes(guest.pread(1 << 16, offset)) == data[offset : offset + (1 << 16)]
-        server.control.call("set", rate="none")
+        server.hurry()
         server.wait()
     assert (tmp_path / "store" / "disk.img").read_bytes() == data
 

@@ -109,7 +109,7 @@ def test_a_cut_below_the_limit_costs_no_error_and_is_made_good(
                 mended.join()
                 guest.goes_on()
         assert guest.failure is None
-        server.control.call("set", rate="none")
+        server.hurry()
         server.wait(MENDED_S)
         Actor(server.connect(), model, 0, SIZE_BYTES, seed=1).check_all()
     assert (tmp_path / "store" / "disk.img").read_bytes() == model
@@ -138,7 +138,7 @@ def test_a_cut_above_the_limit_fails_reads_of_absent_blocks_only(
         link.mend()
         wait_for(lambda: server.status()["source_connected"], "the source", MENDED_S)
         assert guest.pread(512, 2 * QUARTER + 65_536) == model[2 * QUARTER + 65_536 :][:512]
-        server.control.call("set", rate="none")
+        server.hurry()
         server.wait(MENDED_S)
     assert (tmp_path / "store" / "disk.img").read_bytes() == model
 
