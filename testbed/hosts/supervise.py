@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from relocator import processes
+from relocator.cli.launch import environment
 from relocator.errors import RelocatorError
 
 T = TypeVar("T")
@@ -183,7 +184,7 @@ class Supervisor:
         stop_signal: signal.Signals = signal.SIGTERM,
         good_statuses: tuple[int, ...] = (0, -signal.SIGTERM),
     ) -> Process:
-        """Starts a process; its output goes to `NAME.log`."""
+        """Starts a process, also nbdkit under any Python; its output goes to `NAME.log`."""
         log = self.logs / f"{name}.log"
         with log.open("wb") as output:
             popen = subprocess.Popen(
@@ -191,7 +192,7 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=os.environ | {"PYTHONUNBUFFERED": "1"},
+                env=environment(os.environ | {"PYTHONUNBUFFERED": "1"}),
             )
         process = Process(name, list(argv), log, popen, stop_signal, good_statuses)
         self.processes.append(process)

@@ -14,6 +14,7 @@ import pytest
 from relocator.cli.launch import become
 from relocator.client import Client
 from relocator.errors import RelocatorError
+from testbed.gauge.pair import pair
 from tests.support.servers import PLUGIN, wait_for
 
 COMMAND = [sys.executable, "-m", "relocator.cli.main"]
@@ -173,3 +174,12 @@ def test_a_server_starts_again_on_the_socket_of_one_that_was_killed(
 def answers(socket: Path) -> bool:
     argv = ["nbdinfo", f"nbd+unix:///?socket={socket}"]
     return subprocess.run(argv, capture_output=True, check=False).returncode == 0
+
+
+def test_the_test_beds_servers_start_from_an_activated_environment(
+    foreign: Path, disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", environments(foreign)["activated"]["PATH"])
+    with pair(disk, tmp_path) as served_pair:
+        found = bytes_at(f"nbd+unix:///?socket={served_pair.proxy.socket}")
+    assert found == disk.read_bytes()
