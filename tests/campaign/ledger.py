@@ -135,13 +135,14 @@ class Ledger:
                 self._durable[sector] = max(self._durable[sector], number)
 
     def died(self, site: str) -> None:
-        """The server of a site has ended: none of its orphans is carried out any more."""
+        """The server of a site has ended: none of its orphans is carried out any more.
+
+        One may have been by then, also after what was acknowledged last: so the next write to be
+        acknowledged outdoes it, and nothing before.
+        """
         gone = {one for one in self._flying | self._orphans if self.sent[one].site == site}
         self._dead |= gone
         self._orphans -= gone
-        for number in gone:
-            for sector in self.sent[number].sectors:
-                self._outdo(sector)
 
     def moved(self, site: str) -> None:
         """Another site has taken over from this one, whose seal made all durable."""

@@ -7,6 +7,7 @@ What is checked all along: what clients read (guest.py), that only one site ackn
 that requests fail only for a reason.
 """
 
+import errno
 import os
 import time
 from collections.abc import Generator, Iterator
@@ -251,12 +252,17 @@ class Motion:
         self.ledger.died(name)
 
     def _judge(self, guest: Guest, at_s: float, request: list[Any]) -> None:
-        """Was there a reason for a request to fail?"""
+        """Was there a reason for a request to fail?
+
+        A guest's patience outlasts every fault, so no read fails but of a connection that has to
+        be made anew; a write may, where the disk is not.
+        """
         promised = self.promised and guest.site == self.leg[1]
+        elsewhere = self.authority != guest.site and not (self.authority is None and promised)
+        kind, *_, number = request
         excuses = [
-            self.authority != guest.site and not (self.authority is None and promised),
             max(site.store_fails_until_s for site in self.sites.values()) + 1.0 > at_s,
-            guest.work.client != 0,
+            number == errno.ESHUTDOWN if kind == "read" else elsewhere or guest.work.client != 0,
         ]
         if not any(excuses):
             self.journal.blame(f"a request failed at {guest.site} without a reason: {request}")

@@ -64,6 +64,18 @@ def _unseal(self, **_):
 
 Lifecycle.unseal = _unseal
 """,
+    "completion-fails-reads": """
+# A read that waits for a lost source fails if the disk is completed by another connection.
+from relocator.running.disk import Disk
+
+
+def _through(self, buffer, offset, still):
+    self._hydration.read_through(buffer, offset)
+    return True
+
+
+Disk._read_through = _through
+""",
     "target-threads": "",  # sites.py gives it more than one
 }
 

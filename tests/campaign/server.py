@@ -15,6 +15,7 @@ from pathlib import Path
 _NEWNET, _NEWNS = 0x40000000, 0x00020000
 _MS_BIND, _MS_REC, _MS_SLAVE, _MS_SHARED = 0x1000, 0x4000, 0x80000, 0x100000
 _BOOT_ID = b"/proc/sys/kernel/random/boot_id"
+_SEND_BUFFER = Path("/proc/sys/net/ipv4/tcp_wmem")  # of the network of whoever opens it
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = [*(ctypes.c_char_p,) * 3, ctypes.c_ulong, ctypes.c_char_p]
 
@@ -39,15 +40,24 @@ def enter_network(pid: int) -> None:
 
 
 class Server:
-    """The nbdkit of a site. `argv` makes its command line anew each time it is started."""
+    """The nbdkit of a site. `argv` makes its command line anew each time it is started.
+
+    A socket of its network buffers up to `send_buffer_bytes` of what it sends.
+    """
 
     def __init__(
-        self, name: str, directory: Path, namespace_pid: int, argv: Callable[[], Sequence[str]]
+        self,
+        name: str,
+        directory: Path,
+        namespace_pid: int,
+        argv: Callable[[], Sequence[str]],
+        send_buffer_bytes: int,
     ) -> None:
         self.name = name
         self.control = directory / f"{name}.sock"
         self.log = directory / f"{name}.log"
         self.argv = argv
+        self._send_buffer_bytes = send_buffer_bytes
         self._boot = directory / f"{name}.boot"
         self._boots = 0
         self._pid = namespace_pid
@@ -67,6 +77,7 @@ class Server:
 
         def prepare() -> None:
             enter_network(self._pid)
+            _SEND_BUFFER.write_text(f"4096 16384 {self._send_buffer_bytes}\n")
             _check(_libc.unshare(_NEWNS), "unshare")
             _check(_libc.mount(b"none", b"/", None, _MS_REC | _MS_SLAVE, None), "slave mounts")
             boot = os.fsencode(self._boot)

@@ -36,7 +36,8 @@ class Site:
         self.directory = directory = storage.path.parent
         self.storage = storage
         self._plugin = plugin
-        self.server = Server(name, directory, self.host_pid, self._argv)
+        buffer = world.send_buffer_bytes
+        self.server = Server(name, directory, self.host_pid, self._argv, buffer)
         #: where the disk was taken from, or is to be taken from
         self.source: Site | None = None
         #: until then (of the journal) nobody may count on what the store does

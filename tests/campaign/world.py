@@ -23,6 +23,8 @@ OPERATOR = (
 )
 #: a guest's patience (`retry-timeout`) outlasts every fault
 PATIENCE_S = 60
+#: as Linux has it
+_SEND_BUFFER_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,8 @@ class World:
     """What is moved, how, and what happens. `keys` are the proxies' further parameters.
 
     `planted` is a known bug that is put back (see planted.py); `change_s` is how often the order of
-    the servers' threads changes (see schedule.py), on average, 0 for the kernel's own order.
+    the servers' threads changes (see schedule.py), on average, 0 for the kernel's own order. With a
+    small `send_buffer_bytes` a server waits for the link while it answers, and others behind it.
     """
 
     seed: int
@@ -65,6 +68,7 @@ class World:
     events: tuple[Event, ...] = field(default=())
     planted: str | None = None
     change_s: float = 0.0
+    send_buffer_bytes: int = _SEND_BUFFER_BYTES
 
     @property
     def sectors(self) -> int:
@@ -119,7 +123,9 @@ def world(seed: int) -> World:
         keys=tuple(keys),
     )
     change_s = random.Random(f"threads {seed}").choice((0.0, 0.02, 0.1, 0.5))
-    return replace(found, events=_events(found, choose), change_s=change_s)
+    buffer = random.Random(f"buffers {seed}").choice((_SEND_BUFFER_BYTES, 16 << 10))
+    events = _events(found, choose)
+    return replace(found, events=events, change_s=change_s, send_buffer_bytes=buffer)
 
 
 def _events(found: World, choose: random.Random) -> tuple[Event, ...]:

@@ -44,6 +44,7 @@ TOUCHED_BY = {
     "bit-before-data": (2,),
     "seal-not-durable": (33, 18),
     "unseal-while-active": (27, 16),
+    "target-threads": (44,),
 }
 
 

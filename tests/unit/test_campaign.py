@@ -78,7 +78,9 @@ def test_an_orphan_may_come_late_as_long_as_its_server_lives() -> None:
     acknowledged(ledger, 2)
     assert holds(ledger, 1)
     ledger.died("A")
-    assert not holds(ledger, 1) and holds(ledger, 2)
+    assert holds(ledger, 1) and holds(ledger, 2), "it may have come just before"
+    acknowledged(ledger, 3)
+    assert [holds(ledger, number) for number in (1, 2, 3)] == [False, False, True]
 
 
 def test_zeros_are_told_from_data() -> None:
