@@ -68,8 +68,13 @@ def _kill_guest(motion: Motion, event: Event) -> Job:
 
 def _power(motion: Motion, event: Event) -> Job:
     site = motion.sites.get(event.who)
-    if site is None or not site.server.wanted:
-        return
+    if site is not None and site.server.wanted:
+        yield from _lose_power(motion, site, event.for_s)
+
+
+def _lose_power(motion: Motion, site: Site, for_s: float) -> Job:
+    """Power fails at a site; a server that ran there starts again after `for_s`."""
+    ran_server = site.server.wanted
     site.server.kill()
     motion.server_died(site.name)
     elsewhere = motion.authority not in (None, site.name)
@@ -84,8 +89,10 @@ def _power(motion: Motion, event: Event) -> Job:
     site.server.new_boot()
     if not elsewhere:
         motion.start_clients(ran)
+    if not ran_server:
+        return
     copied_bytes = _copied_bytes(site)
-    yield from motion.wait(event.for_s)
+    yield from motion.wait(for_s)
     motion.restart(site.name, 0.0)
     if not copied_bytes:
         return
@@ -148,7 +155,7 @@ def _fails(motion: Motion, event: Event) -> None:
 
 def _repair(motion: Motion, event: Event) -> None:
     """A disk that has failed is looked at by an operator: the site is booted again."""
-    motion.add(_power(motion, Event(motion.journal.now_s, "power", event.who, 0.2)))
+    motion.add(_lose_power(motion, motion.sites[event.who], 0.2))
 
 
 _FAULTS: dict[str, Callable[[Motion, Event], Job]] = {
