@@ -80,7 +80,7 @@ class Sealing:
         """
         most, parts = self._most_bytes, self._transfer.upstream.lanes
         ready, brings, of = self._ready
-        is_enough = brings * 3 <= most * 4 <= brings * 5 and parts == of
+        is_enough = brings * 3 <= most * 4 <= brings * 5 and (parts == of or not most)
         if ready and token in ready[0] and is_enough:
             return
         for verbs in _verbs(token, most, parts):

@@ -6,6 +6,7 @@ return trip, and the status says so.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -118,6 +119,13 @@ def _fail(error: UpstreamError) -> Answer:
     raise error
 
 
+def _hang_up(handles: dict[str, Any]) -> None:
+    """Hang up those that nobody takes meanwhile."""
+    for verb in list(handles):
+        if (handle := handles.pop(verb, None)) is not None:
+            hang_up(handle)
+
+
 class Source:
     """Control of the source at `endpoint`."""
 
@@ -128,22 +136,30 @@ class Source:
     def prepare(self, *verbs: str) -> None:
         """Connect for `verbs` now, and no other, so that carrying them out takes one round trip.
 
+        Until all are connected what was ready before stays so.
+
         Raises:
-            UpstreamError: the source can't be reached, or has no such export.
+            UpstreamError: the source can't be reached, or has no such export; as before.
         """
-        self.unprepare()
+        opened: dict[str, Any] = {}
+
+        def connect(verb: str) -> None:
+            opened[verb] = self._open(verb)
+
         try:
-            for verb in verbs:
-                self._ready[verb] = self._open(verb)
+            with ThreadPoolExecutor(len(verbs)) as pool:
+                for connecting in [pool.submit(connect, verb) for verb in verbs]:
+                    connecting.result()
         except UpstreamError:
-            self.unprepare()
+            _hang_up(opened)
             raise
+        before, self._ready = self._ready, opened
+        _hang_up(before)
 
     def unprepare(self) -> None:
         """Hang up what is ready and was not used: it would keep the source's server from ending."""
         ready, self._ready = self._ready, {}
-        for handle in ready.values():
-            hang_up(handle)
+        _hang_up(ready)
 
     def _open(self, verb: str) -> Any:
         return open_handle(self.endpoint.with_export(f"control/{verb}"))

@@ -84,11 +84,13 @@ def test_a_disk_moves_with_the_key_and_a_proxy_without_it_does_not_start(
 
 
 def test_the_switch_asks_for_no_nonce_any_more(tmp_path: Path, secret: Path) -> None:
-    """What was made ready in standby is proven already."""
+    """What was made ready in standby is proven already, and stays ready until more is."""
     with target(tmp_path, f"key={secret}") as server:
         source, token = far_end(server, secret), "a" * 32
         source.prepare(f"seal/{token}")
         source.endpoint = replace(source.endpoint, uri="nbd+unix:///?socket=/nowhere")
+        with pytest.raises(UpstreamError):
+            source.prepare(f"seal/{token}/4096/0/2", f"seal/{token}/4096/1/2")
         assert source.call(f"seal/{token}")["seal"] == token
 
 
