@@ -12,14 +12,19 @@ from tests.support.servers import wait_for
 #: one for demand, five that bring a part each
 SIX = "connections=6"
 
-#: a source that notes which part somebody made ready for last
+#: a source that notes for how many parts of how many somebody has made ready
 _NOTING = """
+import threading as _threading
 from relocator.running.verbs import Verbs as _Noting
-_open = _Noting.open_export
+_open, _parts, _noting = _Noting.open_export, set(), _threading.Lock()
 def _note(self, name, *admitted):
+    opened = _open(self, name, *admitted)
     if name.count("/") == 5:
-        Path(GO).write_text(name.split("/", 4)[4])
-    return _open(self, name, *admitted)
+        part, of = name.split("/")[4:]
+        with _noting:
+            _parts.add((part, of))
+            Path(GO).write_text(f"{sum(one[1] == of for one in _parts)} of {of}")
+    return opened
 _Noting.open_export = _note
 """
 #: a source that knows nothing of parts
@@ -58,7 +63,7 @@ def site(tmp_path: Path) -> Site:
 def test_many_parts_are_one_rest(tmp_path: Path, site: Site, brings: str) -> None:
     keys = SIX, f"seal-brings={brings}"
     with site.serve(mistake=_NOTING) as target, in_step(tmp_path, target, *keys) as proxy:
-        wait_for(lambda: site.has("4/5"), "all connections for the seal")
+        wait_for(lambda: site.has("5 of 5"), "all connections for the seal")
         guest = target.connect()
         blocks = random.Random(7).sample(range(SIZE_BYTES // BLOCK), 499)
         for block in blocks:
@@ -78,7 +83,7 @@ def test_blocks_of_another_size_lie_across_parts(
 ) -> None:
     with site.serve(f"block={theirs}", mistake=_NOTING) as target:
         with in_step(tmp_path, target, f"block={ours}", SIX, "seal-brings=1M") as proxy:
-            wait_for(lambda: site.has("4/5"), "all connections for the seal")
+            wait_for(lambda: site.has("5 of 5"), "all connections for the seal")
             site.write(target.connect(), 94, 43)
             proxy.control.call("activate", wait=True)
             wait_for(lambda: proxy.status()["brought_bytes"] == whole * BLOCK, "what comes")
@@ -102,7 +107,7 @@ def test_a_part_that_is_not_of_this_rest_or_fails_is_fetched(
 ) -> None:
     keys = SIX, "seal-brings=160K"
     with site.serve(mistake=mistake + _NOTING) as target, in_step(tmp_path, target, *keys) as proxy:
-        wait_for(lambda: site.has("4/5"), "all connections for the seal")
+        wait_for(lambda: site.has("5 of 5"), "all connections for the seal")
         site.write(target.connect(), 300, 40)
         proxy.control.call("activate", wait=True)
         came = 8 if mistake == _FICKLE else 24
