@@ -7,6 +7,8 @@ from testbed.migration.completion import Completion
 from testbed.migration.stage import CheckFailed, Stage
 
 RELOCATION_LIMIT_S = 3600.0
+#: of a proxy's status: what the handover was like
+HANDOVER = ("seal_s", "drop_s", "write_waited_s", "dropped_blocks", "brought_bytes")
 
 
 def relocate(stage: Stage) -> None:
@@ -38,8 +40,9 @@ def _copy_the_rest(stage: Stage) -> None:
     status = _sample_presence(stage)
     stage.sampler.status_of = None
     known = status or {}
-    fetched = {key: known[key] for key in record.PRESENCE if key in known and "bytes" in key}
-    stage.log.event("relocation-complete", **fetched)
+    fetched = [key for key in record.PRESENCE if "bytes" in key]
+    told = {key: known[key] for key in (*fetched, *HANDOVER) if key in known}
+    stage.log.event("relocation-complete", **told)
     stage.results.relocated(status, completion.at_s)
 
 
