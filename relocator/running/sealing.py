@@ -1,10 +1,11 @@
 """The seal, as the destination asks for it, and what comes with it.
 
-Long before the switch a connection is made ready: the request then takes one round trip (and one
-for the word that follows it, `moved`, which lets the source go). The request says how many bytes of what was written last may come with the answer (see rest.py): about as many as
-the link brings in that round trip, so that a disk that was kept in step is complete as soon as it
-is taken over. As many connections are made ready as the copy has, and each brings a part: one alone
-would begin with some 14 KB a round trip.
+Long before the switch connections are made ready: the request then takes one round trip, and so
+does the word that follows it, `moved`, which lets the source go. The request says how many bytes of
+what was written last may come with the answer (see rest.py): about as many as the link brings in
+that round trip, so that a disk that was kept in step is complete as soon as it is taken over. As
+many connections are made ready for it as the copy has, and each brings a part: one alone would
+begin with some 14 KB a round trip.
 
     answer -> stale blocks dropped -> those that come are claimed -> they arrive, part by part
 
