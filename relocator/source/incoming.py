@@ -31,10 +31,11 @@ class Incoming:
         self._asked = 0
         self._flights: deque[tuple[bytearray, list[int]]] = deque()
         self._data = bytearray()
-        self._ask(FIRST_READ_BYTES)
-        self._ask(ask_bytes)
+        self.ask(FIRST_READ_BYTES)
+        self.ask(ask_bytes)
 
-    def _ask(self, end: int) -> None:
+    def ask(self, end: int) -> None:
+        """Ask for all up to `end` that was not asked for yet; errors as `read`, which waits."""
         while self._asked < min(end, self._size):
             length = min(PIECE_BYTES, min(end, self._size) - self._asked)
             buffer, outcome = bytearray(length), list[int]()
@@ -61,7 +62,7 @@ class Incoming:
             UpstreamError: the source fails, or nothing has arrived for `timeout_s`.
         """
         end = min(offset + length, self._size)
-        self._ask(end)
+        self.ask(end)
         heard_s = time.monotonic()
         while len(self._data) < end:
             if self._gather():

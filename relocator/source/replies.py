@@ -15,7 +15,12 @@ MAGIC = "relocator-1"
 #: of what comes with an answer, in bytes: a map of the most blocks there can be, and then some
 MOST_ATTACHED_BYTES = 128 << 20
 _MOST_NAME = 64
-FIRST_READ_BYTES = 8 << 10  # less than what TCP sends at once over a connection that was idle
+#: of an answer, in which its line is
+FIRST_READ_BYTES = 8 << 10
+#: so much is asked for before the line says how much there is: what TCP sends at once over a
+#: connection that was idle (ten segments). More would come no sooner, and past an answer's end it
+#: would be padding that keeps the link from the guest's reads
+AT_ONCE_BYTES = 13 << 10
 
 
 class Content(Protocol):
