@@ -6,10 +6,10 @@ return trip, and the status says so.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from threading import Thread
 from typing import Any, TypeVar
 
 from relocator import words
@@ -142,17 +142,22 @@ class Source:
             UpstreamError: the source can't be reached, or has no such export; as before.
         """
         opened: dict[str, Any] = {}
+        errors: list[UpstreamError] = []
 
         def connect(verb: str) -> None:
-            opened[verb] = self._open(verb)
+            try:
+                opened[verb] = self._open(verb)
+            except UpstreamError as error:
+                errors.append(error)
 
-        try:
-            with ThreadPoolExecutor(len(verbs)) as pool:
-                for connecting in [pool.submit(connect, verb) for verb in verbs]:
-                    connecting.result()
-        except UpstreamError:
+        threads = [Thread(target=connect, args=(verb,), daemon=True) for verb in verbs]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if errors:
             _hang_up(opened)
-            raise
+            raise errors[0]
         before, self._ready = self._ready, opened
         _hang_up(before)
 
