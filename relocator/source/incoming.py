@@ -15,7 +15,7 @@ import nbd
 
 from relocator.errors import UpstreamError
 from relocator.source.handles import CONNECT_S, aio_pread, hang_up, progress
-from relocator.source.replies import FIRST_READ_BYTES
+from relocator.source.replies import AT_ONCE_BYTES, FIRST_READ_BYTES
 from relocator.store.geometry import Extent
 
 PIECE_BYTES = 64 << 10
@@ -23,16 +23,16 @@ _LOOK_EVERY_S = 0.25
 
 
 class Incoming:
-    """The content of the export behind `handle`, of which `ask_bytes` are asked for at once."""
+    """The content of the export behind `handle`, of which AT_ONCE_BYTES are asked for at once."""
 
-    def __init__(self, handle: Any, ask_bytes: int = FIRST_READ_BYTES) -> None:
+    def __init__(self, handle: Any) -> None:
         self._handle = handle
         self._size = int(handle.get_size())
         self._asked = 0
         self._flights: deque[tuple[bytearray, list[int]]] = deque()
         self._data = bytearray()
         self.ask(FIRST_READ_BYTES)
-        self.ask(ask_bytes)
+        self.ask(AT_ONCE_BYTES)
 
     def ask(self, end: int) -> None:
         """Ask for all up to `end` that was not asked for yet; errors as `read`, which waits."""

@@ -18,7 +18,7 @@ from relocator.filesystem.rounds import Rounds, serve
 from relocator.source.endpoint import Endpoint
 from relocator.source.handles import answers, connected, hang_up, open_handle, read, read_many
 from relocator.source.incoming import Incoming
-from relocator.source.replies import AT_ONCE_BYTES, FIRST_READ_BYTES, check, decode_line
+from relocator.source.replies import FIRST_READ_BYTES, check, decode_line
 from relocator.store import runs
 from relocator.store.geometry import Geometry
 from relocator.store.meta import Base
@@ -203,19 +203,19 @@ class Source:
         incoming = None
         with suppress(UpstreamError):  # it was made ready long ago and has died since
             if (ready := self._ready.pop(verb, None)) is not None:
-                incoming = Incoming(ready, AT_ONCE_BYTES)
+                incoming = Incoming(ready)
         also = tuple(self._ask_also(other, rest_bytes) for other in others)
         with suppress(UpstreamError):
             if incoming is not None:
                 return self._ask(verb, incoming, rest_bytes, also)
-        return self._ask(verb, Incoming(self._open(verb), AT_ONCE_BYTES), rest_bytes, also)
+        return self._ask(verb, Incoming(self._open(verb)), rest_bytes, also)
 
     def _ask_also(self, verb: str, rest_bytes: int) -> Callable[[], Answer]:
         """Ask, if a connection is ready for that; what waits for the answer."""
         try:
             if (ready := self._ready.pop(verb, None)) is None:
                 raise UpstreamError(f"nothing is ready for '{verb.partition('/')[0]}'")
-            return partial(self._ask, verb, Incoming(ready, AT_ONCE_BYTES), rest_bytes)
+            return partial(self._ask, verb, Incoming(ready), rest_bytes)
         except UpstreamError as error:
             return partial(_fail, error)
 
@@ -241,11 +241,11 @@ class Source:
             if fields.get("shut"):
                 raise ShutOutError(f"the source {self.endpoint.uri} refused '{verb}': {why}")
             raise StateError(f"the source refused '{verb}': {why}")
+        end = max((at + length for at, length in places.values()), default=0)
         rest_at, rest_bytes = places.pop("rest", (0, 0))
         if rest_bytes > asked_bytes:
             raise UpstreamError("the source's answer brings more than it was asked for")
-        incoming.ask(start + max((at + length for at, length in places.values()), default=0))
-        incoming.ask(start + rest_at + rest_bytes)
+        incoming.ask(start + end)
         maps = {
             name: incoming.read(start + at, length, timeout_s=60.0)
             for name, (at, length) in places.items()
