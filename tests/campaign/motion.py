@@ -7,7 +7,6 @@ What is checked all along: what clients read (guest.py), that only one site ackn
 that requests fail only for a reason.
 """
 
-import errno
 import os
 import time
 from collections.abc import Generator, Iterator
@@ -259,10 +258,10 @@ class Motion:
         """
         promised = self.promised and guest.site == self.leg[1]
         elsewhere = self.authority != guest.site and not (self.authority is None and promised)
-        kind, *_, number = request
+        kind, *_, why = request
         excuses = [
             max(site.store_fails_until_s for site in self.sites.values()) + 1.0 > at_s,
-            number == errno.ESHUTDOWN if kind == "read" else elsewhere or guest.work.client != 0,
+            why == "ESHUTDOWN" if kind == "read" else elsewhere or guest.work.client != 0,
         ]
         if not any(excuses):
             self.journal.blame(f"a request failed at {guest.site} without a reason: {request}")
