@@ -26,6 +26,10 @@ Once a train has shown that the link bears it, the window is at least what the c
 carry in their first round trip, and as much again: TCP lets a connection grow only while it is kept
 busy (RFC 7661).
 
+A round in which the window was never full says what was asked for, not what the link bears: it can
+raise the rate, and neither lowers it nor ends the start. So what is read ahead for a guest, or a
+standby's rounds when little is written, leave the window as wide as the link.
+
 A base latency is believed for `BASE_S` seconds; then the window shuts for one round trip and it is
 measured anew: a changed route is noticed, and our own queue is not mistaken for the link's length.
 """
@@ -49,6 +53,7 @@ CAUTIOUS_GAIN = 1.15
 PROBE_GAIN = 1.125
 PROBE_ROUNDS = 8
 FULL_ROUNDS = 3
+START_ROUNDS = 6
 KEPT = 0.25
 GROWTH = 1.125
 SHORT_TRAIN = 8  # replies
@@ -149,6 +154,7 @@ class Window:
         self._round_ends_bytes = 0
         self._round = 0
         self._samples: list[float] = []
+        self._filled = False
         self._round_rates: deque[float] = deque(maxlen=RATE_ROUNDS)
         self._full_rate = 0.0
         self._rounds_without_growth = 0
@@ -181,8 +187,8 @@ class Window:
 
     @property
     def piece_bytes(self) -> int:
-        """The most of a fetch ahead of a reader: of the start's window a part only."""
-        return self.request_bytes if self._starting else MOST_REQUEST_BYTES
+        """The most of a fetch ahead of a reader: of the first rounds' window a part only."""
+        return self.request_bytes if self._round < START_ROUNDS else MOST_REQUEST_BYTES
 
     @property
     def open(self) -> bool:
@@ -209,6 +215,7 @@ class Window:
             self.demand_bytes += length
         else:
             self.in_flight_bytes += length
+            self._filled |= not self.open
         return Sent(length, now_s, self._delivered_bytes, alone, yielding, demand)
 
     def lost(self, sent: Sent) -> None:
@@ -249,12 +256,15 @@ class Window:
     def _end_round(self) -> None:
         self._round += 1
         self._round_ends_bytes = self._delivered_bytes
-        self._round_rates.append(sum(self._samples) / len(self._samples))
-        self._samples.clear()
-        if self._round_rates[-1] > self._full_rate * GROWTH:
-            self._full_rate, self._rounds_without_growth = self._round_rates[-1], 0
-        else:
+        rate = sum(self._samples) / len(self._samples)
+        if self._filled or rate > self._rate:
+            self._round_rates.append(rate)
+        if rate > self._full_rate * GROWTH:
+            self._full_rate, self._rounds_without_growth = rate, 0
+        elif self._filled:
             self._rounds_without_growth += 1
+        self._samples.clear()
+        self._filled = False
         self._short.end_round()
         self._long.end_round()
 

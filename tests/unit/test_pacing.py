@@ -65,6 +65,35 @@ def test_a_longer_route_is_noticed() -> None:
     assert seen["use"] > 0.80
 
 
+def _bursts(window: Window, rate_bytes_per_s: float, rtt_s: float, count: int) -> float:
+    """Some requests for a reader, again and again, that fill neither the link nor the window."""
+    now_s = 0.0
+    for _ in range(count):
+        sent = [window.send(8 << 10, now_s) for _ in range(4)]
+        for number, one in enumerate(sent):
+            window.received(one, now_s + rtt_s + (number + 1) * (8 << 10) / rate_bytes_per_s)
+        now_s += 3 * rtt_s
+    return now_s
+
+
+@pytest.mark.parametrize("rtt_ms", [20, 100])
+def test_what_is_read_ahead_does_not_end_the_start(rtt_ms: int) -> None:
+    rate, rtt_s = 12.5e6, rtt_ms / 1000
+    window = Window()
+    from_s = _bursts(window, rate, rtt_s, 50)
+    after, afresh = (simulate(one, rate, rtt_s, 15 * rtt_s, from_s) for one in (window, Window()))
+    assert after["use"] >= afresh["use"]
+
+
+def test_a_copy_with_little_to_do_keeps_what_it_knows_of_the_link() -> None:
+    window = Window()
+    simulate(window, 12.5e6, 0.02, 5.0)
+    window.in_flight_bytes = 0
+    before = window.bytes_per_s
+    _bursts(window, 12.5e6, 0.02, 50)
+    assert window.bytes_per_s == before
+
+
 @pytest.mark.parametrize("rtt_ms", [20, 100, 200])
 def test_the_start_doesnt_fill_the_queue(rtt_ms: int) -> None:
     rtt_s = rtt_ms / 1000
