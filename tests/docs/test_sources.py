@@ -1,4 +1,4 @@
-"""docs/operators.md does what it says where it has commands for both sites."""
+"""docs/sources.md does what it says where it has commands for both sites."""
 
 import json
 import random
@@ -11,7 +11,7 @@ from tests.support.model import source_bytes
 from tests.support.site import Site, site
 
 pytestmark = pytest.mark.timeout(300)
-PAGE = Path(__file__).parents[2] / "docs" / "operators.md"
+PAGE = Path(__file__).parents[2] / "docs" / "sources.md"
 SIZE_BYTES = 32 << 20
 _DEVICE = "/machine/peripheral/vda/virtio-backend"
 
