@@ -35,6 +35,7 @@ from relocator.source.handles import (
     Limits,
     LowWater,
     aio_pread,
+    hear_out,
     limits_of,
     open_handle,
     progress,
@@ -149,11 +150,15 @@ class Connection:
         request.error = UpstreamError("the connection to the source was closed", errno.ESHUTDOWN)
         request.done(request)
 
-    def close(self) -> None:
-        """Disconnect; requests without a reply fail. Must not be called from a `done`."""
+    def leave(self) -> None:
+        """Begin to disconnect: what is on its way is waited for, but not for long."""
         with self._lock:
             self._closing = True
         os.eventfd_write(self._wake_fd, 1)
+
+    def close(self) -> None:
+        """Disconnect; requests without a reply fail. Must not be called from a `done`."""
+        self.leave()
         if self._thread.is_alive():
             self._thread.join()
 
@@ -230,7 +235,8 @@ class Connection:
                 self._heard_s = time.monotonic()
             elif time.monotonic() - self._heard_s > STALL_S:
                 raise UpstreamError(f"no reply for {STALL_S:.0f} s", errno.ETIMEDOUT)
-        handle.aio_disconnect(0)
+        low_water.set(1)
+        hear_out(handle, lambda: bool(self._in_flight) and not self._lost)
 
     @property
     def _owes_more_than_a_reply(self) -> bool:

@@ -25,6 +25,7 @@ from relocator.source.tunnel import Tunnel
 from relocator.store.geometry import Extent
 
 CONNECT_S = 10.0
+FAREWELL_S = 1.0
 ALLOCATION = "base:allocation"
 #: What a client may ask for at once when the server doesn't say (NBD protocol, "Block size").
 DEFAULT_MAXIMUM_BYTES = 32 << 20
@@ -177,6 +178,20 @@ def hang_up(handle: Any) -> None:
     """Say goodbye, and wait for no answer; the handle is used no more."""
     with suppress(nbd.Error):  # the source has gone by itself
         handle.aio_disconnect(0)
+
+
+def hear_out(handle: Any, owed: Callable[[], bool]) -> None:
+    """Say goodbye, and take what is still `owed`, for `FAREWELL_S` at most: see `Incoming.end`.
+
+    Raises:
+        nbd.Error: the connection broke.
+    """
+    handle.aio_disconnect(0)
+    give_up_s = time.monotonic() + FAREWELL_S
+    while owed() and not (handle.aio_is_dead() or handle.aio_is_closed()):
+        if (left_s := give_up_s - time.monotonic()) <= 0:
+            break
+        progress(handle, left_s)
 
 
 def _tunnel(endpoint: Endpoint) -> Tunnel | None:

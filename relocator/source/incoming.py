@@ -9,11 +9,12 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import nbd
 
-from relocator.errors import UpstreamError
+from relocator.errors import RelocatorError, UpstreamError
 from relocator.source.handles import CONNECT_S, aio_pread, hang_up, progress
 from relocator.source.replies import AT_ONCE_BYTES, FIRST_READ_BYTES
 from relocator.store.geometry import Extent
@@ -23,16 +24,20 @@ _LOOK_EVERY_S = 0.25
 
 
 class Incoming:
-    """The content of the export behind `handle`, of which AT_ONCE_BYTES are asked for at once."""
+    """The content of the export behind `handle`, of which its line is asked for at once.
 
-    def __init__(self, handle: Any) -> None:
+    With `more`, AT_ONCE_BYTES are.
+    """
+
+    def __init__(self, handle: Any, *, more: bool = False) -> None:
         self._handle = handle
         self._size = int(handle.get_size())
         self._asked = 0
         self._flights: deque[tuple[bytearray, list[int]]] = deque()
         self._data = bytearray()
         self.ask(FIRST_READ_BYTES)
-        self.ask(AT_ONCE_BYTES)
+        if more:
+            self.ask(AT_ONCE_BYTES)
 
     def ask(self, end: int) -> None:
         """Ask for all up to `end` that was not asked for yet; errors as `read`, which waits."""
@@ -79,15 +84,15 @@ class Incoming:
                 idle()
         return bytes(self._data[offset:end])
 
-    def drain(self, idle: Callable[[], None]) -> None:
-        """Wait for all that was asked for; errors as `read`.
+    def end(self, idle: Callable[[], None] | None = None) -> None:
+        """Let come what was asked for, so that nothing is owed, and hang up.
 
-        To hang up on a server that still owes several answers is hard on nbdkit before 1.34.
+        To hang up on a server that still owes several answers is hard on nbdkit before 1.34. And a
+        socket that is closed with something unread is reset, and a reset that the link loses is not
+        sent again: the source's server would wait for this client, and never end.
         """
-        self.read(0, self._asked, idle=idle)
-
-    def end(self) -> None:
-        """Hang up; nothing is read any more."""
+        with suppress(RelocatorError):
+            self.read(0, self._asked, idle=idle)
         hang_up(self._handle)
         self._flights.clear()
         self._handle = None

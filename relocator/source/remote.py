@@ -13,7 +13,7 @@ from threading import Thread
 from typing import Any, TypeVar
 
 from relocator import words
-from relocator.errors import RelocatorError, ShutOutError, StateError, UpstreamError
+from relocator.errors import ShutOutError, StateError, UpstreamError
 from relocator.filesystem.rounds import Rounds, serve
 from relocator.source.endpoint import Endpoint
 from relocator.source.handles import answers, connected, hang_up, open_handle, read, read_many
@@ -58,11 +58,9 @@ class Answer:
         return self._incoming.read(self._rest_at + at, length, idle=idle)
 
     def end(self, idle: Callable[[], None]) -> None:
-        """Let the last of it come, so that nothing is owed (see `Incoming.drain`), and hang up."""
+        """Let the last of it come, and hang up."""
         if self._incoming is not None:
-            with suppress(RelocatorError):
-                self._incoming.drain(idle)
-            self._incoming.end()
+            self._incoming.end(idle)
 
     def geometry(self, size_bytes: int) -> Geometry:
         """The source's blocks, of a disk of that size."""
@@ -203,19 +201,20 @@ class Source:
         incoming = None
         with suppress(UpstreamError):  # it was made ready long ago and has died since
             if (ready := self._ready.pop(verb, None)) is not None:
-                incoming = Incoming(ready)
+                incoming = Incoming(ready, more=bool(rest_bytes))
         also = tuple(self._ask_also(other, rest_bytes) for other in others)
         with suppress(UpstreamError):
             if incoming is not None:
                 return self._ask(verb, incoming, rest_bytes, also)
-        return self._ask(verb, Incoming(self._open(verb)), rest_bytes, also)
+        incoming = Incoming(self._open(verb), more=bool(rest_bytes))
+        return self._ask(verb, incoming, rest_bytes, also)
 
     def _ask_also(self, verb: str, rest_bytes: int) -> Callable[[], Answer]:
         """Ask, if a connection is ready for that; what waits for the answer."""
         try:
             if (ready := self._ready.pop(verb, None)) is None:
                 raise UpstreamError(f"nothing is ready for '{verb.partition('/')[0]}'")
-            return partial(self._ask, verb, Incoming(ready), rest_bytes)
+            return partial(self._ask, verb, Incoming(ready, more=True), rest_bytes)
         except UpstreamError as error:
             return partial(_fail, error)
 
@@ -236,6 +235,7 @@ class Source:
             what = f"the source's answer to '{verb}' can't be understood: {error}"
             raise UpstreamError(what) from error
         if not fields["ok"]:
+            incoming.end()
             why = words.printable(str(fields["error"]))
             verb = verb.partition("/")[0]  # a seal's name is nobody else's business
             if fields.get("shut"):
@@ -250,6 +250,9 @@ class Source:
             name: incoming.read(start + at, length, timeout_s=60.0)
             for name, (at, length) in places.items()
         }
+        if not asked_bytes:
+            incoming.end()
+            return Answer(fields, maps)
         return Answer(fields, maps, rest_bytes, others, start + rest_at, incoming)
 
     def export(self, name: str, most_bytes: int) -> bytes:

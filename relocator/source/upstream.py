@@ -150,7 +150,10 @@ class Upstream:
 
     def close(self) -> None:
         """Disconnect; whatever waits fails. Must not be called from a `done`."""
-        for one in [self._demand, *self._background]:
+        everyone = [self._demand, *self._background]
+        for one in everyone:
+            one.leave()
+        for one in everyone:
             one.close()
 
 

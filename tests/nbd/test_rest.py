@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,27 @@ def test_a_read_that_waits_for_the_source_is_answered_though_the_disk_completes_
         finally:
             site.go_on()
         assert read == [site.model[7 * BLOCK : 8 * BLOCK]]
+
+
+def test_what_is_still_on_its_way_at_the_end_is_taken_before_hanging_up(
+    tmp_path: Path, site: Site
+) -> None:
+    """Else the source's server, which can't send it any more, hears of a reset, if it does."""
+    with site.serve(mistake=_SILENT) as target:
+        wanted = (f"store={tmp_path / 'store'}", f"source={target.uri}", "background=off")
+        with plugin(tmp_path, "proxy", *wanted) as proxy, ThreadPoolExecutor(1) as pool:
+            reader = pool.submit(proxy.connect().pread, BLOCK, 7 * BLOCK)
+            wait_for(lambda: site.has("asked"), "the read")
+            proxy.control.call("set", background="on")
+            wait_for(lambda: absent(proxy) == 1, "all the others")
+            site.write(proxy.connect(), 7)
+            wait_for(lambda: absent(proxy) == 0, "the write")
+            site.go_on()
+            assert reader.result(20) == site.model[7 * BLOCK : 8 * BLOCK]
+            proxy.wait()
+        log = target.log.read_text()
+        assert "reset" not in log and "Broken pipe" not in log
+    assert (tmp_path / "store" / "disk.img").read_bytes() == site.model
 
 
 def test_what_becomes_ready_too_late_does_not_hold_the_source_back(

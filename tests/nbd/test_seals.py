@@ -31,6 +31,25 @@ def test_a_seal_can_be_undone_until_a_proxy_is_active(sites: Any) -> None:
                 target.control.call("unseal")
 
 
+def test_nobody_hangs_up_with_something_unread(sites: Any) -> None:
+    """A reset would be all that the source hears of it, and a link may lose that."""
+    a, b, c = sites
+    with a.target() as target:
+        guest = target.connect()
+        with b.proxy(target, "mode=standby", "refresh=0.1") as first:
+            rounds = first.status()["rounds"]
+            guest.pwrite(b"x" * 4096, 0)
+            wait_for(lambda: first.status()["rounds"] > rounds + 1, "some rounds")
+            guest.shutdown()
+            first.control.call("activate", wait=True)
+            with c.proxy(target, "mode=standby") as second:
+                with pytest.raises(RelocatorError, match="sealed for another proxy"):
+                    second.control.call("activate", wait=True)
+            first.wait()
+        log = target.log.read_text()
+        assert "reset" not in log and "Broken pipe" not in log
+
+
 def test_a_seal_survives_the_targets_restart(sites: Any) -> None:
     a, _, _ = sites
     with a.target() as target:
