@@ -11,7 +11,7 @@ install:         ## packages and .venv (needs root or sudo)
 
 test: install check   ## every test, two at a time, with progress
 	@scripts/install --reproduce
-	$(PYTHON) -m pytest -n 2 --max-worker-restart 0
+	$(PYTHON) -m pytest -n 2 --max-worker-restart 0 --durations 20
 
 check: install   ## linters, types and the direction of imports, as CI runs them
 	.venv/bin/ruff check .
