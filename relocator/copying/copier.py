@@ -9,6 +9,7 @@ at once. When the last block has arrived, by whatever way, this thread completes
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
@@ -25,6 +26,7 @@ from relocator.store.store import Store
 Range = tuple[int, int]
 PREFETCH_BYTES = 128 << 10
 IDLE_S = 0.02
+IDLE_TIMES = 10  # so much longer than a pass in vain took
 
 
 class Copier:
@@ -102,6 +104,7 @@ class Copier:
 
     def _run(self) -> None:
         while not self._pacer.over:
+            began_s = time.monotonic()
             try:
                 sent = self._pass()
             except StoreError as error:  # a hole could not be filled: the store may get room again
@@ -109,7 +112,9 @@ class Copier:
                 self._pacer.sleep(HOLD_S)
                 continue
             if not sent and not self._outdated:
-                self._pacer.sleep(IDLE_S)  # all is present, or in flight, or the source refused
+                # All is present, or in flight, or set aside, or the source refused.
+                idle_s = IDLE_TIMES * (time.monotonic() - began_s)
+                self._pacer.sleep(min(max(IDLE_S, idle_s), HOLD_S))
         while not self._pacer.stopping and not self._finish():
             self._stopped.wait(HOLD_S)
 
@@ -120,6 +125,8 @@ class Copier:
         """
         sent = 0
         self._generation = self._plan.generation
+        if self._store.all_present:
+            return 0
         seeded = self._seeding is not None and not self._seeding.ended
         for first, end in self._seeding.settled() if self._seeding and seeded else self._ranges():
             self._pacer.wait_turn()

@@ -28,7 +28,8 @@ busy (RFC 7661).
 
 A round in which the window was never full says what was asked for, not what the link bears: it can
 raise the rate, and neither lowers it nor ends the start. So what is read ahead for a guest, or a
-standby's rounds when little is written, leave the window as wide as the link.
+standby's rounds when little is written, leave the window as wide as the link. Nor does a window
+count as full while it is shut to measure the base latency.
 
 A base latency is believed for `BASE_S` seconds; then the window shuts for one round trip and it is
 measured anew: a changed route is noticed, and our own queue is not mistaken for the link's length.
@@ -215,7 +216,7 @@ class Window:
             self.demand_bytes += length
         else:
             self.in_flight_bytes += length
-            self._filled |= not self.open
+            self._filled |= not self.open and not self._probing_base
         return Sent(length, now_s, self._delivered_bytes, alone, yielding, demand)
 
     def lost(self, sent: Sent) -> None:

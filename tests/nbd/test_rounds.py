@@ -12,7 +12,7 @@ import pytest
 
 from relocator.errors import RelocatorError
 from tests.nbd.test_rest import SIZE_BYTES, Site, absent
-from tests.support.servers import Server, plugin, wait_for
+from tests.support.servers import Server, mistaken, plugin, wait_for
 
 #: a source that doesn't give an answer again that was lost
 _OLD = """
@@ -32,6 +32,16 @@ def _slow(self, known=None):
     return fields, ended
 Handover.epoch = _slow
 """
+#: a proxy that notes each time it goes through the order of the disk
+_NOTES_WALKS = """
+from relocator.copying.plan import Plan as _Plan
+_ranges = _Plan.ranges
+def _noted(self):
+    with Path(GO).open("a") as _file:
+        _file.write("x")
+    return _ranges(self)
+_Plan.ranges = _noted
+"""
 
 
 @pytest.fixture
@@ -39,9 +49,9 @@ def site(tmp_path: Path) -> Site:
     return Site(tmp_path)
 
 
-def standby(tmp_path: Path, target: Server, *keys: str) -> Any:
+def standby(tmp_path: Path, target: Server, *keys: str, **more: Any) -> Any:
     wanted = (f"store={tmp_path / 'store'}", f"source={target.uri}", "mode=standby")
-    return plugin(tmp_path, "proxy", *wanted, *keys)
+    return plugin(tmp_path, "proxy", *wanted, *keys, **more)
 
 
 def epoch(target: Server) -> int:
@@ -90,6 +100,21 @@ def test_a_copy_keeps_in_step_and_says_how_far_behind_it_is(tmp_path: Path, site
         done = proxy.wait()
         assert (done["dropped_blocks"], done["behind_bytes"]) == (0, None)
     assert (tmp_path / "store" / "disk.img").read_bytes() == site.model
+
+
+def test_a_copy_that_is_in_step_walks_the_disk_no_more(tmp_path: Path, site: Site) -> None:
+    """A standby may last for days: it must not cost a core."""
+    walks = tmp_path / "walks"
+    file = mistaken(tmp_path, _NOTES_WALKS.replace("GO", repr(str(walks))))
+    with site.serve() as target, standby(tmp_path, target, "refresh=0.2", file=file) as proxy:
+        wait_for(lambda: proxy.status()["rounds"] > 1, "the copy ahead")
+        walked = walks.stat().st_size
+        rounds = proxy.status()["rounds"]
+        wait_for(lambda: proxy.status()["rounds"] > rounds + 2, "some rounds")
+        assert walks.stat().st_size == walked
+        site.write(target.connect(), 100, 50)
+        wait_for(lambda: walks.stat().st_size > walked, "what was written to be copied")
+        wait_for(lambda: absent(proxy) == 0, "all of it")
 
 
 def test_the_switch_is_whole_while_the_guest_writes_until_the_last(
