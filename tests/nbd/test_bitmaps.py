@@ -172,7 +172,7 @@ def test_a_bitmap_that_began_anew_costs_the_copy_not_the_data(
             qemu.record("b0")
             qemu.offer("b0")
         wait_for(lambda: present(proxy) == TOTAL, "the copy begun anew")
-        assert proxy.status()["error"] is None
+        wait_for(lambda: proxy.status()["error"] is None, "the fault to be over")
         switched(proxy, guest, tmp_path)
 
 
