@@ -236,7 +236,7 @@ class Connection:
             elif time.monotonic() - self._heard_s > STALL_S:
                 raise UpstreamError(f"no reply for {STALL_S:.0f} s", errno.ETIMEDOUT)
         low_water.set(1)
-        hear_out(handle, lambda: bool(self._in_flight) and not self._lost)
+        hear_out(handle, lambda: handle.aio_in_flight() > 0)
 
     @property
     def _owes_more_than_a_reply(self) -> bool:

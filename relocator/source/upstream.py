@@ -61,7 +61,9 @@ class Upstream:
         self._demand = Connection(endpoint, "upstream-demand", guard)
         first = self._background_connection(1)
         first.on_connected = self._open_others
+        self._lock = threading.Lock()  # of these two: who leaves, leaves nobody behind
         self._background = [first]
+        self._closing = False
 
     def start(self) -> None:
         """Connect, in the background."""
@@ -95,13 +97,14 @@ class Upstream:
     def _open_others(self) -> None:
         """The first background connection is up; runs on its thread."""
         first = self._background[0]
-        if not first.multi_conn or len(self._background) > 1:
-            return
         wanted = self._wanted or (FAR if first.round_trip_s >= FAR_S else FEWEST)
-        for number in range(2, wanted):
-            one = self._background_connection(number)
-            one.start()
-            self._background.append(one)
+        with self._lock:
+            if not first.multi_conn or len(self._background) > 1 or self._closing:
+                return
+            for number in range(2, wanted):
+                one = self._background_connection(number)
+                one.start()
+                self._background.append(one)
 
     def _least_busy(self) -> Connection:
         """The background connection for the next request."""
@@ -150,7 +153,9 @@ class Upstream:
 
     def close(self) -> None:
         """Disconnect; whatever waits fails. Must not be called from a `done`."""
-        everyone = [self._demand, *self._background]
+        with self._lock:
+            self._closing = True
+            everyone = [self._demand, *self._background]
         for one in everyone:
             one.leave()
         for one in everyone:

@@ -1,0 +1,87 @@
+"""The connections of a copy: all of them end with it, and none keeps what another can fetch."""
+
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.support.model import source_bytes
+from tests.support.servers import Server, mistaken, nbdkit, plugin, proxy, wait_for
+
+SIZE_BYTES = 1 << 20
+BLOCK = 4096
+#: a source that is far away when it is asked who it is
+_FAR = """
+import time
+from relocator.running.verbs import Verbs
+
+_remote = Verbs.remote
+
+
+def remote(self, verb, argument):
+    if verb == "identify":
+        time.sleep(0.7)
+    return _remote(self, verb, argument)
+
+
+Verbs.remote = remote
+"""
+
+
+def lanes(server: Server) -> int:
+    """How many threads a proxy has for connections to its source."""
+    found = 0
+    for thread in Path(f"/proc/{server.process.pid}/task").iterdir():
+        with suppress(OSError):  # it has ended meanwhile
+            found += (thread / "comm").read_text().startswith("upstream")
+    return found
+
+
+def sockets(server: Server) -> int:
+    """How many sockets a server has: one to listen, and its clients'."""
+    found = 0
+    for file in Path(f"/proc/{server.process.pid}/fd").iterdir():
+        with suppress(OSError):  # it was closed meanwhile
+            found += str(file.readlink()).startswith("socket:")
+    return found
+
+
+def test_connections_that_are_opened_while_all_are_closed_end_too(tmp_path: Path) -> None:
+    (tmp_path / "disk.img").write_bytes(source_bytes(SIZE_BYTES))
+    keys = ("background=off", "connections=5")
+    last = SIZE_BYTES - BLOCK
+    far = mistaken(tmp_path, _FAR)
+    with plugin(tmp_path, "target", f"disk={tmp_path / 'disk.img'}", file=far) as source:
+        with proxy(tmp_path, source, *keys) as server:
+            server.connect().pread(last, 0)
+            server.kill()
+        (tmp_path / "proxy.control").unlink()
+        with proxy(tmp_path, source, *keys) as server:
+            server.connect().pwrite(b"z" * BLOCK, last)  # before it knows whom it is connected to
+            assert server.wait()["state"] == "complete"
+            wait_for(lambda: lanes(server) == 0, "the end of all connections")
+            source.handles.clear()
+            source.process.send_signal(signal.SIGTERM)
+            assert source.process.wait(20) == 0, "nothing holds the source's server back"
+
+
+@pytest.mark.parametrize("slow", [("delay", "rdelay=100ms"), ("rate", "rate=20M")])
+def test_a_proxy_that_is_ended_in_mid_copy_takes_what_it_is_owed(
+    tmp_path: Path, slow: tuple[str, str]
+) -> None:
+    (tmp_path / "disk.img").write_bytes(source_bytes(64 << 20))
+    behind = [f"--filter={slow[0]}", "file", str(tmp_path / "disk.img"), slow[1]]
+    with nbdkit(tmp_path, "source", behind) as source:
+        for number in range(3):
+            store = tmp_path / f"store{number}"
+            keys = (f"store={store}", f"source={source.uri}", "window=2M", "connections=4")
+            with plugin(tmp_path, "proxy", *keys) as server:
+                wait_for(lambda: server.status()["in_flight_bytes"] >= 1 << 20, "a full window")
+                wait_for(lambda: sockets(source) == 5, "an end of the look at the file systems")
+                assert server.status()["in_flight_bytes"]
+                server.handles.clear()
+                server.process.send_signal(signal.SIGTERM)
+                assert server.process.wait(20) == 0
+        said = source.log.read_text()
+    assert "Broken pipe" not in said and "reset" not in said
