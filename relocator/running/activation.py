@@ -25,7 +25,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from relocator.errors import ConfigError, RelocatorError, StateError, UpstreamError
+from relocator.errors import ConfigError, RelocatorError, StateError, StoreError, UpstreamError
 from relocator.running import states
 from relocator.running.afterwards import AGAIN_S, Afterwards
 from relocator.running.epochs import Epochs
@@ -161,20 +161,28 @@ class Activation:
 
         Raises:
             StateError: something was written here, or the source is not a relocator.
+            StoreError: that can't be made durable; nothing has changed.
             UpstreamError: the source can't be told now; this side is in standby.
         """
         if self._source is None or not self._is_ours:
             raise StateError("'withdraw' needs a source that is a relocator")
         with self._lock:
             self._withdrawing.set()
+            taking_over = self._thread is not None and self._thread.is_alive()
             if self._thread is not None:
                 self._thread.join()
             self._thread = None
             self._withdrawing.clear()
-            self._lifecycle.withdraw()
+            try:
+                self._lifecycle.withdraw()
+            finally:
+                if taking_over:  # if nothing has changed
+                    self._go_on_locked()
             self._sealed = False
         try:
             self._give_back(self._source)
+        except StoreError:  # the source knows, but that can't be noted
+            _start(self._give_back_later)
         except UpstreamError as error:
             _start(self._give_back_later)
             raise UpstreamError(
@@ -219,13 +227,10 @@ class Activation:
                 if self._sealed and self._held:
                     return
                 self._settled.wait(1.0)
-                self._check_running()
+                if self._lifecycle.stopping.is_set():
+                    raise StateError("the proxy is being stopped; the disk is not active")
         if self._failure is not None:
             raise self._failure
-
-    def _check_running(self) -> None:
-        if self._lifecycle.stopping.is_set():
-            raise StateError("the proxy is being stopped; the disk is not active")
 
     @property
     def _held(self) -> bool:
@@ -247,7 +252,8 @@ class Activation:
                     self._settled.wait(0.1)
             if self._interrupted:
                 return
-            self._become_active(changes)
+            self._lifecycle.activate(**changes)
+            self._parts.faults.report(HANDOVER, None)
         except _Interrupted:
             return
         except (RelocatorError, OSError) as error:
@@ -279,24 +285,21 @@ class Activation:
         self._drop_s = time.monotonic() - began_s
         return changes
 
-    def _become_active(self, changes: dict[str, Any]) -> None:
-        """Let writes pass."""
-        self._lifecycle.activate(**changes)
-        self._parts.faults.report(HANDOVER, None)
-
     def _give_up(self, error: Exception) -> None:
         """The source can't be sealed: as before the activation; writes that waited fail."""
         message = f"the disk was not taken over: {error}"
         self._parts.faults.report(HANDOVER, message)
         self._sealed = False
         self._failure = UpstreamError(message)
-        try:
-            self._lifecycle.withdraw(message)
-        except (RelocatorError, OSError):
-            self._lifecycle.gate.shut(message)  # the store fails too, and its own message says so
+        with suppress(RelocatorError, OSError):  # the store fails too: later, then
+            self._undo()
         self._tell()
-        if self._is_ours:
-            _start(self._give_back_later)  # the seal's answer may be all that was lost
+        _start(self._give_back_later)  # the seal's answer may be all that was lost
+
+    def _undo(self) -> None:
+        """End an activation that has failed."""
+        if self._failure is not None and self._lifecycle.state is State.ACTIVATING:
+            self._lifecycle.withdraw(str(self._failure))
 
     def _give_back(self, source: Source) -> None:
         """Let the source undo the seal of an activation that was withdrawn, if one was.
@@ -314,14 +317,17 @@ class Activation:
         _start(self._stay_ready)
 
     def _give_back_later(self) -> None:
-        """As `_give_back`, again until the source answers."""
+        """As `_give_back`, again until the source answers and the store has noted that."""
         if (source := self._source) is None:
             return
         for delay_s in backoff(1.0, limit_s=AGAIN_S):
             if self._lifecycle.stopping.wait(delay_s):
                 return
             try:
-                self._give_back(source)
+                with self._lock:
+                    self._undo()
+                if self._is_ours:
+                    self._give_back(source)
             except RelocatorError as error:
                 why = self._failure or "withdrawn"
                 self._parts.faults.report(HANDOVER, f"{why}; the source can't be told: {error}")

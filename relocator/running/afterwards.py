@@ -14,7 +14,7 @@ import traceback
 from contextlib import suppress
 
 from relocator.copying import hints
-from relocator.errors import OutdatedError, RelocatorError, StateError
+from relocator.errors import OutdatedError, RelocatorError, StateError, StoreError
 from relocator.running.lifecycle import OUTDATED
 from relocator.running.parts import HANDOVER, Parts, Transfer
 from relocator.source.connection import backoff
@@ -49,6 +49,8 @@ class Afterwards:
                 self._ask(source, transfer)
             except OutdatedError:
                 return
+            except StoreError as error:
+                faults.report(HANDOVER, f"the source was told, but that can't be noted: {error}")
             except RelocatorError as error:
                 faults.report(HANDOVER, f"nothing more is known of the source: {error}")
             except Exception as error:  # ours, but no guest waits for this: the log has it
@@ -82,6 +84,7 @@ class Afterwards:
         Raises:
             UpstreamError: it can't be told; OutdatedError: it was unsealed by force.
             StateError: it refuses that for now.
+            StoreError: it was told, and that can't be noted: it is told again.
         """
         with self._lock:  # a withdrawal comes before this, or finds that it has been said
             meta = self._store.meta
@@ -110,7 +113,7 @@ class Afterwards:
         threading.Thread(target=self._stop_writes, name="outdated", daemon=True).start()
 
     def _stop_writes(self) -> None:
-        with suppress(RelocatorError, OSError):  # not durable: found out again by the next process
+        with suppress(RelocatorError):  # not durable: found out again by the next process
             self._lifecycle.note_outdated()
 
     def _ask(self, source: Source, transfer: Transfer | None) -> None:

@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from relocator.errors import RelocatorError
+from relocator.errors import RelocatorError, StoreError
 from relocator.source.replies import Content, Reply, encode
 from relocator.store import runs
 from relocator.store.store import Store
@@ -66,12 +66,18 @@ class Snapshot:
 
 
 def verb_export(store: Store, call: Callable[[], Reply], rest_bytes: int = 0) -> Snapshot:
-    """The export that carries out a verb when it is first read; its rest takes `rest_bytes`."""
+    """The export that carries out a verb when it is first read; its rest takes `rest_bytes`.
+
+    A refusal is an answer, and is believed. A store that fails is none: its errno is what the read
+    fails with, and who asks tries again.
+    """
 
     def make() -> tuple[bytes, Content | None]:
         try:
             reply = call()
             return encode(reply._replace(fields={"ok": True, **reply.fields})), reply.rest
+        except StoreError:
+            raise
         except RelocatorError as error:
             return encode(Reply({"ok": False, "error": str(error)})), None
 

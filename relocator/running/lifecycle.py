@@ -131,6 +131,7 @@ class Lifecycle:
 
         Raises:
             StateError: something was written here.
+            StoreError: that can't be made durable; with `why`, writes fail nevertheless.
         """
         with self._lock:
             if self.state is State.STANDBY:
@@ -141,7 +142,7 @@ class Lifecycle:
                 self._check_unwritten_locked()
                 self._store.update(**_given_back(self._store.meta))
             except BaseException:
-                self._enter_locked(self.state)
+                self._enter_locked(self.state, why)
                 raise
             self._enter_locked(State.STANDBY, why)
 
@@ -278,13 +279,18 @@ class Lifecycle:
         self._set_gate_locked(state, why)
 
     def _set_gate_locked(self, state: State, why: str | None = None) -> None:
-        """Let writes pass, wait, or fail as `state` wants it; `why` they fail in standby."""
+        """Let writes pass, wait, or fail as `state` wants it.
+
+        `why` they fail in standby, or where an activation failed and that can't be made durable.
+        """
         if state in _WRITABLE:
             self.gate.open()
         elif state is State.STANDBY:
             self.gate.shut(why or _ELSEWHERE)
         elif state is State.OUTDATED:
             self.gate.shut(OUTDATED)
+        elif state is State.ACTIVATING and why is not None:
+            self.gate.shut(why)
         elif state is State.ACTIVATING:
             self.gate.pause(_ACTIVATING)
         elif self._store.meta.moved:

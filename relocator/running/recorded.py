@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from relocator.errors import RelocatorError, UpstreamError
+from relocator.errors import RelocatorError, StoreError, UpstreamError
 from relocator.running.insisting import insist
 from relocator.running.parts import Parts, Transfer
 from relocator.running.rounds import check_standby
@@ -86,7 +86,12 @@ class Recorded:
         found = self._bitmap.read(self._store.geometry)
         with self._lock:
             check_standby(self._parts)
-            dropped = self._apply(found)
+            try:
+                dropped = self._apply(found)
+            except StoreError:  # what came now would rest on a D that a restart doesn't know
+                self._set_aside(None)
+                self._transfer.hydration.disown_fetches()
+                raise
         if found is None:
             raise UpstreamError(f"the source has no bitmap '{self._bitmap.name}' any more")
         return dropped

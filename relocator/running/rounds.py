@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from relocator.config import REFRESH_S
-from relocator.errors import StateError, UpstreamError
+from relocator.errors import StateError, StoreError, UpstreamError
 from relocator.running import states
 from relocator.running.parts import HANDOVER, Parts
 from relocator.running.states import State
@@ -61,6 +61,7 @@ class Changes(Protocol):
 
         Raises:
             StateError: not in standby any more.
+            StoreError: that can't be noted; the next time the same is dropped again.
             UpstreamError: the source can't be asked; nothing has changed.
         """
 
@@ -111,7 +112,7 @@ class Rounds:
             dropped = self.refresh()["refreshed_blocks"]
         except StateError:
             return  # it moves
-        except UpstreamError as error:
+        except (UpstreamError, StoreError) as error:
             self._again_s = self._now() + wait_s
             self._failing = True
             self._parts.faults.report(HANDOVER, f"the copy is not kept in step: {error}")
@@ -142,7 +143,7 @@ class Rounds:
 
         Raises:
             StateError: not in standby.
-            UpstreamError: the source can't be asked; nothing has changed.
+            StoreError, UpstreamError: as of `Changes.drop`.
         """
         with self._one:
             check_standby(self._parts)

@@ -28,7 +28,7 @@ from typing import Any, Protocol
 
 import nbd
 
-from relocator.errors import OtherDiskError, OutdatedError, UpstreamError
+from relocator.errors import OtherDiskError, OutdatedError, StoreError, UpstreamError
 from relocator.source.endpoint import Endpoint
 from relocator.source.handles import (
     ALLOCATION,
@@ -173,9 +173,10 @@ class Connection:
                 delays = backoff()
                 with LowWater(handle.aio_get_fd()) as low_water:
                     self._serve(handle, low_water)
-            except (nbd.Error, UpstreamError) as error:
+            except (nbd.Error, UpstreamError, StoreError) as error:
                 self._why = str(error)
-                self.refusal = self._why if isinstance(error, OtherDiskError) else None
+                told = isinstance(error, (OtherDiskError, StoreError))
+                self.refusal = self._why if told else None
                 in_vain = isinstance(error, OutdatedError)
                 # What it owed is sent again by the next connection.
             self.connected = False

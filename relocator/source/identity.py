@@ -141,11 +141,12 @@ class Guard:
     def check(self, handle: Any, *, first: bool) -> None:
         """Refuse another disk; `first`: no connection was up before.
 
-        A relocator that has forgotten its seal is sealed again.
+        A relocator that has forgotten its seal is sealed again, and known by its new id.
 
         Raises:
             OutdatedError: it was unsealed by force.
             OtherDiskError: it is another disk, was written meanwhile, or refuses to be sealed.
+            StoreError: its new id can't be noted: until then no unsealing of it would be found out.
             UpstreamError: it can't be asked.
         """
         meta = self._store.meta
@@ -170,10 +171,13 @@ class Guard:
         if unsealed(meta, answer):
             self._be_outdated()
             raise OutdatedError(_UNSEALED)
-        if answer["seal"] is None:
-            seal = f"/{meta.origin_seal}" if meta.origin_seal else ""
-            sealed = source.call(f"seal{seal}")
-            if sealed.blocks("dirty", self._store.geometry):
-                raise OtherDiskError("the source was written after the disk had moved here")
+        seal = f"/{meta.origin_seal}" if meta.origin_seal else ""
+        if forgot := answer["seal"] is None:
+            answer = source.call(f"seal{seal}")
+        renamed = answer["id"] != meta.origin_id and meta.origin_seal in (None, answer["seal"])
+        if (forgot or renamed) and answer.blocks("dirty", self._store.geometry):
+            raise OtherDiskError("the source was written after the disk had moved here")
+        if forgot:
             source.call(f"moved{seal}")
-            self._store.update(origin_id=sealed["id"])
+        if renamed:
+            self._store.update(origin_id=answer["id"])

@@ -9,6 +9,7 @@ A checksum goes over all of it: a damaged file is refused. What it says would el
 Format 1 had none; a store of that format is read, and its next change makes it one of this format.
 """
 
+import errno
 import json
 import os
 import zlib
@@ -16,7 +17,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from relocator.errors import ConfigError
+from relocator.errors import ConfigError, StoreError
 
 FORMAT = 2
 _WITHOUT_CHECKSUM = 1
@@ -136,7 +137,7 @@ def _parse(directory: Path, found: Any) -> Meta:
 
 
 def write(directory: Path, meta: Meta) -> None:
-    """Replace meta.json atomically."""
+    """Replace meta.json atomically; errors as of `replace_file`."""
     content = asdict(meta)
     whole = {**content, _CHECKSUM: _checksum(content)}
     text = json.dumps(whole, indent=1, sort_keys=True) + "\n"
@@ -144,14 +145,22 @@ def write(directory: Path, meta: Meta) -> None:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Replace a file by another content, durably and at once: write, fsync, rename, fsync."""
+    """Replace a file of a store, durably and at once: write, fsync, rename, fsync.
+
+    Raises:
+        StoreError: the file system is full, or fails: nobody may rely on the new content.
+    """
     fresh = path.with_name(f"{path.name}.new")
-    with fresh.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.rename(path)
-    sync_directory(path.parent)
+    try:
+        with fresh.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.rename(path)
+        sync_directory(path.parent)
+    except OSError as error:
+        what = f"store={path.parent}: {path.name} can't be replaced: {error.strerror or error}"
+        raise StoreError(what, error.errno or errno.EIO) from error
 
 
 def _checksum(content: dict[str, Any]) -> str:

@@ -219,8 +219,8 @@ class Store:
         Nobody sees the new value before it is durable.
 
         Raises:
-            StoreError: the commit failed; nothing has changed.
-            OSError: meta.json could not be replaced; `meta` has not changed.
+            StoreError: the commit failed, or meta.json could not be replaced; `meta` has not
+                changed, and the same can be asked again.
         """
         with self._update_lock:
             self.commit()
