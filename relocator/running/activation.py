@@ -329,8 +329,11 @@ class Activation:
                 if self._is_ours:
                     self._give_back(source)
             except RelocatorError as error:
-                why = self._failure or "withdrawn"
-                self._parts.faults.report(HANDOVER, f"{why}; the source can't be told: {error}")
+                of_store = isinstance(error, StoreError)
+                what = "that can't be noted" if of_store else "the source can't be told"
+                self._parts.faults.report(
+                    HANDOVER, f"{self._failure or 'withdrawn'}; {what}: {error}"
+                )
             else:
                 failure = self._failure  # of the activation: it stays until the next one
                 self._parts.faults.report(HANDOVER, None if failure is None else str(failure))
