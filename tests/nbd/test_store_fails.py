@@ -112,6 +112,7 @@ def test_so_do_rounds_by_a_bitmap_and_nothing_is_copied_that_only_it_would_know(
         qemu.record("b0")
         qemu.offer("b0")
         guest, total = qemu.guest(), SIZE_BYTES // BLOCK
+        guest.pwrite(b"0" * BLOCK, 5 * BLOCK)
         keys = ("mode=standby", "refresh=0.2", "source-bitmap=b0", "background=off")
         with proxy(tmp_path, room, qemu.uri, *keys) as server:
             server.control.call("set", background="on")
@@ -226,8 +227,8 @@ def test_a_disk_that_is_given_back_is_and_rounds_go_on_once_that_is_noted(
         says(server, "withdrawn; that can't be noted: store=")
         assert writable(second)
         room.free(server)
+        wait_for(lambda: meta(room, server)["takeover"] is None, "the word to be noted")
         says(server, "None")
-        assert meta(room, server)["takeover"] is None
         before = server.status()["rounds"]
         wait_for(lambda: server.status()["rounds"] > before + 1, "rounds")
 
