@@ -9,7 +9,8 @@ fit, and its owner gets what was asked for.
 
 A connection heals itself: when it breaks, or when nothing arrives for `STALL_S` although something
 is owed, requests without a reply are kept, sent again once it is up, and given up only past their
-own deadline. Reads and block status are idempotent, so sending again is safe.
+own deadline. One that can't come back hands them over, if somebody `takes_over`. Reads and block
+status are idempotent, so sending again is safe.
 
 A link delivers a reply in many packets, and to wake up for each costs more than the reply itself:
 seven hand-overs of Python's lock. A connection that no guest waits for *gathers*: while more than
@@ -23,7 +24,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import nbd
@@ -41,6 +42,7 @@ from relocator.source.handles import (
     progress,
     round_trip_s,
 )
+from relocator.source.requests import Request
 
 STALL_S = 10.0
 GATHER_BYTES = 16 << 10
@@ -56,25 +58,6 @@ class Guard(Protocol):
 
     def check(self, handle: Any, *, first: bool) -> None:
         """Look at a handle that has just connected."""
-
-
-@dataclass(eq=False)
-class Request:
-    """A read, or a block status query, on its way.
-
-    `done(request)` is called exactly once, on the connection's thread, with either `error` set or
-    the result in `data` (a read) or `runs` (`(length, flags)` in bytes from `offset` on, which may
-    cover less than was asked).
-    """
-
-    kind: str
-    offset: int
-    length: int
-    done: Callable[["Request"], None]
-    deadline_s: float | None = None
-    data: bytearray = field(default_factory=bytearray)
-    runs: list[tuple[int, int]] = field(default_factory=list)
-    error: UpstreamError | None = None
 
 
 def backoff(first_s: float = 0.1, factor: float = 2.0, limit_s: float = 2.0) -> Iterator[float]:
@@ -126,6 +109,9 @@ class Connection:
         self.round_trip_s = 0.0
         #: called on the connection's thread whenever it is up
         self.on_connected: Callable[[], None] = lambda: None
+        #: called on the connection's thread when an attempt to connect has failed, for each request
+        #: that it keeps; whether another connection has it now
+        self.takes_over: Callable[[Request], bool] = lambda _request: False
         self._asked_bytes = 0  # under `_lock`
         self._answered_bytes = 0  # by the connection's own thread
         self._largest_bytes = 0
@@ -183,6 +169,8 @@ class Connection:
             self._put_back()
             if in_vain:
                 self._expire(all_of_them=True)
+            elif handle is None:
+                self._hand_over()
             del handle
             if not self._closing:
                 self._pause(next(delays))
@@ -289,22 +277,8 @@ class Connection:
                 f"the source failed a {what}: {os.strerror(flight.error)}", flight.error
             )
         else:
-            self._trim(request)
+            request.trim(self._limits)
         self._finished.append(request)
-
-    def _trim(self, request: Request) -> None:
-        """Cut off what was added in front of and behind the request for the server's sake."""
-        if request.kind == "read":
-            if len(request.data) != request.length:
-                skip = request.offset - self._limits.widen(request.offset, request.length).offset
-                request.data = request.data[skip : skip + request.length]
-            return
-        skip = request.offset - self._limits.widen(request.offset, request.length).offset
-        while skip > 0 and request.runs:
-            length, flags = request.runs.pop(0)
-            if length > skip:
-                request.runs.insert(0, (length - skip, flags))
-            skip -= length
 
     def _deliver(self) -> None:
         """Hand finished requests to their owners, outside libnbd's callbacks."""
@@ -320,6 +294,19 @@ class Connection:
         self._in_flight = {}
         with self._lock:
             self._queue.extendleft(reversed(owed))
+
+    def _hand_over(self) -> None:
+        """Let others carry out what is queued, as far as they can: this may be down for long."""
+        with self._lock:
+            queued, self._queue = self._queue, deque()
+        kept: list[Request] = []
+        for request in queued:
+            if not self._closing and self.takes_over(request):
+                self._answered_bytes += request.length
+            else:
+                kept.append(request)
+        with self._lock:
+            self._queue.extendleft(reversed(kept))
 
     def _expire(self, *, all_of_them: bool = False) -> None:
         """Fail the queued requests whose time is up."""

@@ -11,8 +11,9 @@ import hashlib
 import time
 from collections.abc import Callable
 
-from relocator.source.connection import Connection, Guard, Request
+from relocator.source.connection import Connection, Guard
 from relocator.source.endpoint import Endpoint
+from relocator.source.requests import Request
 from relocator.store.geometry import Geometry
 from relocator.store.image import Image
 

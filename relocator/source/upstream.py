@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable
 
 from relocator.errors import UpstreamError
-from relocator.source.connection import Connection, Guard, Request
+from relocator.source.connection import Connection, Guard
 from relocator.source.endpoint import Endpoint
 from relocator.source.handles import connected
+from relocator.source.requests import Request
 
 Done = Callable[[Request], None]
 FEWEST = 2
@@ -36,7 +37,8 @@ class Upstream:
     Of `connections`, one is for demand. The others share the background's requests: each goes to
     the one that owes least. All but the first of these are opened as soon as that has said that the
     source bears several clients (`can_multi_conn`), long before anything is copied if the proxy is
-    in standby. With `shared`, no connection is kept for demand.
+    in standby. With `shared`, no connection is kept for demand. What one that can't come back was
+    asked for goes to the others too.
 
     How many: None is `FEWEST`, or `FAR` where the round trip is `FAR_S` or more. A connection
     begins with some 14 KB a round trip and doubles that each time, so twelve fill the link three or
@@ -59,6 +61,8 @@ class Upstream:
         self._wanted = connections
         self._shared = shared
         self._demand = Connection(endpoint, "upstream-demand", guard)
+        if shared:
+            self._demand.takes_over = self._take_over
         first = self._background_connection(1)
         first.on_connected = self._open_others
         self._lock = threading.Lock()  # of these two: who leaves, leaves nobody behind
@@ -92,7 +96,9 @@ class Upstream:
 
     def _background_connection(self, number: int) -> Connection:
         name = f"upstream-background-{number}"
-        return Connection(self._endpoint, name, self._guard, gathers=not self._shared)
+        one = Connection(self._endpoint, name, self._guard, gathers=not self._shared)
+        one.takes_over = self._take_over
+        return one
 
     def _open_others(self) -> None:
         """The first background connection is up; runs on its thread."""
@@ -114,6 +120,14 @@ class Upstream:
             key=lambda one: one.owed_bytes,
             default=self._background[0],
         )
+
+    def _take_over(self, request: Request) -> bool:
+        """Give a request to a connection that is up, if there is one."""
+        other = self._least_busy()
+        if other.connected:
+            other.submit(request)
+            return True
+        return False
 
     def fetch(self, offset: int, length: int, done: Done, *, background: bool) -> None:
         """Read `length` bytes at `offset`; `done` gets them, or the error.

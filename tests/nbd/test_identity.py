@@ -11,10 +11,10 @@ import nbd
 import pytest
 
 from relocator.source import digests
-from relocator.source.connection import Request
 from relocator.source.endpoint import Endpoint
 from relocator.source.identity import Guard, samples_at
 from relocator.source.remote import Source
+from relocator.source.requests import Request
 from tests.support.model import source_bytes
 from tests.support.servers import PLUGIN, Server, mistaken, proxy, refused, status_or_none, wait_for
 from tests.support.sources import daemon

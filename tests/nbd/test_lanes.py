@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.model import source_bytes
+from tests.support.relay import relay
 from tests.support.servers import Server, mistaken, nbdkit, plugin, proxy, wait_for
 
 SIZE_BYTES = 1 << 20
@@ -27,15 +28,6 @@ def remote(self, verb, argument):
 
 Verbs.remote = remote
 """
-
-
-def lanes(server: Server) -> int:
-    """How many threads a proxy has for connections to its source."""
-    found = 0
-    for thread in Path(f"/proc/{server.process.pid}/task").iterdir():
-        with suppress(OSError):  # it has ended meanwhile
-            found += (thread / "comm").read_text().startswith("upstream")
-    return found
 
 
 def sockets(server: Server) -> int:
@@ -60,7 +52,6 @@ def test_connections_that_are_opened_while_all_are_closed_end_too(tmp_path: Path
         with proxy(tmp_path, source, *keys) as server:
             server.connect().pwrite(b"z" * BLOCK, last)  # before it knows whom it is connected to
             assert server.wait()["state"] == "complete"
-            wait_for(lambda: lanes(server) == 0, "the end of all connections")
             source.handles.clear()
             source.process.send_signal(signal.SIGTERM)
             assert source.process.wait(20) == 0, "nothing holds the source's server back"
@@ -85,3 +76,27 @@ def test_a_proxy_that_is_ended_in_mid_copy_takes_what_it_is_owed(
                 assert server.process.wait(20) == 0
         said = source.log.read_text()
     assert "Broken pipe" not in said and "reset" not in said
+
+
+@pytest.mark.parametrize("demand", ["own", "shared"])
+def test_what_one_connection_owed_comes_by_the_others_if_it_can_not_come_back(
+    tmp_path: Path, demand: str
+) -> None:
+    (tmp_path / "disk.img").write_bytes(source_bytes(4 << 20))
+    slow = ["--filter=delay", "file", str(tmp_path / "disk.img"), "rdelay=300ms"]
+    keys = ("connections=4", "window=1M", f"demand={demand}", "background=off")
+    with (
+        nbdkit(tmp_path, "source", slow) as source,
+        relay(tmp_path / "link", source.socket) as link,
+        proxy(tmp_path, link.uri, *keys) as server,
+    ):
+        wait_for(lambda: server.status()["source_connections"] == 4, "all connections")
+        wait_for(lambda: sockets(source) == 5, "no other")
+        last = link.newest
+        server.control.call("set", background="on")
+        wait_for(lambda: server.status()["in_flight_bytes"] >= 1 << 19, "a full window")
+        link.sever(last)
+        wait_for(lambda: server.status()["source_connections"] == 3, "one connection less")
+        server.wait()
+        assert server.status()["faults"]["copy"] is None
+    assert (tmp_path / "store" / "disk.img").read_bytes() == source_bytes(4 << 20)

@@ -32,6 +32,20 @@ class Relay:
                     end.shutdown(socket.SHUT_RDWR)
             self._ends.clear()
 
+    @property
+    def newest(self) -> list[socket.socket]:
+        """Both ends of what passes since last."""
+        with self._lock:
+            return self._ends[-2:]
+
+    def sever(self, ends: list[socket.socket]) -> None:
+        """Hang up on these two, and on all who come from now on."""
+        with self._lock:
+            self._whole = False
+            for end in ends:
+                with suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+
     def mend(self) -> None:
         """As before."""
         with self._lock:
@@ -60,12 +74,19 @@ class Relay:
                     return
                 far.connect(str(self._to))
                 self._ends += [near, far]
-            other = {near: far, far: near}
-            while True:
-                for end in select.select([near, far], [], [])[0]:
-                    if not (data := end.recv(1 << 16)):
-                        return
-                    other[end].sendall(data)
+            try:
+                self._pass_on({near: far, far: near})
+            finally:
+                with self._lock:
+                    self._ends = [end for end in self._ends if end not in (near, far)]
+
+    @staticmethod
+    def _pass_on(other: dict[socket.socket, socket.socket]) -> None:
+        while True:
+            for end in select.select(list(other), [], [])[0]:
+                if not (data := end.recv(1 << 16)):
+                    return
+                other[end].sendall(data)
 
 
 @contextmanager

@@ -1,0 +1,40 @@
+"""What a source is asked for over a connection: a read, or a block status query."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from relocator.errors import UpstreamError
+from relocator.source.handles import Limits
+
+
+@dataclass(eq=False)
+class Request:
+    """A read, or a block status query, on its way.
+
+    `done(request)` is called exactly once, on the connection's thread, with either `error` set or
+    the result in `data` (a read) or `runs` (`(length, flags)` in bytes from `offset` on, which may
+    cover less than was asked).
+    """
+
+    kind: str
+    offset: int
+    length: int
+    done: Callable[["Request"], None]
+    deadline_s: float | None = None
+    data: bytearray = field(default_factory=bytearray)
+    runs: list[tuple[int, int]] = field(default_factory=list)
+    error: UpstreamError | None = None
+
+    def trim(self, limits: Limits) -> None:
+        """Cut off what was added in front of and behind the result for the server's sake."""
+        if self.kind == "read" and len(self.data) == self.length:
+            return
+        skip = self.offset - limits.widen(self.offset, self.length).offset
+        if self.kind == "read":
+            self.data = self.data[skip : skip + self.length]
+            return
+        while skip > 0 and self.runs:
+            length, flags = self.runs.pop(0)
+            if length > skip:
+                self.runs.insert(0, (length - skip, flags))
+            skip -= length
