@@ -10,15 +10,16 @@ nothing but blocks, or its disk would be taken over without being sealed. NBD's 
 for the key: nbdkit 1.32 doesn't tell a Python plugin the name in a client's certificate.
 """
 
-import os
 import socket
 import stat
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 
 from relocator.source.key import Key, Lock
+from relocator.source.sockets import keep_alive, socket_of
 
 _NEEDS_KEY = (
     "it needs a key, and none is set there: other machines can reach its port. Give key=PATH at "
@@ -36,7 +37,12 @@ class Doors:
         self._afar: list[str] = []
 
     def look(self) -> None:
-        """See who can reach this process, which listens by now; says so if that shuts doors."""
+        """See who can reach this process, which listens by now; says so if that shuts doors.
+
+        Clients that come from now on are let go when they have gone without a word.
+        """
+        for one in _listening():
+            keep_alive(one)
         self._afar = reached_from_afar()
         if self._lock is None and self._afar:
             where = " and ".join(self._afar)
@@ -65,18 +71,21 @@ class Doors:
         return wanted, _NOT_PROVEN if wanted == name else _WRONG
 
 
-def reached_from_afar() -> list[str]:
-    """The addresses on which this process listens and that other machines can reach."""
-    found = []
+def _listening() -> Iterator[socket.socket]:
+    """The sockets on which this process listens, each closed again after use."""
     for entry in Path("/proc/self/fd").iterdir():
         with suppress(OSError):  # one that was only open while the directory was read
             if not stat.S_ISSOCK(entry.stat().st_mode):
                 continue
-            with socket.socket(fileno=os.dup(int(entry.name))) as one:
-                listens = one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-                if listens and not _is_local(one):
-                    found.append("{}:{}".format(*one.getsockname()[:2]))
-    return sorted(set(found))
+            with socket_of(int(entry.name)) as one:
+                if one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                    yield one
+
+
+def reached_from_afar() -> list[str]:
+    """The addresses on which this process listens and that other machines can reach."""
+    afar = (one.getsockname()[:2] for one in _listening() if not _is_local(one))
+    return sorted({"{}:{}".format(*address) for address in afar})
 
 
 def _is_local(one: socket.socket) -> bool:

@@ -34,15 +34,14 @@ from relocator.source.endpoint import Endpoint
 from relocator.source.handles import (
     ALLOCATION,
     Limits,
-    LowWater,
     aio_pread,
     hear_out,
     limits_of,
     open_handle,
     progress,
-    round_trip_s,
 )
 from relocator.source.requests import Request
+from relocator.source.sockets import LowWater, round_trip_s
 
 STALL_S = 10.0
 GATHER_BYTES = 16 << 10
@@ -196,7 +195,7 @@ class Connection:
         self._size_bytes = size_bytes
         self.has_allocation = handle.can_meta_context(ALLOCATION)
         self.multi_conn = handle.can_multi_conn()
-        self.round_trip_s = round_trip_s(handle)
+        self.round_trip_s = round_trip_s(handle.aio_get_fd())
         self._limits = limits_of(handle)
         self._lost = False
         self.refusal = None

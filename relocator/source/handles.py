@@ -7,8 +7,6 @@ knows of TLS, ssh and iSCSI.
 import errno
 import os
 import select
-import socket
-import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -21,6 +19,7 @@ import nbd
 from relocator.errors import UpstreamError
 from relocator.source import tls
 from relocator.source.endpoint import Endpoint
+from relocator.source.sockets import keep_alive, socket_of
 from relocator.source.tunnel import Tunnel
 from relocator.store.geometry import Extent
 
@@ -29,7 +28,6 @@ FAREWELL_S = 1.0
 ALLOCATION = "base:allocation"
 #: What a client may ask for at once when the server doesn't say (NBD protocol, "Block size").
 DEFAULT_MAXIMUM_BYTES = 32 << 20
-_RTT_AT = 68  # tcpi_rtt in the kernel's struct tcp_info (linux/tcp.h), microseconds
 _TLS = {"off": nbd.TLS_DISABLE, "on": nbd.TLS_ALLOW, "require": nbd.TLS_REQUIRE}
 
 
@@ -96,31 +94,13 @@ def open_handle(
                 progress(handle, min(left_s, 1.0), wake_fd)
                 if idle is not None:
                     idle()
+        with socket_of(handle.aio_get_fd()) as link:
+            keep_alive(link)
     except nbd.Error as error:
         why = tunnel.complaint() if tunnel is not None else tls.explain(endpoint, error.string)
         why = why or error.string
         raise UpstreamError(f"{endpoint.uri}: {why}", error.errnum or errno.EIO) from error
     return handle
-
-
-class LowWater:
-    """How many bytes a connected socket must have before it is called readable."""
-
-    def __init__(self, fd: int) -> None:
-        self._socket = socket.socket(fileno=os.dup(fd))
-        self._bytes = 1
-
-    def __enter__(self) -> "LowWater":
-        return self
-
-    def __exit__(self, *_failure: object) -> None:
-        self._socket.close()
-
-    def set(self, count: int) -> None:
-        """Change it; a system call only if it is another one."""
-        if count != self._bytes:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
-            self._bytes = count
 
 
 @contextmanager
@@ -289,14 +269,6 @@ def read_many(handle: Any, extents: list[Extent], timeout_s: float = CONNECT_S) 
         bytes(memoryview(buffer)[extent.offset - whole.offset :][: extent.length])
         for extent, whole, buffer in zip(extents, wholes, buffers, strict=True)
     ]
-
-
-def round_trip_s(handle: Any) -> float:
-    """The smoothed round trip of a handle's connection in seconds; 0.0 where it is no TCP's."""
-    with suppress(OSError), socket.socket(fileno=os.dup(handle.aio_get_fd())) as link:
-        told = link.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RTT_AT + 4)
-        return int.from_bytes(told[_RTT_AT:], sys.byteorder) / 1e6
-    return 0.0
 
 
 def aio_pread(

@@ -17,6 +17,7 @@ from relocator.source import key
 from relocator.source.endpoint import Endpoint
 from relocator.source.handles import connected, open_handle
 from relocator.source.remote import Source
+from tests.support.link import clocks
 from tests.support.model import source_bytes
 from tests.support.servers import PLUGIN, Server, plugin, refused, wait_for
 from tests.support.sources import free_port
@@ -167,6 +168,16 @@ def test_without_a_key_doors_are_shut_where_others_can_reach_them(
     with listening(tmp_path, "0.0.0.0", f"key={secret}") as (uri, log):
         assert Source(Endpoint(uri, key=key.read("key", secret))).call("seal")["seal"]
         assert "key" not in log.read_text()
+
+
+@pytest.mark.parametrize("locked", [False, True], ids=("open", "key"))
+def test_both_ends_of_an_idle_connection_ask_whether_the_other_is_there(
+    tmp_path: Path, secret: Path, locked: bool
+) -> None:
+    with listening(tmp_path, "127.0.0.1", *([f"key={secret}"] if locked else [])) as (uri, _):
+        port = uri.rpartition(":")[2]
+        with connected(Endpoint(uri)):
+            wait_for(lambda: clocks(port) == ["keepalive"] * 2, "that at both ends")
 
 
 @pytest.mark.parametrize(

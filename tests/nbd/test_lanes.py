@@ -31,7 +31,7 @@ Verbs.remote = remote
 
 
 def sockets(server: Server) -> int:
-    """How many sockets a server has: one to listen, and its clients'."""
+    """How many sockets a server has: to listen, and its clients'."""
     found = 0
     for file in Path(f"/proc/{server.process.pid}/fd").iterdir():
         with suppress(OSError):  # it was closed meanwhile
@@ -45,6 +45,7 @@ def test_connections_that_are_opened_while_all_are_closed_end_too(tmp_path: Path
     last = SIZE_BYTES - BLOCK
     far = mistaken(tmp_path, _FAR)
     with plugin(tmp_path, "target", f"disk={tmp_path / 'disk.img'}", file=far) as source:
+        alone = sockets(source)
         with proxy(tmp_path, source, *keys) as server:
             server.connect().pread(last, 0)
             server.kill()
@@ -52,7 +53,7 @@ def test_connections_that_are_opened_while_all_are_closed_end_too(tmp_path: Path
         with proxy(tmp_path, source, *keys) as server:
             server.connect().pwrite(b"z" * BLOCK, last)  # before it knows whom it is connected to
             assert server.wait()["state"] == "complete"
-            source.handles.clear()
+            wait_for(lambda: sockets(source) <= alone, "the end of all connections")
             source.process.send_signal(signal.SIGTERM)
             assert source.process.wait(20) == 0, "nothing holds the source's server back"
 

@@ -14,8 +14,9 @@ from relocator.errors import UpstreamError
 from relocator.filesystem.rounds import Rounds
 from relocator.source import upstream
 from relocator.source.endpoint import Endpoint
-from relocator.source.handles import connected, round_trip_s
+from relocator.source.handles import connected
 from relocator.source.remote import Source
+from relocator.source.sockets import round_trip_s
 from relocator.source.upstream import FAR, FEWEST, Upstream
 from relocator.store.geometry import Extent
 from tests.nbd.test_source_kinds import nbdkit_file, nbdkit_with_large_blocks
@@ -189,7 +190,7 @@ def test_a_far_source_gets_more_connections_before_anything_is_copied(
     with daemon(tmp_path, "source", lambda port: nbdkit_file(tmp_path, port)) as source:
         endpoint = Endpoint(f"nbd://127.0.0.1:{source.port}/")
         with connected(endpoint) as handle:
-            assert 0 < round_trip_s(handle) < 1
+            assert 0 < round_trip_s(handle.aio_get_fd()) < 1
         there = Upstream(endpoint, 10.0)
         there.start()
         try:

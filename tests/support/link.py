@@ -2,7 +2,7 @@
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +15,17 @@ def ip(*words: str) -> None:
     """`ip WORDS`."""
     done = subprocess.run(["ip", *words], capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 0, f"ip {' '.join(words)}: {done.stderr}"
+
+
+def clocks(port: int | str, within: Sequence[str] = ()) -> list[str]:
+    """What each end here of a connection to a port waits for, as the kernel's timers have it.
+
+    `keepalive`: only for a sign of life; `on`: for what it sent to be acknowledged.
+    """
+    of_it = f"( sport = :{port} or dport = :{port} )"
+    argv = [*within, "ss", "-H", "-tno", "state", "established", of_it]
+    told = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=True).stdout
+    return [line.partition("timer:(")[2].partition(",")[0] for line in told.splitlines()]
 
 
 class Link:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from relocator.source.connection import GATHER_BYTES
-from relocator.source.handles import LowWater
+from relocator.source.sockets import LowWater
 
 
 @pytest.fixture
