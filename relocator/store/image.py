@@ -1,15 +1,19 @@
 """A raw image: a file or a block device that holds the disk's bytes at their own offsets.
 
 Nothing here knows of blocks or of what is present. Zeroing goes to `fallocate`, which keeps a
-sparse image sparse and needs no I/O; where the file system can't, zeros are written. All calls
+sparse image sparse and needs no I/O; where the file system can't, zeros are written. A device does
+it for whole sectors only, and past the page cache, which a write to another part of the page may
+fill meanwhile: so it is asked for whole pages, and zeros are written to what sticks out. All calls
 release the GIL and are safe from several threads at once.
 """
 
 import ctypes
 import errno
 import fcntl
+import mmap
 import os
 import stat
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +21,8 @@ from relocator.errors import StoreError
 from relocator.store.sparse import data_runs
 
 _KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 0x01, 0x02, 0x10  # linux/falloc.h
-_UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV)
+_BLKSSZGET = 0x1268  # linux/fs.h: a device's sector, in bytes
+_UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV, errno.EINVAL, errno.EBUSY)
 _ZEROS = bytes(1 << 20)
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -32,6 +37,14 @@ def _fallocate(fd: int, mode: int, offset: int, length: int) -> bool:
     if number in _UNSUPPORTED:
         return False
     raise OSError(number, os.strerror(number))
+
+
+def _unit_bytes(fd: int) -> int:
+    """What `fallocate` takes in whole only: a byte of a file; of a device a page, or a sector."""
+    if not stat.S_ISBLK(os.fstat(fd).st_mode):
+        return 1
+    (sector_bytes,) = struct.unpack("=i", fcntl.ioctl(fd, _BLKSSZGET, bytes(4)))
+    return max(mmap.PAGESIZE, int(sector_bytes))
 
 
 class Image:
@@ -52,6 +65,7 @@ class Image:
             os.close(self._fd)
             raise
         self.size_bytes = os.lseek(self._fd, 0, os.SEEK_END)
+        self._unit_bytes = _unit_bytes(self._fd)
 
     def fileno(self) -> int:
         """The file descriptor that holds the image's lock."""
@@ -77,7 +91,7 @@ class Image:
         Raises:
             StoreError: there is no room, or the file system can't.
         """
-        if self.free_bytes is None:
+        if self.free_bytes is None or self.size_bytes == 0:
             return
         try:
             done = _fallocate(self._fd, 0, 0, self.size_bytes)
@@ -111,12 +125,16 @@ class Image:
 
     def zero(self, offset: int, length: int, *, punch: bool) -> None:
         """Make `length` bytes at `offset` read as zero; `punch` also gives their space back."""
-        if length == 0:
-            return
+        end, unit = offset + length, self._unit_bytes
+        first, last = -(-offset // unit) * unit, end // unit * unit
         mode = _PUNCH_HOLE if punch else _ZERO_RANGE
-        if _fallocate(self._fd, mode | _KEEP_SIZE, offset, length):
-            return
-        end = offset + length
+        if first < last and _fallocate(self._fd, mode | _KEEP_SIZE, first, last - first):
+            self._write_zeros(offset, first)
+            self._write_zeros(last, end)
+        else:
+            self._write_zeros(offset, end)
+
+    def _write_zeros(self, offset: int, end: int) -> None:
         while offset < end:
             self.write(memoryview(_ZEROS)[: end - offset], offset)
             offset += min(len(_ZEROS), end - offset)
