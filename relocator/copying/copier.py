@@ -103,20 +103,27 @@ class Copier:
     # Below this line everything runs on the copier's thread.
 
     def _run(self) -> None:
-        while not self._pacer.over:
-            began_s = time.monotonic()
-            try:
-                sent = self._pass()
-            except StoreError as error:  # a hole could not be filled: the store may get room again
-                self._pacer.complain(str(error))
-                self._pacer.sleep(HOLD_S)
-                continue
-            if not sent and not self._outdated:
-                # All is present, or in flight, or set aside, or the source refused.
-                idle_s = IDLE_TIMES * (time.monotonic() - began_s)
-                self._pacer.sleep(min(max(IDLE_S, idle_s), HOLD_S))
-        while not self._pacer.stopping and not self._finish():
-            self._stopped.wait(HOLD_S)
+        while not self._pacer.stopping:
+            if not self._pacer.over:
+                self._copy()
+            elif self._finish():
+                return
+            else:
+                self._stopped.wait(HOLD_S)
+
+    def _copy(self) -> None:
+        """Visit the whole disk once; wait a little if that was in vain."""
+        began_s = time.monotonic()
+        try:
+            sent = self._pass()
+        except StoreError as error:  # a hole could not be filled: the store may get room again
+            self._pacer.complain(str(error))
+            self._pacer.sleep(HOLD_S)
+            return
+        if not sent and not self._outdated:
+            # All is present, or in flight, or set aside, or the source refused.
+            idle_s = IDLE_TIMES * (time.monotonic() - began_s)
+            self._pacer.sleep(min(max(IDLE_S, idle_s), HOLD_S))
 
     def _pass(self) -> int:
         """Visit the whole disk once; returns how many requests it sent.

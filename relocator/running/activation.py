@@ -29,7 +29,7 @@ from relocator.errors import ConfigError, RelocatorError, StateError, StoreError
 from relocator.running import states
 from relocator.running.afterwards import AGAIN_S, Afterwards
 from relocator.running.epochs import Epochs
-from relocator.running.parts import HANDOVER, Parts
+from relocator.running.parts import COMPLETION, HANDOVER, Parts
 from relocator.running.recorded import Recorded
 from relocator.running.rounds import NO_ROUNDS, Rounds
 from relocator.running.sealing import Sealing
@@ -178,6 +178,7 @@ class Activation:
             finally:
                 if taking_over:  # if nothing has changed
                     self._go_on_locked()
+            self._parts.faults.report(COMPLETION, None)
             self._sealed = False
         try:
             self._give_back(self._source)

@@ -24,7 +24,7 @@ from relocator.copying.recent import Recent
 from relocator.copying.seeding import Seeding
 from relocator.copying.seeds import Seed
 from relocator.copying.sharing import Share
-from relocator.errors import ConfigError, RelocatorError
+from relocator.errors import ConfigError, RelocatorError, StateError
 from relocator.running.disk import Disk
 from relocator.running.doors import Doors
 from relocator.running.handover import Handover
@@ -193,10 +193,13 @@ class Engine:
     def _finish(self) -> bool:
         """Make it durable that every block is here, then drop the upstream (copier's thread).
 
-        Returns False if that failed for now: the source is kept, and it is tried again.
+        Returns False if that failed for now, or is not so any more: the source is kept, and it is
+        tried again.
         """
         try:
             self._lifecycle.complete()
+        except StateError:  # given back to its source meanwhile
+            return False
         except (OSError, RelocatorError) as error:
             self._faults.report(COMPLETION, f"the last commit failed: {error}")
             return False

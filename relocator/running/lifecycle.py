@@ -161,8 +161,14 @@ class Lifecycle:
             )
 
     def complete(self) -> None:
-        """The last block has arrived."""
+        """The last block has arrived.
+
+        Raises:
+            StateError: not all blocks are here any more: the disk was given back meanwhile.
+        """
         with self._lock:
+            if not self._store.all_present:
+                raise StateError("'complete' is refused: blocks are absent")
             self._change_locked("last-block-arrived", complete=True)
 
     def seal(self, token: str | None = None, *, asked: bool = False) -> None:

@@ -42,6 +42,17 @@ def _noted(self):
     return _ranges(self)
 _Plan.ranges = _noted
 """
+#: a proxy whose store has no room for the last commit until a file is there
+_NO_ROOM = """
+import errno as _errno
+from relocator.running.lifecycle import Lifecycle as _Lifecycle
+_complete = _Lifecycle.complete
+def _full(self):
+    if not Path(GO).exists():
+        raise OSError(_errno.ENOSPC, "no room")
+    _complete(self)
+_Lifecycle.complete = _full
+"""
 
 
 @pytest.fixture
@@ -115,6 +126,32 @@ def test_a_copy_that_is_in_step_walks_the_disk_no_more(tmp_path: Path, site: Sit
         site.write(target.connect(), 100, 50)
         wait_for(lambda: walks.stat().st_size > walked, "what was written to be copied")
         wait_for(lambda: absent(proxy) == 0, "all of it")
+
+
+def test_a_disk_given_back_before_the_last_commit_is_not_complete_by_that(
+    tmp_path: Path, site: Site
+) -> None:
+    room = tmp_path / "room"
+    file = mistaken(tmp_path, _NO_ROOM.replace("GO", repr(str(room))))
+    with site.serve() as target, standby(tmp_path, target, "refresh=0.2", file=file) as proxy:
+        wait_for(lambda: proxy.status()["rounds"], "the copy ahead")
+        proxy.control.call("activate", wait=True)
+        wait_for(lambda: "no room" in (proxy.status()["error"] or ""), "the last commit to fail")
+        proxy.control.call("withdraw")
+        assert proxy.status()["error"] is None
+        rounds = proxy.status()["rounds"]
+        site.write(target.connect(), 100, 50)
+        wait_for(lambda: proxy.status()["rounds"] > rounds + 1, "a round")
+        wait_for(lambda: absent(proxy) == 0, "what was written to be copied ahead again")
+        site.write(target.connect(), 300, 50)
+        proxy.control.call("set", background="off")
+        room.touch()
+        proxy.control.call("activate", wait=True)
+        wait_for(lambda: proxy.status()["state"] != "activating", "the switch")
+        assert proxy.connect().pread(SIZE_BYTES, 0) == site.model
+        proxy.control.call("set", background="on")
+        proxy.wait()
+    assert (tmp_path / "store" / "disk.img").read_bytes() == site.model
 
 
 def test_the_switch_is_whole_while_the_guest_writes_until_the_last(
