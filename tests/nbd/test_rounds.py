@@ -144,12 +144,10 @@ def test_a_disk_given_back_before_the_last_commit_is_not_complete_by_that(
         wait_for(lambda: proxy.status()["rounds"] > rounds + 1, "a round")
         wait_for(lambda: absent(proxy) == 0, "what was written to be copied ahead again")
         site.write(target.connect(), 300, 50)
-        proxy.control.call("set", background="off")
         room.touch()
         proxy.control.call("activate", wait=True)
         wait_for(lambda: proxy.status()["state"] != "activating", "the switch")
         assert proxy.connect().pread(SIZE_BYTES, 0) == site.model
-        proxy.control.call("set", background="on")
         proxy.wait()
     assert (tmp_path / "store" / "disk.img").read_bytes() == site.model
 
