@@ -2,11 +2,11 @@
 
 Each disk seals its source and holds its writes; once all seals are confirmed, all are released, and
 from the first release on the VM belongs here. Until then every disk can be given back: what one
-refuses, none has done.
+refuses, none has done. Disks that nobody holds were taken over before; they stay so.
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -29,7 +29,7 @@ def activate(disks: Sequence[Disk], *, seal: bool = True) -> list[Disk]:
     disks that were active already; those stay so.
 
     Raises:
-        RelocatorError: one refuses; the others are withdrawn.
+        RelocatorError: one refuses; the others are withdrawn, but for those.
     """
     already: list[Disk] = []
 
@@ -39,8 +39,7 @@ def activate(disks: Sequence[Disk], *, seal: bool = True) -> list[Disk]:
 
     failures = _of_all(disks, begin)
     if failures:
-        begun = [disk for disk in disks if disk not in already]
-        raise _with_notes(failures[0], withdraw(begun))
+        raise _given_up(failures[0], disks)
     return already
 
 
@@ -48,13 +47,13 @@ def release(disks: Sequence[Disk]) -> None:
     """Once all seals are confirmed, let writes pass on all.
 
     Raises:
-        RelocatorError: a source could not be sealed; all are withdrawn, nothing was written.
+        RelocatorError: a source could not be sealed; all that were held are withdrawn.
     """
     try:
         for disk in disks:
             _await_seal(disk)
     except RelocatorError as error:
-        raise _with_notes(error, withdraw(disks)) from error
+        raise _given_up(error, disks) from error
     failures = _of_all(disks, lambda disk: disk.call("release"))
     if failures:
         raise failures[0]
@@ -85,10 +84,23 @@ def _of_all(disks: Sequence[Disk], step: Callable[[Disk], Any]) -> list[Relocato
             return error
         return None
 
-    with ThreadPoolExecutor(len(disks)) as pool:
+    with ThreadPoolExecutor(max(1, len(disks))) as pool:
         return [error for error in pool.map(attempt, disks) if error is not None]
 
 
-def _with_notes(error: RelocatorError, left: Iterable[RelocatorError]) -> RelocatorError:
-    """`error`, and what could not be undone after it."""
+def _given_up(error: RelocatorError, disks: Sequence[Disk]) -> RelocatorError:
+    """Undo what was begun; `error`, and what could not be undone after it.
+
+    A disk that nothing holds was taken over before: its VM may run here, though it wrote nothing.
+    """
+    left = withdraw([disk for disk in disks if not _is_ours(disk)])
     return RelocatorError("; ".join([str(error), *(f"not undone: {other}" for other in left)]))
+
+
+def _is_ours(disk: Disk) -> bool:
+    """Whether the VM's writes pass here, or will by themselves."""
+    try:
+        status = disk.call("status")
+    except RelocatorError:
+        return False
+    return status["state"] != "standby" and not status["held"]

@@ -2,12 +2,21 @@
 
 import argparse
 import signal
-from contextlib import ExitStack
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from relocator.cli.common import Commands
+from relocator.client import Client
 from relocator.config import parse_seconds
 from relocator.errors import ConfigError
+from relocator.moving import guard, still
+from relocator.moving.address import parse
+from relocator.moving.ends import Disk, NoSource
+from relocator.moving.monitor import Monitor
+from relocator.moving.reach import reaching
+from relocator.moving.trial import STILL_S, Guest, Trial, caught_up
 
 _DESCRIPTION = (
     "Serve what disks in standby were at one instant, as throwaway copies: whatever is written to "
@@ -36,17 +45,17 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--timeout", metavar="S", default="3600", help="give up copying after so long (3600)"
     )
+    parser.add_argument(
+        "--still",
+        metavar="S",
+        help="with --from: the most that the guest may stand still; then it goes on, and the trial "
+        "has failed (30)",
+    )
+    parser.add_argument("--when-killed", action="store_true", help=argparse.SUPPRESS)
     parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
-    from relocator.client import Client
-    from relocator.moving.address import parse
-    from relocator.moving.ends import Disk, NoSource
-    from relocator.moving.monitor import Monitor
-    from relocator.moving.reach import reaching
-    from relocator.moving.trial import Trial, catch_up
-
     directory = Path(options.directory)
     if not directory.is_dir():
         raise ConfigError(f"--directory={directory}: is not a directory")
@@ -57,19 +66,51 @@ def _run(options: argparse.Namespace) -> int:
     ]
     if len({disk.name for disk in disks}) < len(disks):
         raise ConfigError("CONTROL: two sockets have the same name")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if options.when_killed:
+        return _guard(options)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, signal.default_int_handler)
     with ExitStack() as ends:
-        guest = None
-        if options.source is not None:
-            reach = ends.enter_context(reaching())
-            guest = Monitor("the source's QEMU", parse("--from", options.source), reach)
-            ends.callback(guest.close)
-        epochs = catch_up(disks, guest, timeout_s)
+        guest = ends.enter_context(_guest(options))
+        epochs = ends.enter_context(caught_up(disks, guest, timeout_s))
         if guest is not None:
-            guest.close()  # QEMU speaks with one client at a time
+            guest.monitor.close()  # QEMU speaks with one client at a time
         trial = Trial(disks, directory)
         with trial.served():
             for disk, epoch in zip(disks, epochs, strict=True):
                 print(f"disk {disk.name}: epoch {epoch} at {trial.socket(disk)}", flush=True)
             trial.watch()
     return 0
+
+
+@contextmanager
+def _guest(options: argparse.Namespace) -> Iterator[Guest | None]:
+    """The guest that is stopped for the last blocks, if one is."""
+    still_s = STILL_S if options.still is None else parse_seconds("--still", options.still)
+    if options.source is None:
+        if options.still is not None:
+            raise ConfigError(
+                f"--still={options.still}: goes with --from, the guest that is stopped"
+            )
+        yield None
+        return
+    words = [*options.controls, "--directory", options.directory, "--from", options.source]
+    with _monitor(options.source) as monitor:
+        yield Guest(monitor, guard.Guard(words, ["try"]), still_s)
+
+
+def _guard(options: argparse.Namespace) -> int:
+    """Wait, and let the guest go on if the command was killed while it stood still."""
+    if guard.killed():
+        print("relocator try has ended; its guard lets the guest go on", file=sys.stderr)
+        with _monitor(options.source) as monitor:
+            still.go_on(monitor, still.GUARD_S)
+    return 0
+
+
+@contextmanager
+def _monitor(address: str) -> Iterator[Monitor]:
+    with reaching() as reach:
+        with closing(Monitor("the guest's QEMU", parse("--from", address), reach)) as monitor:
+            yield monitor

@@ -18,5 +18,6 @@ held stays held, a source that is sealed stays sealed.
     telling          what a move tells, and whom
     agent, freezing  the guest's agent, and when it freezes and thaws the guest
     guard            what is done if the process that moves a guest is killed
+    trial, still     throwaway copies; the guest that stands still for their last blocks
     downtime         the parts of the pause, from the events
 """

@@ -3,7 +3,8 @@
 The guard is a process of its own that does nothing but wait for the end of its input. If that comes
 without the word that the move has ended, the mover has died, and the guard settles what is left as
 `relocator migrate --settle` does: back to the source, or, once the guest has arrived, forward. It
-says on the terminal of the process that died where guest and disks are.
+says on the terminal of the process that died where guest and disks are. That of `relocator try`
+lets the guest go on.
 """
 
 import os
@@ -16,16 +17,18 @@ _AT_REST = b"at rest\n"
 
 
 class Guard:
-    """Watches over this process; `arguments` are those of the command."""
+    """Watches over this process; `arguments` are those of the command, `command` is the guard's."""
 
-    def __init__(self, arguments: Sequence[str]) -> None:
-        self._argv = [sys.executable, "-m", "relocator.cli.main", "migrate", *arguments]
+    def __init__(
+        self, arguments: Sequence[str], command: Sequence[str] = ("migrate", "--settle")
+    ) -> None:
+        self._argv = [sys.executable, "-m", "relocator.cli.main", *command, *arguments]
         self._process: subprocess.Popen[bytes] | None = None
 
     def watch(self) -> None:
         """From now on, until `at_rest`."""
         if self._process is None:
-            argv = [*self._argv, "--settle", "--when-killed"]
+            argv = [*self._argv, "--when-killed"]
             self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, start_new_session=True)
 
     def at_rest(self) -> None:

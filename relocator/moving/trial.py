@@ -3,7 +3,7 @@
 The copy is what the disks were at *one instant*: that of an epoch at which nothing was stale any
 more. A refresh says so: all blocks are there, and none has been written at the source since the
 refresh before. A guest that writes all the time leaves no such instant; then its QEMU is stopped
-for as long as the last blocks take.
+for as long as the last blocks take, or until that is too long: then it goes on, without a trial.
 
 From then on the background copy is paused, so the image stands still: in standby nothing else
 writes to it. It is served through nbdkit's cow filter, which keeps what is written in a temporary
@@ -13,22 +13,69 @@ file; the image is opened read-only. Should a disk be activated meanwhile, the t
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from relocator.errors import RelocatorError
-from relocator.moving.ends import Disk, of_all
+from relocator.moving.ends import PATIENCE_S, Disk, of_all
+from relocator.moving.guard import Guard
 from relocator.moving.monitor import Monitor
+from relocator.moving.still import still
 from relocator.processes import Process
 
 LOOK_EVERY_S = 0.2
 READY_S = 10.0
+#: how long the guest may stand still, unless given
+STILL_S = 30.0
+_MOMENT_S = 0.2
+_TOO_LONG = (
+    "not all of the disks could be copied in time: give more (--timeout), or let the "
+    "guest be stopped for the last blocks (--from QMP)"
+)
 
 
-def catch_up(disks: Sequence[Disk], guest: Monitor | None, timeout_s: float) -> list[int]:
-    """Copy until nothing is stale; returns the epoch at which that was so, of each disk's source.
+@dataclass(frozen=True)
+class Limit:
+    """Until when something may take, by the monotonic clock, and what is said else."""
 
-    `guest` is stopped for the last of it, and goes on afterwards.
+    at_s: float
+    why: str
+
+    def check(self) -> None:
+        """RelocatorError if it has been reached."""
+        if time.monotonic() > self.at_s:
+            raise RelocatorError(self.why)
+
+    @property
+    def patience_s(self) -> float:
+        """How long an answer may take; at least a moment."""
+        return min(PATIENCE_S, max(_MOMENT_S, self.at_s - time.monotonic()))
+
+
+@dataclass(frozen=True)
+class Guest:
+    """The real one, that is stopped for the last blocks, for `still_s` at most."""
+
+    monitor: Monitor
+    guard: Guard
+    still_s: float = STILL_S
+
+    def limit(self) -> Limit:
+        """Until when, if it is stopped now."""
+        why = (
+            f"the guest stood still for {self.still_s:g} s, and not all was here yet; it goes on. "
+            "Try when the link is quieter, or let it stand still for longer (--still)"
+        )
+        return Limit(time.monotonic() + self.still_s, why)
+
+
+@contextmanager
+def caught_up(disks: Sequence[Disk], guest: Guest | None, timeout_s: float) -> Iterator[list[int]]:
+    """Copy until nothing is stale; yields the epoch at which that was so, of each disk's source.
+
+    `guest` is stopped for the last of it, and goes on afterwards. Within the block no disk is
+    copied.
 
     Raises:
         RelocatorError: a disk is not in standby, or the guest writes faster than is copied.
@@ -40,50 +87,59 @@ def catch_up(disks: Sequence[Disk], guest: Monitor | None, timeout_s: float) -> 
         if status["background"] != "on":
             disk.call("set", background="on")
             disk.call("resume")
-    give_up_s = time.monotonic() + timeout_s
-    _all_here(disks, give_up_s)
-    _refresh(disks)
-    _all_here(disks, give_up_s)
-    with _stopped(guest):
-        while _refresh(disks) or not _here(disks):
-            _all_here(disks, give_up_s)
-        epochs = of_all(disks, lambda disk: int(disk.call("identify")["base"]["epoch"]))
-        for disk in disks:
-            disk.call("pause")
-    return epochs
-
-
-def _refresh(disks: Sequence[Disk]) -> int:
-    """How many blocks were stale."""
-    return sum(of_all(disks, lambda disk: int(disk.call("refresh")["refreshed_blocks"])))
-
-
-def _here(disks: Sequence[Disk]) -> bool:
-    states = of_all(disks, lambda disk: disk.call("status"))
-    return all(state["present_blocks"] == state["total_blocks"] for state in states)
-
-
-def _all_here(disks: Sequence[Disk], give_up_s: float) -> None:
-    while not _here(disks):
-        if time.monotonic() > give_up_s:
-            raise RelocatorError(
-                "not all of the disks could be copied in time: give more (--timeout), or let the "
-                "guest be stopped for the last blocks (--from QMP)"
-            )
-        time.sleep(LOOK_EVERY_S)
+    limit = Limit(time.monotonic() + timeout_s, _TOO_LONG)
+    _all_here(disks, limit)
+    _refresh(disks, limit)
+    _all_here(disks, limit)
+    with ExitStack() as ends:
+        with _stopped(guest, limit) as last:
+            while _refresh(disks, last) or not _here(disks, last):
+                last.check()
+                _all_here(disks, last)
+            epochs = of_all(disks, lambda disk: _epoch(disk, last))
+            for disk in disks:
+                ends.callback(_copy_on, disk)
+                disk.call("pause", last.patience_s)
+        yield epochs
 
 
 @contextmanager
-def _stopped(guest: Monitor | None) -> Iterator[None]:
-    """The guest stands still within the block."""
-    if guest is None or not guest.call("query-status")["running"]:
-        yield
+def _stopped(guest: Guest | None, limit: Limit) -> Iterator[Limit]:
+    """The guest stands still within the block; yields until when that may take."""
+    if guest is None:
+        yield limit
         return
-    guest.call("stop")
-    try:
-        yield
-    finally:
-        guest.call("cont")
+    with still(guest.monitor, guest.guard) as stopped:
+        last = guest.limit() if stopped else limit
+        try:
+            yield last
+        except RelocatorError:
+            last.check()  # why nobody had the time to answer
+            raise
+
+
+def _epoch(disk: Disk, limit: Limit) -> int:
+    return int(disk.call("identify", limit.patience_s)["base"]["epoch"])
+
+
+def _refresh(disks: Sequence[Disk], limit: Limit) -> int:
+    """How many blocks were stale."""
+
+    def of_one(disk: Disk) -> int:
+        return int(disk.call("refresh", limit.patience_s)["refreshed_blocks"])
+
+    return sum(of_all(disks, of_one))
+
+
+def _here(disks: Sequence[Disk], limit: Limit) -> bool:
+    states = of_all(disks, lambda disk: disk.call("status", limit.patience_s))
+    return all(state["present_blocks"] == state["total_blocks"] for state in states)
+
+
+def _all_here(disks: Sequence[Disk], limit: Limit) -> None:
+    while not _here(disks, limit):
+        limit.check()
+        time.sleep(LOOK_EVERY_S)
 
 
 class Trial:
@@ -100,13 +156,13 @@ class Trial:
 
     @contextmanager
     def served(self) -> Iterator[None]:
-        """The copies are served within the block; afterwards the disks are copied on."""
-        with ExitStack() as ends:
+        """The copies are served within the block."""
+        try:
             for disk in self._disks:
-                ends.callback(_copy_on, disk)
                 self._start(disk, disk.call("status"))
-            ends.callback(self._end)
             yield
+        finally:
+            self._end()
 
     def watch(self) -> None:
         """Look on until the trial is over; never returns.

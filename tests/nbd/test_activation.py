@@ -325,6 +325,27 @@ def test_what_one_disk_refuses_none_has_done(
                 again.kill()
 
 
+@pytest.mark.parametrize("verb", ["activate", "release"])
+def test_a_disk_that_was_here_before_stays_whatever_another_refuses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    sources = [Source(tmp_path, name) for name in ("one", "two")]
+    sites = [source.directory / "copy" for source in sources]
+    for site in sites:
+        site.mkdir()
+    with sources[0].serve() as first, sources[1].serve() as second:
+        with standby(sites[0], first) as one, standby(sites[1], second, "retry-timeout=1") as two:
+            one.control.call("activate", wait=True)  # its guest runs here, and has written nothing
+            second.kill()
+            assert main([verb, str(one.control_path), str(two.control_path)]) == 1
+            assert capsys.readouterr().err
+            assert (state(one), state(two)) == ("active", "standby")
+            one.connect().pwrite(b"mine", 0)
+            with sources[1].serve() as again:
+                wait_for(lambda: state(again) != "sealed", "the way back")
+                again.kill()
+
+
 def test_wrong_arguments_are_named(tmp_path: Path, source: Source) -> None:
     with source.serve() as target, standby(tmp_path, target) as proxy:
         with pytest.raises(RelocatorError, match="hold=1: of 'activate' must be true or false"):

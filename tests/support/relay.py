@@ -3,16 +3,20 @@
 import select
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
 class Relay:
-    """Passes what arrives at `path` on to the server at `to`; a thread a connection."""
+    """Passes what arrives at `path` on to the server at `to`; a thread a connection.
 
-    def __init__(self, path: Path, to: Path) -> None:
+    `seen` is called with what clients say, before it is passed on.
+    """
+
+    def __init__(self, path: Path, to: Path, seen: Callable[[bytes], None]) -> None:
         self._to = to
+        self._seen = seen
         self._whole = True
         self._lock = threading.Lock()
         self._ends: list[socket.socket] = []
@@ -75,24 +79,26 @@ class Relay:
                 far.connect(str(self._to))
                 self._ends += [near, far]
             try:
-                self._pass_on({near: far, far: near})
+                self._pass_on(near, far)
             finally:
                 with self._lock:
                     self._ends = [end for end in self._ends if end not in (near, far)]
 
-    @staticmethod
-    def _pass_on(other: dict[socket.socket, socket.socket]) -> None:
+    def _pass_on(self, near: socket.socket, far: socket.socket) -> None:
+        other = {near: far, far: near}
         while True:
             for end in select.select(list(other), [], [])[0]:
                 if not (data := end.recv(1 << 16)):
                     return
+                if end is near:
+                    self._seen(data)
                 other[end].sendall(data)
 
 
 @contextmanager
-def relay(path: Path, to: Path) -> Iterator[Relay]:
+def relay(path: Path, to: Path, seen: Callable[[bytes], None] = lambda _: None) -> Iterator[Relay]:
     """A link that is whole until it is cut."""
-    made = Relay(path, to)
+    made = Relay(path, to, seen)
     try:
         yield made
     finally:
