@@ -10,14 +10,20 @@ NBD port on this host is the LISTEN of an /etc/relocator/NAME.conf. The moments 
 
 libvirt has no hook between the guest's pause and its first instruction at the destination, so the
 proxies run with `activate-on-write=yes`: the first write seals the source, and none passes before.
-A mark in /run/relocator, made in `migrate begin` and taken away in `prepare begin`, says that the
-guest arrives.
+A mark in /run/relocator, made at the end of `migrate begin` and taken away in `prepare begin`, says
+that the guest arrives. libvirt tells nobody if it fails between the two, which are one step of a
+migration, on this host alone: so a mark of more than a minute is none.
+
+A configuration that can't be read is a warning in the journal; only a guest that has a disk here
+which nobody knows is refused then, for the disk may be that one's.
 """
 
 import argparse
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import syslog
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -33,6 +39,8 @@ HOOK = Path("/etc/libvirt/hooks/qemu.d/relocator")
 NBD_PORT = 10809
 _PATIENCE_S = 10.0
 _START_S = 120.0
+#: how long the mark of an arrival holds; libvirt waits for other jobs of the guest for 30 s
+_ARRIVAL_S = 60.0
 #: the disk is here, and a guest may start
 _HERE = ("activating", "active", "complete")
 
@@ -68,18 +76,8 @@ def _run(options: argparse.Namespace) -> int:
 
 def _arrives(guest: str, domain: str) -> None:
     """The guest is about to come: its disks must be in standby here."""
-    for name in disks_of(domain, configurations()):
-        unit = f"relocator-proxy@{name}.service"
-        done = subprocess.run(
-            ["systemctl", "start", unit],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_START_S,
-            check=False,
-        )
-        if done.returncode:
-            raise RelocatorError(f"{unit} can't be started; see journalctl --unit {unit}")
+    for name in disks_of(domain, *configurations(CONFIGURATION)):
+        _start(f"relocator-proxy@{name}.service")
         state = _status(name)["state"]
         if state != "standby":
             raise RelocatorError(
@@ -87,20 +85,21 @@ def _arrives(guest: str, domain: str) -> None:
                 "from another site would find other content; see `relocator status`"
             )
     RUN.mkdir(exist_ok=True)
-    _mark(guest).touch()
+    _mark(guest).write_text(f"{_now()}\n")  # last: what came before may have taken minutes
 
 
 def _starts(guest: str, domain: str) -> None:
     """The guest starts here; unless it arrives its disks must be here."""
-    if _mark(guest).exists():
-        _mark(guest).unlink()
+    announced_s = _announced(guest)
+    if announced_s is not None and 0 <= announced_s <= _ARRIVAL_S:
         return
-    for name in disks_of(domain, configurations()):
+    for name in disks_of(domain, *configurations(CONFIGURATION)):
         state = _status(name)["state"]
         if state == "standby":
+            late = f" (it was to arrive {announced_s:.0f} s ago)" if announced_s is not None else ""
             raise RelocatorError(
-                f"disk {name} of {guest} is in standby here, so {guest} may run at its source; if "
-                f"it does not: relocator activate {RUN / name}.sock"
+                f"disk {name} of {guest} is in standby here, so {guest} may run at its source"
+                f"{late}; if it does not: relocator activate {RUN / name}.sock"
             )
         if state == "outdated":
             raise RelocatorError(
@@ -115,34 +114,88 @@ def _mark(guest: str) -> Path:
     return RUN / f"arriving-{guest.replace('/', '_')}"
 
 
+def _now() -> float:
+    """Seconds since the host was started: /run is as old, and nobody sets this clock."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _announced(guest: str) -> float | None:
+    """How many seconds ago the guest's arrival was announced, if it was; asked once."""
+    mark = _mark(guest)
+    try:
+        since_s = float(mark.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError:  # an older version's
+        since_s = 0.0
+    mark.unlink(missing_ok=True)
+    return _now() - since_s
+
+
+def _start(unit: str) -> None:
+    try:
+        done = subprocess.run(
+            ["systemctl", "start", unit],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_START_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        why = f"has not started in {_START_S:.0f} s"
+    else:
+        if done.returncode == 0:
+            return
+        why = "can't be started"
+    raise RelocatorError(f"{unit} {why}; see journalctl --unit {unit}")
+
+
 def _status(name: str) -> dict[str, Any]:
     return Client(RUN / f"{name}.sock").call("status", _PATIENCE_S)
 
 
-def configurations(directory: Path = CONFIGURATION) -> dict[int, str]:
-    """The name of the disk that is served at each port of this host."""
-    found = {}
+def configurations(directory: Path) -> tuple[dict[int, str], list[str]]:
+    """The name of the disk that is served at each port of this host; and what can't be read.
+
+    The latter is a sentence for each such file, which is a warning in the journal, too.
+    """
+    found, unread = {}, []
     for path in sorted(directory.glob("*.conf")):
-        lines = (line.partition("=") for line in path.read_text().splitlines())
+        try:
+            text = path.read_text(errors="replace")  # what is no UTF-8 is a comment, or a path
+        except OSError as error:
+            unread.append(f"{path} can't be read: {error.strerror}")
+            continue
+        lines = (line.partition("=") for line in text.splitlines())
         listen = next((value for key, _, value in lines if key.strip() == "LISTEN"), "")
         port = listen.strip().strip("\"'").rpartition(":")[2]
         if port.isdecimal():
             found[int(port)] = path.stem
-    return found
+    if unread:  # libvirt keeps what a hook says only if it fails
+        syslog.openlog("relocator", syslog.LOG_PERROR)
+        for why in unread:
+            syslog.syslog(syslog.LOG_WARNING, f"libvirt-hook: warning: {why}")
+    return found, unread
 
 
-def disks_of(domain: str, served: Mapping[int, str]) -> Iterator[str]:
+def disks_of(domain: str, served: Mapping[int, str], unread: Sequence[str] = ()) -> Iterator[str]:
     """The names of those disks of a domain, given as libvirt's XML, that are ours.
 
+    `served` and `unread` are as `configurations` returns them.
+
     Raises:
-        RelocatorError: it is no domain.
+        RelocatorError: it is no domain; or it has a disk here that is none of `served`, and may be
+            that of a configuration which can't be read.
     """
     try:
         root = ElementTree.fromstring(domain)
     except ElementTree.ParseError as error:
         raise RelocatorError(f"libvirt's description of the guest: {error}") from error
     for host in root.findall("./devices/disk/source[@protocol='nbd']/host"):
-        local = host.get("name") in ("127.0.0.1", "localhost", "::1")
         port = int(host.get("port") or NBD_PORT)
-        if local and port in served:
+        if host.get("name") not in ("127.0.0.1", "localhost", "::1"):
+            continue
+        if port in served:
             yield served[port]
+        elif unread:
+            raise RelocatorError(f"the guest's disk, at port {port}, may be ours: {unread[0]}")

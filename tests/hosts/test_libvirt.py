@@ -129,6 +129,13 @@ def test_a_guest_that_can_not_go_or_is_called_back_works_on_and_goes_later(
 
     b.run("systemctl", "start", f"relocator-proxy@{NAME}")
     b.run("virsh", "define", "/srv/guest.xml")
+    other_hook = b.path("/etc/libvirt/hooks/qemu.d/zz")  # after ours, libvirt fails
+    other_hook.write_text('#!/bin/sh\n[ "$2" != migrate ]\n')
+    other_hook.chmod(0o755)
+    assert a.ask(*MIGRATE).returncode == 1
+    other_hook.unlink()
+    mark = b.path("/run/relocator/arriving-guest")
+    mark.write_text(str(float(mark.read_text()) - 60))
     refused = b.ask("virsh", "start", "guest")
     assert (refused.returncode, "is in standby here" in refused.stdout) == (1, True), refused.stdout
     b.run("virsh", "undefine", "guest")

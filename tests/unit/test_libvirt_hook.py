@@ -26,9 +26,23 @@ def test_disks_are_ours_by_the_port_that_a_configuration_serves(tmp_path: Path) 
         ("unfinished", ""),
     ):
         (tmp_path / f"{name}.conf").write_text(f"# LISTEN=h:1\nDISK=/d\nLISTEN={listen}\n")
-    served = configurations(tmp_path)
-    assert served == {10809: "root", 10811: "data", 10812: "elsewhere"}
+    served, unread = configurations(tmp_path)
+    assert (served, unread) == ({10809: "root", 10811: "data", 10812: "elsewhere"}, [])
     assert list(disks_of(DOMAIN, served)) == ["root", "data"]
+
+
+def test_a_file_that_can_not_be_read_is_named_and_keeps_nobody_else(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "latin.conf").write_bytes(b"# gr\xf6\xdfer\nLISTEN=127.0.0.1:10809\n")
+    (tmp_path / "gone.conf").symlink_to("/nowhere")
+    served, unread = configurations(tmp_path)
+    assert served == {10809: "latin"}
+    assert unread == [f"{tmp_path}/gone.conf can't be read: No such file or directory"]
+    assert f"warning: {unread[0]}" in capfd.readouterr().err
+    assert list(disks_of("<domain/>", served, unread)) == []
+    with pytest.raises(RelocatorError, match=r"port 10811, may be ours: .*gone\.conf can"):
+        list(disks_of(DOMAIN, served, unread))
 
 
 def test_what_is_no_domain_is_an_error() -> None:
