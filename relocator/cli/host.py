@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from relocator.cli.listening import allow
+
 # Administrators' directories are missing from an ordinary user's PATH on Debian.
 _SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 _PROBE_TIMEOUT_S = 20
@@ -171,15 +173,22 @@ def python_plugin_fact(probe: Probe = SYSTEM) -> Fact:
 
 
 def bbr_fact(probe: Probe = SYSTEM) -> Fact:
-    """Whether `--congestion bbr` will do."""
+    """Whether `--congestion bbr` will do, and for whom."""
     name = "TCP congestion control bbr"
-    listed = probe.run(["sysctl", "-n", "net.ipv4.tcp_available_congestion_control"])[1]
-    if "bbr" in listed.split():
+    listed = _sysctl("net.ipv4.tcp_available_congestion_control", probe)
+    allowed = _sysctl("net.ipv4.tcp_allowed_congestion_control", probe)
+    if "bbr" in allowed:
         return Fact(name, True, "for links that lose packets: --congestion bbr")
-    if probe.run(["modprobe", "--dry-run", "--quiet", "tcp_bbr"])[0] == 0:
-        return Fact(name, True, "module tcp_bbr; root's --congestion bbr loads it")
+    if "bbr" in listed or probe.run(["modprobe", "--dry-run", "--quiet", "tcp_bbr"])[0] == 0:
+        return Fact(name, True, f"root's --congestion bbr; the units': {allow('bbr', allowed)}")
     remedy = "a kernel that has it, such as Debian's linux-image-amd64"
     return Fact(name, False, f"kernel {probe.release()} has no tcp_bbr", remedy)
+
+
+def _sysctl(key: str, probe: Probe) -> list[str]:
+    """The words of its value; none where there is no such key."""
+    status, text = probe.run(["sysctl", "-n", key])
+    return text.split() if status == 0 else []
 
 
 def buffers_fact(probe: Probe = SYSTEM) -> Fact:
@@ -189,7 +198,7 @@ def buffers_fact(probe: Probe = SYSTEM) -> Fact:
     """
     name = "TCP buffers"
     keys = ("net.ipv4.tcp_rmem", "net.ipv4.tcp_wmem")
-    most = [probe.run(["sysctl", "-n", key])[1].split()[-1:] for key in keys]
+    most = [_sysctl(key, probe)[-1:] for key in keys]
     if not all(found and found[0].isdecimal() for found in most):
         return Fact(name, True, "the kernel doesn't tell")
     in_flight = min(int(found[0]) for found in most) // 2 * _FAR_CONNECTIONS

@@ -20,6 +20,7 @@ from relocator.errors import ConfigError, RelocatorError
 from relocator.running.control import remove_stale
 
 DEFAULT_PORT = 10809
+ALLOWED = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
 
 
 @dataclass(frozen=True)
@@ -140,11 +141,17 @@ def set_congestion(one: socket.socket, name: str) -> None:
     try:
         one.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode())
     except OSError as error:
-        allowed = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control").read_text().split()
+        allowed = ALLOWED.read_text().split()
         raise ConfigError(
-            f"--congestion={name}: {error.strerror}; here any user may have "
-            f"{' or '.join(allowed)}, root also what the kernel has a module for"
+            f"--congestion={name}: {error.strerror}; who lacks CAP_NET_ADMIN, as the units do, may "
+            f"have {' or '.join(allowed)} here; {name} by: {allow(name, allowed)}"
         ) from error
+
+
+def allow(name: str, allowed: Sequence[str]) -> str:
+    """What root types to let everybody have a congestion control, besides those `allowed` now."""
+    key = ".".join(ALLOWED.parts[3:])
+    return f"modprobe tcp_{name}; sysctl -w {key}='{' '.join([*allowed, name])}'"
 
 
 def parse_address(text: str, example: str, least_port: int = 1) -> Address:

@@ -100,6 +100,22 @@ def test_a_unit_with_a_wrong_parameter_fails_and_says_which(sites: tuple[Site, S
     configure(b, source="nbd://10.1.0.1", options="--rate fast")
     assert b.ask("systemctl", "start", PROXY).returncode != 0
     assert "rate=fast" in b.run("journalctl", "--no-pager", "--unit", PROXY)
+    assert (state(b, PROXY), restarts(b, PROXY)) == ("failed", 0)  # it would fail for ever
+
+
+def test_however_often_a_server_fails_it_is_started_again(sites: tuple[Site, Site]) -> None:
+    a, _ = sites
+    drop_in = a.path(f"/etc/systemd/system/{TARGET}.service.d/soon.conf")
+    drop_in.parent.mkdir()
+    drop_in.write_text("[Service]\nRestartSec=100ms\n")
+    a.run("systemctl", "daemon-reload")
+    image, away = a.path(DISK), a.path("/srv/disk/away")
+    image.rename(away)
+    assert a.ask("systemctl", "start", TARGET).returncode != 0
+    wait_for(lambda: restarts(a, TARGET) > 7, "more failures than systemd bears by itself")
+    away.rename(image)
+    wait_for(lambda: state(a, TARGET) == "active", "the disk's server")
+    io(a, "read 0 64k")
 
 
 def test_a_killed_server_is_started_again_and_a_guest_sees_no_error(

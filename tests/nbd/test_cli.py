@@ -93,6 +93,22 @@ def test_a_target_has_the_congestion_control_that_it_was_given(
         assert server.wait(10) in (0, -signal.SIGTERM)
 
 
+def test_who_may_not_have_a_congestion_control_is_told_how_to_allow_it() -> None:
+    """As in a unit, whose root lacks CAP_NET_ADMIN."""
+    available, allowed = (
+        Path(f"/proc/sys/net/ipv4/tcp_{which}_congestion_control").read_text().split()
+        for which in ("available", "allowed")
+    )
+    name = next((one for one in available if one not in allowed), None)
+    if name is None:
+        pytest.skip(f"every user may have all that the kernel has: {', '.join(allowed)}")
+    command = [sys.executable, "-m", "relocator.cli.main", "target", "/x", "--congestion", name]
+    confined = ["setpriv", "--inh-caps=-net_admin", "--bounding-set=-net_admin", *command]
+    done = subprocess.run(confined, capture_output=True, text=True, timeout=30, check=False)
+    wanted = f"sysctl -w net.ipv4.tcp_allowed_congestion_control='{' '.join([*allowed, name])}'"
+    assert (done.returncode, wanted in done.stderr) == (2, True), done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "wanted"),
     [

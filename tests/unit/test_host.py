@@ -69,8 +69,13 @@ def test_tcp_s_buffers_bear_a_long_fast_link_or_not() -> None:
 
 
 def test_bbr_is_there_if_the_kernel_lists_or_can_load_it() -> None:
-    assert host.bbr_fact(Machine({"sysctl": "reno bbr cubic"})).ok
-    assert host.bbr_fact(Machine({"sysctl": "reno cubic"}, loadable=("tcp_bbr",))).ok
+    allowed = host.bbr_fact(Machine({"sysctl": "reno bbr cubic"}))
+    assert allowed.ok and "sysctl" not in allowed.detail
+    loadable = host.bbr_fact(Machine({"sysctl": "reno cubic"}, loadable=("tcp_bbr",)))
+    assert loadable.ok and loadable.detail.endswith(
+        "the units': modprobe tcp_bbr; sysctl -w "
+        "net.ipv4.tcp_allowed_congestion_control='reno cubic bbr'"
+    )
     assert not host.bbr_fact(Machine({"sysctl": "reno cubic"})).ok
 
 
