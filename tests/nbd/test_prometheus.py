@@ -86,7 +86,7 @@ def test_a_source_that_dies_is_an_alert_until_it_comes_back(tmp_path: Path) -> N
                 with prometheus(tmp_path, url.split("/")[2]) as server:
                     found = {"query": 'relocator_source_lost{disk="proxy"} == 0'}
                     wait_for(lambda: (server.ask("query", **found) or {}).get("result"), "a scrape")
-                    assert server.firing() == set()
+                    wait_for(lambda: server.firing() == set(), "quiet")
                     for expression in expressions():
                         assert server.ask("query", query=expression) is not None, expression
                     source.kill()
@@ -97,4 +97,10 @@ def test_a_source_that_dies_is_an_alert_until_it_comes_back(tmp_path: Path) -> N
                         copy.kill()
                         wait_for(
                             lambda: server.firing() == {"RelocatorDown"}, "the next", PATIENCE_S
+                        )
+                        sidecar.kill()
+                        wait_for(
+                            lambda: server.firing() == {"RelocatorUnwatched"},
+                            "the last",
+                            PATIENCE_S,
                         )

@@ -12,12 +12,16 @@ from tests.support.command import relocator
 
 RULES, DASHBOARD = metrics.FOLDER / "alerts.yml", metrics.FOLDER / "dashboard.json"
 
+SCRAPED = "up of Prometheus itself"
+ACTIVATING = 'state{relocator_state="activating"}'
 #: alert -> the series that let it fire, a value a minute; by when it fires, and by when not yet
 CASES: dict[str, tuple[dict[str, str], str, str]] = {
     "RelocatorDown": ({"up": "1 1 0x9"}, "3m", "2m"),
+    "RelocatorUnwatched": ({SCRAPED: "1 1 0x9"}, "3m", "2m"),
     "RelocatorCommitFailing": ({'fault{part="commit"}': "0 0 1x9"}, "2m", "1m"),
     "RelocatorOutdated": ({'state{relocator_state="outdated"}': "0 0 1x9"}, "2m", "1m"),
     "RelocatorSourceLost": ({"source_lost": "0 0 1x9"}, "3m", "2m"),
+    "RelocatorWritesWait": ({ACTIVATING: "0 1x9"}, "2m", "1m"),
     "RelocatorStoreNearlyFull": (
         {"store_free_bytes": "90 40x9", "store_unallocated_bytes": "80x9", "size_bytes": "1000x9"},
         "2m",
@@ -43,7 +47,9 @@ CASES: dict[str, tuple[dict[str, str], str, str]] = {
 }
 #: the same disks, well
 WELL = {
+    SCRAPED: "1x60",
     "up": "1x60",
+    ACTIVATING: "1 0x60",
     'fault{part="commit"}': "0x60",
     'fault{part="handover"}': "0x60",
     "source_lost": "0x60",
@@ -63,6 +69,8 @@ def series(of: dict[str, str]) -> list[dict[str, str]]:
         stem, _, labels = name.partition("{")
         more = f", {labels}" if labels else "}"
         key = f'relocator_{stem}{{disk="d", instance="i", job="j"{more}'
+        if name == SCRAPED:
+            key = 'up{instance="i", job="relocator"}'
         found.append({"series": key, "values": values})
     return found
 
@@ -110,8 +118,10 @@ def test_each_alert_fires_in_its_time_and_not_before(tmp_path: Path) -> None:
         expected = [fires(alert, part)]
         if alert == "RelocatorNoProgress":
             expected[0]["exp_labels"] = rule(alert)
-        if alert == "RelocatorOutdated":
-            expected[0]["exp_labels"]["relocator_state"] = "outdated"
+        if state := re.search(r'relocator_state="(\w+)"', str(changed)):
+            expected[0]["exp_labels"]["relocator_state"] = state[1]
+        if alert == "RelocatorUnwatched":
+            expected[0]["exp_labels"] = unwatched(instance="i")
         checks = [
             {"eval_time": then, "alertname": alert, "exp_alerts": expected},
             {"eval_time": earlier, "alertname": alert, "exp_alerts": []},
@@ -125,6 +135,17 @@ def test_each_alert_fires_in_its_time_and_not_before(tmp_path: Path) -> None:
             }
         )
     done = judged(tmp_path, tests)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def unwatched(**labels: str) -> dict[str, str]:
+    return {"severity": "critical", "job": "relocator", **labels}
+
+
+def test_what_is_nowhere_to_be_scraped_is_an_alert(tmp_path: Path) -> None:
+    expected = [{"exp_labels": unwatched()}]
+    check = {"eval_time": "2m", "alertname": "RelocatorUnwatched", "exp_alerts": expected}
+    done = judged(tmp_path, [{"interval": "1m", "alert_rule_test": [check]}])
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -153,7 +174,7 @@ def test_the_page_s_configuration_is_one(tmp_path: Path) -> None:
     shutil.copy(RULES, tmp_path / "relocator.yml")
     command = ["promtool", "check", "config", str(tmp_path / "prometheus.yml")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, "10 rules found" in done.stdout) == (0, True), done.stderr
+    assert (done.returncode, "12 rules found" in done.stdout) == (0, True), done.stderr
 
 
 def test_the_page_names_every_alert() -> None:
