@@ -1,11 +1,11 @@
 """One cap for several proxies of a host (`rate-group=PATH`): a token bucket in a file.
 
-The file is mapped by every member. It holds the group's rate or timetable, the moment from which
-on something may be sent again (as in `TokenBucket`), and a slot a member: how much it was given,
-when it was seen last, and since when it waits. Among those that wait the turn is that of whoever
-was given least, give or take `QUANTUM_BYTES`. Who can't use its turn leaves it to the others, and
-is behind them by `CREDIT_S` seconds' worth at most. A member that hasn't asked for `STALE_S`
-doesn't count, so one that died holds nothing.
+The file is mapped by every member. It holds the group's rate or timetable, the moment from which on
+something may be sent again (as in `TokenBucket`) and the rate by which that was reckoned, and a
+slot a member: how much it was given, when it was seen last, and since when it waits. Among those
+that wait the turn is that of whoever was given least, give or take `QUANTUM_BYTES`. Who can't use
+its turn leaves it to the others, and is behind them by `CREDIT_S` seconds' worth at most. A member
+that hasn't asked for `STALE_S` doesn't count, so one that died holds nothing.
 
 A lock on the file (flock) guards all of it. It is never waited for: it is held for microseconds,
 but its holder may be stopped, and a guest must not wait for that. Who doesn't get it looks again
@@ -35,12 +35,22 @@ QUANTUM_BYTES = 256 << 10
 CREDIT_S = 1.0
 MEMBER_S = 5.0
 
-_HEADER = struct.Struct("<8s36s4xdQ")  # magic, boot id, when something may be sent, entries
+_HEADER = struct.Struct("<8s36sfdQ")  # magic, boot id, and `Header`
 _ENTRY = struct.Struct("<Qd")  # minute of the day; bits a second, -1 for no cap
 _SLOT = struct.Struct("<QddQ")  # who (0: nobody), waits as of, seen as of, bytes given
 _MAGIC = b"relogrp1"
 _SLOTS_AT = _HEADER.size + MOST_ENTRIES * _ENTRY.size
 _FILE_BYTES = _SLOTS_AT + MOST_MEMBERS * _SLOT.size
+_SAME_RATE = 1e-6  # the header's has 24 bits,
+_MOST_RATE = 1e38  # and an end
+
+
+class Header(NamedTuple):
+    """What is owed by all: until when, by which rate (0: an older version's, unknown)."""
+
+    rate_bits_per_s: float
+    free_s: float
+    entries: int
 
 
 class Slot(NamedTuple):
@@ -70,25 +80,29 @@ class Share:
         self._wanted: Timetable | None = None
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
+        except OSError as error:
+            raise ConfigError(f"rate-group={path}: {error}") from error
+        try:
             fcntl.flock(self._fd, fcntl.LOCK_EX)
             self._map = self._mapped()
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
         except (OSError, ValueError) as error:
+            os.close(self._fd)
             raise ConfigError(f"rate-group={path}: {error}") from error
-        fcntl.flock(self._fd, fcntl.LOCK_UN)
 
     def _mapped(self) -> mmap.mmap:
         """The file, made usable; under the lock."""
-        size = os.fstat(self._fd).st_size
-        if size not in (0, _FILE_BYTES):
+        found = os.pread(self._fd, _FILE_BYTES + 1, 0)
+        ours = len(found) == _FILE_BYTES and found.startswith(_MAGIC)
+        if len(found) > _FILE_BYTES or not (ours or found.count(0) == len(found)):
             raise ValueError("is another file; give the path of a group's file, or of none")
-        os.ftruncate(self._fd, _FILE_BYTES)
+        os.posix_fallocate(self._fd, 0, _FILE_BYTES)  # else a full file system is a SIGBUS
         mapped = mmap.mmap(self._fd, _FILE_BYTES)
-        magic, boot, _, entries = _HEADER.unpack_from(mapped)
-        if size and magic != _MAGIC:
-            raise ValueError("is another file; give the path of a group's file, or of none")
+        _, boot, *header = _HEADER.unpack_from(mapped)
         if boot != boot_id().encode():
             mapped[_SLOTS_AT:] = bytes(_FILE_BYTES - _SLOTS_AT)
-            _HEADER.pack_into(mapped, 0, _MAGIC, boot_id().encode(), 0.0, entries)
+            fresh = Header(0.0, 0.0, Header(*header).entries)
+            _HEADER.pack_into(mapped, 0, _MAGIC, boot_id().encode(), *fresh)
         return mapped
 
     @contextmanager
@@ -113,7 +127,7 @@ class Share:
             if self._wanted is not None:
                 self._write(self._wanted)
                 self._wanted = None
-            entries = self._map[_HEADER.size :][: self._header()[1] * _ENTRY.size]
+            entries = self._map[_HEADER.size :][: self._header().entries * _ENTRY.size]
         if entries != self._entries:
             found = _ENTRY.iter_unpack(entries)
             self._timetable = Timetable(*((at, None if rate < 0 else rate) for at, rate in found))
@@ -135,7 +149,7 @@ class Share:
             credit = int(rate_bits_per_s / 8 * CREDIT_S) + QUANTUM_BYTES
             given = max(mine.given_bytes, most - credit)
             self._set_mine(Slot(self._who, now_s, now_s, given))
-            delay_s = self._header()[0] - now_s
+            delay_s = self._header().free_s - now_s
         if delay_s > 0:
             return min(delay_s, STALE_S / 3)
         waiting = (one for one in others if now_s - one.waits_s < STALE_S)
@@ -160,16 +174,21 @@ class Share:
         for index, (minute, rate) in enumerate(timetable.entries):
             at = _HEADER.size + index * _ENTRY.size
             _ENTRY.pack_into(self._map, at, minute, -1.0 if rate is None else rate)
-        self._set_header(self._header()[0], len(timetable.entries))
+        self._set_header(self._header()._replace(entries=len(timetable.entries)))
 
     def _pay(self, now_s: float, rate_bits_per_s: float) -> None:
-        """Note what was sent since the last time."""
+        """Note what was sent since the last time; what all owe is paid for at this rate."""
+        header = self._header()
+        was, free_s, _ = header
+        rate_bits_per_s = min(rate_bits_per_s, _MOST_RATE)
+        if was and free_s > now_s and abs(was / rate_bits_per_s - 1) > _SAME_RATE:
+            free_s = now_s + (free_s - now_s) * was / rate_bits_per_s
+            self._set_header(header._replace(rate_bits_per_s=rate_bits_per_s, free_s=free_s))
         if self._owed_bytes == 0:
             return
-        free_s, entries = self._header()
         mine, _ = self._slots(now_s)
-        start_s = max(free_s, now_s - BURST_S)
-        self._set_header(start_s + self._owed_bytes * 8 / rate_bits_per_s, entries)
+        free_s = max(free_s, now_s - BURST_S) + self._owed_bytes * 8 / rate_bits_per_s
+        self._set_header(header._replace(rate_bits_per_s=rate_bits_per_s, free_s=free_s))
         given = mine.given_bytes + self._owed_bytes
         self._set_mine(Slot(self._who, float("-inf"), now_s, given))
         self._owed_bytes = 0
@@ -191,10 +210,9 @@ class Share:
             self._at = _SLOTS_AT + free * _SLOT.size
         _SLOT.pack_into(self._map, self._at, *slot)
 
-    def _header(self) -> tuple[float, int]:
-        _, _, free_s, entries = _HEADER.unpack_from(self._map)
-        return free_s, entries
+    def _header(self) -> Header:
+        return Header(*_HEADER.unpack_from(self._map)[2:])
 
-    def _set_header(self, free_s: float, entries: int) -> None:
-        magic, boot, _, _ = _HEADER.unpack_from(self._map)
-        _HEADER.pack_into(self._map, 0, magic, boot, free_s, entries)
+    def _set_header(self, header: Header) -> None:
+        magic, boot = _HEADER.unpack_from(self._map)[:2]
+        _HEADER.pack_into(self._map, 0, magic, boot, *header)

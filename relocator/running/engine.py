@@ -45,9 +45,12 @@ COMMIT_EVERY_S = 5
 class Engine:
     """Serves one disk and, while it has an upstream, brings the rest of it here."""
 
-    def __init__(self, settings: Config, store: Store, seeds: Sequence[Seed]) -> None:
+    def __init__(
+        self, settings: Config, store: Store, seeds: Sequence[Seed], share: Share | None = None
+    ) -> None:
         self._store = store
         self._seeds = seeds
+        self._share = share
         self._lifecycle = Lifecycle(store)
         self._faults = Faults()
         self._heat = Heat(store.geometry.size_bytes, time.monotonic)
@@ -98,7 +101,7 @@ class Engine:
                 settings.rate,
                 settings.finish_by_s,
                 self._left_bytes,
-                share=Share(settings.rate_group) if settings.rate_group else None,
+                share=self._share,
             ),
             over=lambda: store.all_present and not lifecycle.pass_through,
             report=partial(faults.report, COPY),
@@ -229,7 +232,8 @@ def open_engine(settings: Config) -> Engine:
     """Open the disk and everything it needs, without starting anything.
 
     Raises:
-        ConfigError: the disk, store, source or a seed doesn't fit.
+        ConfigError: the disk, store, source, a seed or the group's file doesn't fit.
     """
     seeds = [Seed(path) for path in settings.seeds]
-    return Engine(settings, open_disk(settings), seeds)
+    share = Share(settings.rate_group) if settings.rate_group else None
+    return Engine(settings, open_disk(settings), seeds, share)  # the source may be sealed last

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.model import source_bytes
-from tests.support.servers import Server, moving, nbdkit, proxy, wait_for
+from tests.support.servers import Server, moving, nbdkit, proxy, refused, target, wait_for
 
 SIZE_BYTES = 16 << 20
 RATE_BYTES = 1_000_000  # a second
@@ -75,3 +75,14 @@ def test_a_file_that_is_no_groups_is_refused(tmp_path: Path) -> None:
         with pytest.raises(RuntimeError, match=r"precious: is another file; give the path"):
             stack.enter_context(moving(tmp_path, 1 << 20, f"rate-group={tmp_path}/precious"))
     assert (tmp_path / "precious").read_bytes() == b"precious"
+
+
+def test_a_bad_file_leaves_the_source_unsealed(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_bytes(b"precious")
+    with target(tmp_path, 1 << 20) as source:
+        group = f"rate-group={tmp_path}/precious"
+        assert "is another file" in refused(
+            f"source={source.uri}", f"store={tmp_path}/store", group
+        )
+        assert source.status()["state"] == "complete"
+        source.connect().pwrite(b"written", 0)

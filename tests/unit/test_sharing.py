@@ -2,6 +2,8 @@
 
 import fcntl
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from relocator.copying.sharing import BURST_S, MOST_MEMBERS, STALE_S, Share
 from relocator.copying.timetable import Timetable
 from relocator.errors import ConfigError
 
+FOUND = "from pathlib import Path; from relocator.copying.sharing import Share; "
 RATE = 8e6  # a million bytes a second
 
 
@@ -116,12 +119,66 @@ def test_there_may_have_been_any_number_of_members(tmp_path: Path) -> None:
         assert one.sent_bytes == 1000
 
 
+def test_another_rate_holds_for_what_is_owed_too(tmp_path: Path) -> None:
+    one, other = Share(tmp_path / "group"), Share(tmp_path / "group")
+    one.take(1 << 20, 100.0, 1e5)  # 84 s
+    for share in (one, other, one):
+        assert 0.01 < share.delay_s(100.0, 1e8) < 0.1
+    assert other.delay_s(100.1, 1e8) == 0.0
+    one.take(10**9, 200.0, 1e50)
+    assert one.delay_s(200.1, 1e8) == 0.0  # as good as no cap
+    one.take(1 << 20, 300.0, 1e8)
+    assert other.delay_s(300.0, 1e5) > 0
+    assert other.delay_s(330.0, 1e5) > 0
+
+
+def test_members_that_see_a_new_rate_at_other_moments_do_not_lose_what_is_owed(
+    tmp_path: Path,
+) -> None:
+    one, other = Share(tmp_path / "group"), Share(tmp_path / "group")
+    one.take(10**6, 100.0, RATE)
+    for _ in range(1000):
+        other.delay_s(100.0, 1e9)
+        one.delay_s(100.0, RATE)
+    assert one.delay_s(100.9, RATE) > 0
+    assert one.delay_s(101.0, RATE) == 0.0
+
+
+@pytest.mark.parametrize("length", [0, 100, 3648])
+def test_zeros_are_what_a_founder_that_died_has_left(tmp_path: Path, length: int) -> None:
+    (tmp_path / "group").write_bytes(bytes(length))
+    one = Member(tmp_path / "group", 1000)
+    one.step()
+    assert (one.sent_bytes, one.share.members(100.0)) == (1000, 1)
+    one.share.set_timetable(Timetable((0, RATE)))
+    assert one.share.timetable.rate_bits_per_s(0.0) == RATE
+    assert Share(tmp_path / "group").timetable.rate_bits_per_s(0.0) == RATE
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_full_file_system_is_an_error_and_no_signal(tmp_path: Path, sparse: bool) -> None:
+    """Also one that was filled after the file was made, by an older version, with holes."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "group", tmp_path], check=True)
+    try:
+        with (tmp_path / "group").open("wb") as file:
+            file.truncate(3648 if sparse else 0)
+        with pytest.raises(OSError, match="No space"), (tmp_path / "full").open("wb") as file:
+            file.write(bytes(1 << 20))
+        founded = [sys.executable, "-c", f"{FOUND}Share(Path('{tmp_path}/group'))"]
+        done = subprocess.run(founded, capture_output=True, text=True, check=False)
+        assert done.stderr.splitlines()[-1].endswith("No space left on device")
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
 def test_another_file_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "disk.img").write_bytes(b"precious")
-    with pytest.raises(
-        ConfigError, match=r"rate-group=.*disk\.img: is another file; give the path"
-    ):
-        Share(tmp_path / "disk.img")
-    assert (tmp_path / "disk.img").read_bytes() == b"precious"
+    for content in (b"precious", bytes(4096), bytes(3640) + b"precious", b"relogrp1"):
+        (tmp_path / "disk.img").write_bytes(content)
+        with pytest.raises(
+            ConfigError, match=r"rate-group=.*disk\.img: is another file; give the path"
+        ):
+            Share(tmp_path / "disk.img")
+        assert (tmp_path / "disk.img").read_bytes() == content
     with pytest.raises(ConfigError, match=r"rate-group=/nowhere/group: .*No such file"):
         Share(Path("/nowhere/group"))
