@@ -41,11 +41,13 @@ class DigestExport:
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill `buffer` with the digests from byte `offset` on."""
-        first = offset // DIGEST_BYTES
-        end = -(-(offset + len(buffer)) // DIGEST_BYTES)
-        made = digests(self._store.image, first, end - first, self._store.geometry.size_bytes)
-        skip = offset - first * DIGEST_BYTES
-        buffer[:] = made[skip : skip + len(buffer)]
+        image, size_bytes = self._store.image, self._store.geometry.size_bytes
+        first, end = offset // DIGEST_BYTES, -(-(offset + len(buffer)) // DIGEST_BYTES)
+        for unit in range(first, end, _STEP_UNITS):
+            made = digests(image, unit, min(_STEP_UNITS, end - unit), size_bytes)
+            at = unit * DIGEST_BYTES - offset  # in the buffer; before it, if within a digest
+            piece = buffer[max(0, at) : at + len(made)]
+            piece[:] = made[max(0, -at) :][: len(piece)]
 
     def runs(self, offset: int, length: int) -> list[tuple[int, int, bool]]:
         """All of it is data."""

@@ -1,5 +1,6 @@
 """What is fetched must not stay in memory: a proxy may have to fetch a terabyte."""
 
+from hashlib import blake2b
 from pathlib import Path
 
 import nbd
@@ -17,6 +18,12 @@ def resident_kib(pid: int) -> int:
     return int(next(line for line in lines if line.startswith("RssAnon")).split()[1])
 
 
+def peak_kib(pid: int) -> int:
+    """The most memory of a process that ever was resident."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+
+
 def test_memory_does_not_grow_with_what_was_fetched(tmp_path: Path) -> None:
     arguments = ["pattern", f"size={SIZE_BYTES}"]
     with nbdkit(tmp_path, "source", arguments) as source:
@@ -29,6 +36,29 @@ def test_memory_does_not_grow_with_what_was_fetched(tmp_path: Path) -> None:
             server.wait(120)
             grown = resident_kib(server.process.pid) - before
     assert grown < MOST_GROWTH_KIB, f"{grown} KiB more after {SIZE_BYTES >> 10} KiB were fetched"
+
+
+def test_a_large_read_of_digests_takes_little_memory_and_is_right(tmp_path: Path) -> None:
+    """A MiB of them is of 256 MiB of the disk."""
+    length, step = 1 << 20, 1 << 14
+    first = 5
+    with (tmp_path / "disk.img").open("wb") as file:
+        file.truncate(300 << 20)
+        for at in (0, first + step // 16 - 1, first + step // 16, step // 16):
+            file.seek(at * 4096)
+            file.write(b"data" * 1024)
+    with plugin(tmp_path, "target", f"disk={tmp_path / 'disk.img'}") as server:
+        handle = server.connect("digest")
+        handle.pread(16, 0)
+        before = peak_kib(server.process.pid)
+        found = handle.pread(length, first * 16 + 3)
+        grown = peak_kib(server.process.pid) - before
+    assert grown < MOST_GROWTH_KIB, f"{grown} KiB more for {length >> 10} KiB"
+    data, zeros = (blake2b(one * 1024, digest_size=16).digest() for one in (b"data", bytes(4)))
+    expected = [zeros] * (length // 16 + 1)
+    for at in (step // 16 - 1, step // 16, step // 16 - first):
+        expected[at] = data
+    assert found == b"".join(expected)[3:][:length]
 
 
 def test_memory_does_not_grow_with_connections_that_came_and_went(tmp_path: Path) -> None:
