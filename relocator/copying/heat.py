@@ -24,6 +24,7 @@ HALF_LIFE_S = 300.0
 _REFRESH_S = 1.0
 _WRITE_SHARE = 1 / 16
 _LARGEST_WEIGHT = 2.0**60
+_MOST_HALF_LIVES = 1000  # of a process that was stopped for days: all is forgotten, none too large
 
 
 class Heat:
@@ -60,7 +61,8 @@ class Heat:
         if now_s < self._fresh_until_s:
             return
         self._fresh_until_s = now_s + _REFRESH_S
-        self._weight = 2.0 ** ((now_s - self._origin_s) / HALF_LIFE_S)
+        half_lives = (now_s - self._origin_s) / HALF_LIFE_S
+        self._weight = 2.0 ** min(half_lives, _MOST_HALF_LIVES)
         if self._weight > _LARGEST_WEIGHT:
             self._heat = array("d", (value / self._weight for value in self._heat))
             self._writes = array("d", (value / self._weight for value in self._writes))
