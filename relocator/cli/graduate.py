@@ -180,12 +180,15 @@ def _no_answer(verb: str, _arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _guard(server_pid: int, supervisor_pid: int) -> None:
-    """Return when the server has ended; kill it as soon as the supervisor has.
+    """Return when the server has ended; kill it as soon as the supervisor has, also by now.
 
     Runs in a process of its own, which holds nothing that the others hold.
     """
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-    server, supervisor = os.pidfd_open(server_pid), os.pidfd_open(supervisor_pid)
-    if os.getppid() == supervisor_pid:  # else its pid may be another's by now
-        select.select([server, supervisor], [], [])
-    signal.pidfd_send_signal(server, signal.SIGKILL)
+    server = os.pidfd_open(server_pid)
+    try:
+        supervisor = os.pidfd_open(supervisor_pid)
+        if os.getppid() == supervisor_pid:  # else its pid may be another's by now
+            select.select([server, supervisor], [], [])
+    finally:
+        signal.pidfd_send_signal(server, signal.SIGKILL)

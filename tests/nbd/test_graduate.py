@@ -326,3 +326,17 @@ def test_a_disk_that_has_moved_on_does_not_graduate(tmp_path: Path) -> None:
             onward.wait()
             assert server.await_state(state="sealed")["graduated"] is False
             assert onward.connect().pread(SIZE_BYTES, 0) == source_bytes(SIZE_BYTES)
+
+
+def test_a_guard_that_comes_too_late_still_kills_the_server() -> None:
+    """The supervisor has ended, and its process id is nobody's."""
+    supervisor = subprocess.Popen(["true"])
+    supervisor.wait()
+    code = "import sys; from relocator.cli.graduate import _guard; _guard(*map(int, sys.argv[1:]))"
+    with subprocess.Popen(["sleep", "60"]) as server:
+        try:
+            guard = [sys.executable, "-c", code, str(server.pid), str(supervisor.pid)]
+            subprocess.run(guard, capture_output=True, check=False)
+            wait_for(lambda: server.poll() == -signal.SIGKILL, "the server's end", 10)
+        finally:
+            server.kill()
