@@ -10,9 +10,10 @@ without an answer is repeated by the client. SIGTERM wouldn't do: nbdkit then wa
 
 A server never outlives this process, nor this process its server: a guard, a process of its own,
 kills the server if this process ends first. (PR_SET_PDEATHSIG won't do: an nbdkit that inherits its
-sockets sets it to SIGTERM, and then waits for its clients.) SIGTERM, SIGINT and SIGHUP take the
-address away, ask the server to end, and pass on its exit status; nbdkit ends when its clients have
-gone. Signals are blocked and taken by `sigtimedwait`: no handler runs anywhere.
+sockets sets it to SIGTERM, and then waits for its clients.) SIGTERM, SIGINT and SIGHUP (unless
+nohup ignores that) take the address away, ask the server to end, and pass on its exit status;
+nbdkit ends when its clients have gone. Signals are blocked and taken by `sigtimedwait`: no handler
+runs anywhere.
 """
 
 import os
@@ -26,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from relocator import signals
 from relocator.cli.launch import become
 from relocator.cli.listening import Address, inherit
 from relocator.client import Client
@@ -36,8 +38,6 @@ from relocator.running.graduation import Graduated, graduate
 LOOK_EVERY_S = 0.25
 _PATIENCE_S = 10.0
 _GRACE_S = 0.2
-_ENDING = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
-_SIGNALS = _ENDING | {signal.SIGCHLD}
 _CANT_EXEC = 127
 
 
@@ -70,18 +70,23 @@ def supervise(plan: Plan) -> int:
     Raises:
         RelocatorError: the address can't be listened on, or the store can't be used.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    asking = signals.ending()
+    signal.pthread_sigmask(signal.SIG_BLOCK, asking | {signal.SIGCHLD})
     sockets = plan.address.listen()
     try:
-        return _Supervisor(plan, sockets).run()
+        return _Supervisor(plan, sockets, asking).run()
     finally:
         plan.address.forget()
 
 
 class _Supervisor:
-    def __init__(self, plan: Plan, sockets: list[socket.socket]) -> None:
+    def __init__(
+        self, plan: Plan, sockets: list[socket.socket], asking: frozenset[signal.Signals]
+    ) -> None:
         self._plan = plan
         self._sockets = sockets
+        self._asking = asking
+        self._signals = asking | {signal.SIGCHLD}
         self._pid = self._guard_pid = 0
         self._ending = False
 
@@ -112,7 +117,7 @@ class _Supervisor:
         if self._pid == 0:
             try:
                 inherit(self._sockets, locks)
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, self._signals)
                 become(argv)
             except RelocatorError as error:
                 print(f"relocator: {error}", file=sys.stderr)
@@ -129,8 +134,8 @@ class _Supervisor:
     def _wait(self, *, until_complete: bool) -> int | None:
         """The exit status of the server; None if it serves on and the disk is complete."""
         while True:
-            caught = signal.sigtimedwait(_SIGNALS, LOOK_EVERY_S)
-            if caught is not None and caught.si_signo in _ENDING:
+            caught = signal.sigtimedwait(self._signals, LOOK_EVERY_S)
+            if caught is not None and caught.si_signo in self._asking:
                 self._ask_to_end()
             pid, status = os.waitpid(self._pid, os.WNOHANG)
             if pid:

@@ -1,7 +1,8 @@
 """`relocator iscsi`: serve to iSCSI initiators what an NBD server serves.
 
-Stays in the foreground, owns what it starts and ends it on SIGTERM, SIGINT or SIGHUP. A service
-manager that wants to know (`Type=notify`) is told when initiators may come.
+Stays in the foreground, owns what it starts and ends it on SIGTERM, SIGINT or SIGHUP (unless nohup
+ignores that). A service manager that wants to know (`Type=notify`) is told when initiators may
+come.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
+from relocator import signals
 from relocator.cli.common import Commands
 from relocator.cli.listening import parse_address
 from relocator.config import parse_seconds
@@ -82,7 +84,7 @@ def _run(options: argparse.Namespace) -> int:
     missing = [command for command in way.COMMANDS if shutil.which(command) is None]
     if missing:
         raise RelocatorError(f"--by={options.by}: {', '.join(missing)} not found; see doctor")
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in signals.ending():
         signal.signal(number, _asked)
     try:
         with way.served(lun) as check:
@@ -96,6 +98,6 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _asked(_number: int, _frame: Any) -> NoReturn:
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in signals.ending():
         signal.signal(number, signal.SIG_IGN)  # the end is not to be interrupted
     raise _Asked

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from relocator import words
+from relocator import signals, words
 from relocator.cli import moves
 from relocator.cli.common import Commands
-from relocator.cli.movepage import Page, summary
+from relocator.cli.movepage import Page, say, summary
 from relocator.client import Client
 from relocator.errors import ConfigError
 from relocator.moving import guard
@@ -129,8 +129,8 @@ def _run(options: argparse.Namespace) -> int:
     with moves.parties(options) as parties:
         if options.settle:
             return _settle(Move(parties, plan), options)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        signal.signal(signal.SIGHUP, signal.default_int_handler)
+        for number in signals.ending() - {signal.SIGINT}:
+            signal.signal(number, signal.default_int_handler)
         watcher = guard.Guard(_arguments(options))
         with Page([disk.name for disk in parties.disks], as_json=options.json) as page:
             hooks = Hooks(
@@ -153,21 +153,26 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _settle(move: Move, options: argparse.Namespace) -> int:
-    """What was begun is ended; says where the guest is."""
-    if options.when_killed:
-        print("relocator migrate was killed; its guard ends the move", file=sys.stderr)
+    """What was begun is ended; only then it is said where the guest is."""
     try:
         text = move.settle()
     except MoveError as error:
+        _say_who(options)
         return _failed(error, options)
-    print(json.dumps({"settled": text}) if options.json else text, flush=True)
+    _say_who(options)
+    say(json.dumps({"settled": text}) if options.json else text, sys.stdout)
     return 0
+
+
+def _say_who(options: argparse.Namespace) -> None:
+    if options.when_killed:
+        say("relocator migrate was killed; its guard has looked after the move", sys.stderr)
 
 
 def _failed(error: MoveError, options: argparse.Namespace) -> int:
     if options.json:
-        print(json.dumps({"error": error.why, "what_now": error.verdict}), flush=True)
-    print(f"relocator: {error.why}\n{error.verdict}", file=sys.stderr)
+        say(json.dumps({"error": error.why, "what_now": error.verdict}), sys.stdout)
+    say(f"relocator: {error.why}\n{error.verdict}", sys.stderr)
     return 130 if error.why == "interrupted" else 1
 
 
@@ -179,10 +184,10 @@ def _print(report: Report, options: argparse.Namespace) -> None:
             "disks": report.disks,
             "notes": report.notes,
         }
-        print(json.dumps({"report": fields}, sort_keys=True), flush=True)
+        say(json.dumps({"report": fields}, sort_keys=True), sys.stdout)
         return
     for line in summary(report):
-        print(line)
+        say(line, sys.stdout)
 
 
 def _arguments(options: argparse.Namespace) -> list[str]:

@@ -5,11 +5,13 @@ a line a stage, or with `--json` an object a line.
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
@@ -22,13 +24,19 @@ from relocator.moving.telling import Report
 _LINE_EVERY_S = 5.0
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Nobody reads any more: say nothing, rather than end the process."""
+        self.quiet = True
+
+
 class Page:
     """Shows a move as it goes on."""
 
     def __init__(self, disks: list[str], *, as_json: bool) -> None:
         self._disks = disks
         self._as_json = as_json
-        self._console = Console(stderr=True, markup=False)
+        self._console = _Console(stderr=True, markup=False)
         self._stage: Stage | None = None
         self._said_s = 0.0
         self._note = ""
@@ -47,7 +55,8 @@ class Page:
             self._bars = Progress(*columns, console=self._console)
             names = ["memory", *(f"disk {name}" for name in self._disks)]
             self._tasks = [self._bars.add_task(name, total=None, said="") for name in names]
-            self._bars.start()
+            with unheard():
+                self._bars.start()
         return self
 
     def __exit__(
@@ -57,10 +66,15 @@ class Page:
         trace: TracebackType | None,
     ) -> None:
         if self._bars is not None:
-            self._bars.stop()
+            with unheard():
+                self._bars.stop()
 
     def tell(self, now: telling.Progress) -> None:
-        """Show where the move stands."""
+        """Show where the move stands; it goes on if nobody sees that."""
+        with unheard():
+            self._tell(now)
+
+    def _tell(self, now: telling.Progress) -> None:
         if self._as_json:
             self._json(now)
             return
@@ -101,6 +115,35 @@ class Page:
             bars.update(
                 task, total=status["total_blocks"], completed=status["present_blocks"], said=said
             )
+
+
+@contextmanager
+def unheard() -> Iterator[None]:
+    """What is said within the block may be heard by nobody: the terminal has gone, or a pipe's end.
+
+    A move must not end for that, least of all with the guest standing still.
+    """
+    try:
+        yield
+    except OSError:
+        for stream in (sys.stdout, sys.stderr):
+            _hush(stream)
+
+
+def _hush(stream: TextIO) -> None:
+    """What nobody reads goes nowhere, also what is in the buffer still."""
+    try:
+        stream.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def say(text: str, stream: TextIO) -> None:
+    """A line, if anybody hears it."""
+    with unheard():
+        print(text, file=stream, flush=True)
 
 
 def summary(report: Report) -> Iterator[str]:

@@ -10,11 +10,8 @@ If the source's QEMU has gone there is nothing to go back to. A guest that has a
 stopped rather than ended: it is the only one there is.
 """
 
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 from relocator.errors import RelocatorError
 from relocator.moving import seen
@@ -25,19 +22,6 @@ from relocator.moving.seen import DestVm, SourceVm
 CANCEL_S = 30.0
 _UNDER_WAY = (SourceVm.SENDING, SourceVm.PAUSED, SourceVm.LAST)
 _STANDS_STILL = ("postmigrate", "finish-migrate")
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Ctrl-C does nothing within the block."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def go_back(parties: Parties) -> str:

@@ -38,8 +38,12 @@ class NoFreeze:
     #: why the guest could not be thawed yet
     trouble = ""
 
-    def check(self) -> None:
-        """The guest can be frozen, and will be reached at the destination."""
+    def check(self, *, thaw: bool = True) -> None:
+        """The guest can be frozen, and will be reached at the destination.
+
+        `thaw`: what a move that was killed has left frozen is thawed.
+        """
+        del thaw
 
     def first_limits(self, wanted: dict[str, int]) -> dict[str, int]:
         """QEMU's parameters to begin with, of those that are `wanted`."""
@@ -85,14 +89,19 @@ class Freeze(NoFreeze):
         self._passes = self._tries = 0
         self._wanted: dict[str, int] = {}
 
-    def check(self) -> None:
+    def check(self, *, thaw: bool = True) -> None:
         """The guest can be frozen, and will be reached: at the destination no guest answers yet."""
         try:
+            if self._here.frozen():  # then it allows nothing but to be thawed
+                if not thaw:
+                    raise RelocatorError(
+                        "the guest's file systems are frozen: by another program, or by a move "
+                        "that was killed; --settle thaws them"
+                    )
+                self._here.thaw()
+            self._frozen = False
             self._here.check()
             self._there.connect()
-        except RelocatorError:
-            self._frozen = False  # as far as can be told
-            raise
         finally:
             self.close()  # others may use it while the move waits
 

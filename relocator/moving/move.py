@@ -10,6 +10,7 @@ from relocator.moving.stages import NEXT, REVOCABLE, Stage
 from relocator.moving.steps import Steps
 from relocator.moving.telling import Hooks, Progress, Report
 from relocator.moving.verdict import verdict
+from relocator.signals import uninterrupted
 
 #: how long `settle` waits for a proxy that is down
 SETTLE_S = 20.0
@@ -77,7 +78,7 @@ class Move:
         causes = [cause for cause in (before, error) if cause is not None]
         whys = ["interrupted" if isinstance(c, KeyboardInterrupt) else str(c) for c in causes]
         found = self._parties.look()
-        with back.uninterrupted():
+        with uninterrupted():
             try:
                 self._parties.freeze.settle(found)
             except RelocatorError as other:

@@ -114,7 +114,7 @@ def _agent(parties: Parties) -> Iterator[Check]:
     if not isinstance(parties.freeze, Freeze):
         return
     try:
-        parties.freeze.check()
+        parties.freeze.check(thaw=False)
     except RelocatorError as error:
         yield Check("the guest's agent", False, str(error))
     else:

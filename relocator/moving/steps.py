@@ -13,7 +13,7 @@ release was sent. One that finds a move half done can't know that of a proxy it 
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 from relocator import group
@@ -26,6 +26,7 @@ from relocator.moving.parties import Parties, Plan
 from relocator.moving.seen import DestVm, SourceVm
 from relocator.moving.stages import Stage
 from relocator.moving.telling import Hooks, Progress, Report
+from relocator.signals import uninterrupted
 
 LOOK_EVERY_S = 0.2
 SEAL_EVERY_S = 0.005
@@ -66,9 +67,10 @@ class Steps:
         Raises:
             RelocatorError: it failed.
         """
-        self._hooks.tell(Progress(stage))
-        self._hooks.seam(stage.value)
-        return self._of[stage]()
+        with uninterrupted() if stage is Stage.RETURNING else nullcontext():
+            self._hooks.tell(Progress(stage))
+            self._hooks.seam(stage.value)
+            return self._of[stage]()
 
     def _home(self) -> str:
         """All is at the source: wait until the move may begin, then see that it can."""
@@ -86,9 +88,8 @@ class Steps:
         return "begun"
 
     def _returning(self) -> str:
-        """Back to the source; this is not interrupted, and waits for nobody for long."""
-        with back.uninterrupted():
-            return back.go_back(self._parties)
+        """Back to the source; this waits for nobody for long."""
+        return back.go_back(self._parties)
 
     def _memory(self) -> str:
         """Until QEMU has paused the guest."""

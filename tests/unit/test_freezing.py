@@ -1,10 +1,7 @@
 """When the guest is frozen and thawed, and how its agent is spoken to."""
 
-import json
-import socket
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,57 +14,10 @@ from relocator.moving.agent import Agent, parse_agents
 from relocator.moving.freezing import TRIES, Freeze
 from relocator.moving.reach import Reach
 from relocator.moving.seen import DestVm, DiskSeen, Seen, SourceVm
+from tests.support.fake_guest import COMMANDS, FakeAgent
 
-COMMANDS = ("guest-info", "guest-fsfreeze-status", "guest-fsfreeze-freeze", "guest-fsfreeze-thaw")
 RAM_BYTES = 1 << 30
 LIMITS = {"downtime-limit": 300, "max-bandwidth": 1 << 30}
-
-
-class FakeAgent:
-    """qemu-guest-agent's side of the socket at `path`; `deaf` to some commands."""
-
-    def __init__(self, path: Path, *deaf: str) -> None:
-        self.path, self.deaf, self.frozen = path, deaf, False
-        self.heard: list[str] = []
-        self._server = socket.socket(socket.AF_UNIX)
-        self._server.bind(str(path))
-        self._server.listen()
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                connection, _ = self._server.accept()
-            except OSError:  # it is closed
-                return
-            with suppress(OSError), connection, connection.makefile("rb") as lines:
-                connection.sendall(b'{"return": "of an earlier client"}\n')
-                for line in lines:
-                    self._answer(connection, json.loads(line.strip(b"\xff")))
-
-    def close(self) -> None:
-        self._server.shutdown(socket.SHUT_RDWR)
-        self._thread.join()
-        self._server.close()
-
-    def _answer(self, connection: socket.socket, message: dict[str, Any]) -> None:
-        command = message["execute"]
-        if command == "guest-sync-delimited":
-            reply = json.dumps({"return": message["arguments"]["id"]})
-            connection.sendall(b"\xff" + reply.encode() + b"\n")
-            return
-        self.heard.append(command)
-        if command in self.deaf:
-            return
-        if command == "guest-info":
-            named = [{"name": name, "enabled": True} for name in COMMANDS]
-            found: Any = {"supported_commands": named}
-        elif command == "guest-fsfreeze-status":
-            found = "frozen" if self.frozen else "thawed"
-        else:
-            self.frozen, found = command == "guest-fsfreeze-freeze", 1
-        connection.sendall(json.dumps({"return": found}).encode() + b"\n")
 
 
 class FakeQemu:
@@ -221,7 +171,7 @@ def test_an_agent_that_may_not_freeze_or_does_not_answer_is_named(
     with pytest.raises(RelocatorError, match="no answer to 'guest-info' within"):
         ends.freeze.check()
     ends.fakes[0].deaf = ()
-    monkeypatch.setattr("tests.unit.test_freezing.COMMANDS", COMMANDS[:2])
+    ends.fakes[0].known = COMMANDS[:2]
     with pytest.raises(RelocatorError, match="doesn't allow guest-fsfreeze-freeze, guest-fsfreeze"):
         ends.freeze.check()
 

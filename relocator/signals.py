@@ -1,0 +1,37 @@
+"""The signals that ask a process to end: which of them are meant, and when they have to wait.
+
+Who runs a command with nohup has said that a terminal which goes does not end it: a SIGHUP that is
+ignored from the beginning stays so.
+"""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def ending() -> frozenset[signal.Signals]:
+    """The signals that ask this process to end."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return frozenset(_ENDING) - ({signal.SIGHUP} if ignored else set())
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """None of them does anything within the block; what is started there hears them as ever."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, _pass) for number in ending()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def _pass(_number: int, _frame: Any) -> None:
+    """Rather than SIG_IGN, which what is started would inherit."""

@@ -1,0 +1,179 @@
+"""Whoever moves a guest is interrupted, and loses his terminal, the QEMU or another's patience.
+
+The disks are real; each QEMU is a monitor that says what the test wants, for no real one stands
+still at a certain command, or can't be reached although it runs.
+"""
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.migrate.sites import command
+from tests.support import servers
+from tests.support.fake_guest import FakeAgent, FakeMonitor
+from tests.support.servers import wait_for
+
+SIZE_BYTES = 1 << 20
+
+
+class Way:
+    """A disk's both ends, and the monitors between which its guest is to move."""
+
+    def __init__(self, directory: Path, ends: ExitStack) -> None:
+        self.directory = directory
+        self.target = ends.enter_context(servers.target(directory, SIZE_BYTES))
+        self.proxy = ends.enter_context(servers.proxy(directory, self.target, "mode=standby"))
+        self.source = FakeMonitor(directory / "source.qmp", "running")
+        self.destination = FakeMonitor(directory / "destination.qmp", "inmigrate")
+        for monitor in (self.source, self.destination):
+            ends.callback(monitor.close)
+        self.ends = ends
+        self.freeze: list[str] = []
+
+    def frozen_by(self, *, frozen: bool) -> FakeAgent:
+        """The guest's agent at the source; and one at the destination."""
+        here, there = self.directory / "here.agent", self.directory / "there.agent"
+        agent = FakeAgent(here, frozen=frozen)
+        self.ends.callback(agent.close)
+        self.ends.callback(FakeAgent(there).close)
+        self.freeze = ["--freeze", f"{here},{there}"]
+        return agent
+
+    def argv(self, *more: str) -> list[str]:
+        disk = f"{self.target.control_path},{self.proxy.control_path}"
+        between = ["--from", str(self.source.path), "--to", str(self.destination.path)]
+        return command(*between, "--uri", "tcp:1.2.3.4:5", "--disk", disk, *self.freeze, *more)
+
+    def run(self, *more: str) -> subprocess.CompletedProcess[str]:
+        """`relocator migrate`, to its end."""
+        argv = self.argv(*more)
+        return subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+
+    def begin(
+        self, *more: str, before: Sequence[str] = (), **streams: Any
+    ) -> subprocess.Popen[str]:
+        """The same; returns once memory is sent."""
+        process = subprocess.Popen(
+            [*before, *self.argv(*more)],
+            stdin=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **streams},
+        )
+
+        def end() -> None:
+            with process:
+                process.kill()
+
+        self.ends.callback(end)
+        return process
+
+    def sending(self, *more: str, **streams: Any) -> subprocess.Popen[str]:
+        """The same, once memory is sent, and the guard is there."""
+        process = self.begin(*more, **streams)
+        wait_for(lambda: self.source.migration == "active", "memory to be sent")
+        return process
+
+    @property
+    def back(self) -> bool:
+        """The guest runs at the source, with its disk."""
+        runs = self.source.status == "running" and self.source.migration == "cancelled"
+        return runs and self.disk == ("complete", "standby")
+
+    @property
+    def disk(self) -> tuple[str, str]:
+        """Its state at the target and at the proxy."""
+        return self.target.status()["state"], self.proxy.status()["state"]
+
+
+@pytest.fixture
+def way(tmp_path: Path) -> Iterator[Way]:
+    with ExitStack() as ends:
+        yield Way(tmp_path, ends)
+
+
+def _broken_pipe() -> tuple[int, int]:
+    """What hears a process, and what it speaks to: as `2>&1 | tee`."""
+    return os.pipe()
+
+
+def _terminal() -> tuple[int, int]:
+    """As a session of ssh."""
+    return os.openpty()
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["interrupted", "killed"])
+@pytest.mark.parametrize("made", [_broken_pipe, _terminal])
+def test_a_terminal_that_goes_leaves_no_guest_standing_still(
+    way: Way, made: Any, killed: bool
+) -> None:
+    heard, spoken = made()
+    try:
+        process = way.sending(stdout=spoken, stderr=spoken)
+    finally:
+        os.close(spoken)
+    way.source.stand_still()
+    os.close(heard)
+    process.send_signal(signal.SIGKILL if killed else signal.SIGINT)
+    process.wait(30)
+    wait_for(lambda: way.back, "the guest to go on at the source")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_second_signal_does_not_end_the_way_back(way: Way, number: int) -> None:
+    process = way.sending()
+    way.source.stand_still()
+
+    def once_more() -> None:
+        process.send_signal(number)
+        wait_for(lambda: not _pending(process.pid), "the signal to be heard")
+
+    way.source.before["migrate_cancel"] = once_more
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert "its guard" not in said  # it has come to the end by itself
+    assert way.back
+
+
+def _pending(pid: int) -> bool:
+    """Whether a signal has not reached the process yet."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return any(int(line.split()[1], 16) for line in lines if line.startswith(("SigPnd", "ShdPnd")))
+
+
+def test_a_move_under_nohup_hears_no_hangup(way: Way) -> None:
+    """By what the kernel knows of the signal: nothing has to be waited for."""
+    plain, under = way.sending(), ["nohup"]
+    assert _caught(plain.pid, signal.SIGHUP)
+    plain.send_signal(signal.SIGHUP)
+    plain.communicate(timeout=60)
+    assert plain.returncode == 130
+    way.source.migration = ""
+    process = way.sending(before=under)
+    assert not _caught(process.pid, signal.SIGHUP)
+    assert _caught(process.pid, signal.SIGTERM)
+
+
+def _caught(pid: int, number: int) -> bool:
+    """Whether the process has a handler for a signal."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    mask = next(int(line.split()[1], 16) for line in lines if line.startswith("SigCgt"))
+    return bool(mask >> (number - 1) & 1)
+
+
+def test_a_guest_that_was_left_frozen_is_thawed_by_the_same_command_and_moves(way: Way) -> None:
+    agent = way.frozen_by(frozen=True)
+    process = way.sending()
+    assert "guest-fsfreeze-thaw" in agent.heard  # it may have been frozen anew by now
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert not agent.frozen

@@ -1,0 +1,47 @@
+"""Which signals end a process, and when none does."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def said(code: str, *before: str) -> list[str]:
+    """What a process says that runs `code`."""
+    argv = [*before, sys.executable, "-c", f"import os, signal, subprocess\n{code}"]
+    done = subprocess.run(
+        argv,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+        stdin=subprocess.DEVNULL,
+    )
+    return done.stdout.split()
+
+
+def test_a_hangup_that_is_ignored_from_the_beginning_stays_so() -> None:
+    code = "from relocator import signals\nprint(*sorted(signals.ending()))"
+    every = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    assert set(map(int, said(code))) == every
+    assert set(map(int, said(code, "nohup"))) == every - {signal.SIGHUP}
+
+
+def test_what_may_not_be_interrupted_is_not_but_what_it_starts_is() -> None:
+    code = """
+from relocator.signals import uninterrupted
+with uninterrupted():
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        os.kill(os.getpid(), number)
+    started = subprocess.Popen(["sleep", "60"])
+    started.terminate()
+    print(started.wait())
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    print("afterwards")
+"""
+    assert said(code) == [str(-signal.SIGTERM), "afterwards"]
