@@ -11,12 +11,12 @@
 No write is acknowledged here before the seal is durable at the source. The source stands still
 before the first stale block is dropped, and whatever was asked of it before that is disowned, so
 nothing older than the seal can arrive afterwards. The seal has the name that this side gave it, so
-a withdrawal undoes the seal of its own activation and no other, and a request for it that arrives
-later (from a connection that was cut) is refused.
+a withdrawal undoes its own activation's and no other, and a request for it that arrives later (from
+a connection that was cut) is refused.
 
 One thread at a time takes over. `_lock` lets one verb begin or end that at a time, and orders
-`moved` against `withdraw`; it is held across I/O. `_settled` is told whenever those who wait should
-look again. State changes are the lifecycle's.
+`moved` against `withdraw`; it is held across I/O. `_settled` is told when those who wait should look
+again. State changes are the lifecycle's.
 """
 
 import threading
@@ -111,18 +111,20 @@ class Activation:
         }
 
     def by_write(self, refusal: StateError) -> None:
-        """The guest's first write at this site says that it has moved."""
-        if not self._lifecycle.pass_through:
+        """The guest's first write here says that it has moved, unless somebody has."""
+        if self._lifecycle.told or not self._lifecycle.pass_through:
             raise refusal
-        self.activate()
+        self.activate(by_write=True)
 
-    def activate(self, *, hold: bool = False, wait: bool = False, seal: bool = True) -> bool:
+    def activate(
+        self, *, hold: bool = False, wait: bool = False, seal: bool = True, by_write: bool = False
+    ) -> bool:
         """Begin to take the disk over; the guest may go on here once this returns.
 
-        Its writes wait until the source has been sealed, with `hold` also until the disk is
-        released. `wait`: return when that has come to its end (with `hold`, but for the release).
-        Without `seal` the guest may run on at the source, until this is called again with it: then
-        nothing has to be made durable any more. A disk that is active stays so; whether it was.
+        Its writes wait until the source has been sealed, with `hold` also until it is released.
+        `wait`: return when that has ended (with `hold`, but for the release). Without `seal` the
+        guest may run on at the source, until this is called again with it: then nothing has to be
+        made durable any more. A disk that is active stays so; whether it was.
 
         Raises:
             ConfigError, StateError, StoreError: refused, as for a target; nothing has changed.
@@ -138,11 +140,11 @@ class Activation:
         with self._lock:
             already = self._lifecycle.state not in states.PASSING
             if self._lifecycle.state is State.STANDBY:
-                self._lifecycle.begin_activation(Takeover(self._token, hold))
+                self._lifecycle.begin_activation(Takeover(self._token, hold), by_write=by_write)
                 self._parts.requests.watch()
                 if self._parts.transfer is not None:
                     self._parts.transfer.pacer.set_enabled(self._parts.settings.background)
-            elif not hold:
+            elif not hold and not by_write:
                 self._lifecycle.release()
             if seal:
                 self._go_on_locked()
@@ -218,10 +220,6 @@ class Activation:
             self._thread = _start(self._take_over)
         self._tell()
 
-    def _tell(self) -> None:
-        with self._settled:
-            self._settled.notify_all()
-
     def _await_activation(self) -> None:
         with self._settled:
             while self._lifecycle.state is State.ACTIVATING and self._failure is None:
@@ -232,6 +230,10 @@ class Activation:
                     raise StateError("the proxy is being stopped; the disk is not active")
         if self._failure is not None:
             raise self._failure
+
+    def _tell(self) -> None:
+        with self._settled:
+            self._settled.notify_all()
 
     @property
     def _held(self) -> bool:
@@ -274,13 +276,11 @@ class Activation:
             self._sealing.ask(takeover.token, self._pause)
 
     def _pause(self, delay_s: float) -> None:
-        if not self._interrupted:
-            self._withdrawing.wait(delay_s)
-        if self._interrupted:
+        if self._interrupted or self._withdrawing.wait(delay_s) or self._interrupted:
             raise _Interrupted
 
     def _settle(self) -> dict[str, Any]:
-        """The source stands still: drop what is older than that; what is then known of it."""
+        """The source stands still: drop what is older; what is then known of it."""
         began_s = time.monotonic()
         changes = {} if self._sealing is None else self._sealing.settle()
         self._drop_s = time.monotonic() - began_s

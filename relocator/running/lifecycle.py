@@ -64,6 +64,8 @@ class Lifecycle:
         self._patience_s = patience_s
         self._lock = threading.Lock()
         self.gate = Gate()
+        #: somebody has said whether the VM moves here: from then on its writes don't say so
+        self.told = False
         #: how often what is here ceased to be what its readers take it for (see sessions.py)
         self.breaks = 0
         #: set by the engine once all is here, that is durable, and the source has been let go
@@ -109,9 +111,16 @@ class Lifecycle:
         self.gate.outlast()
         return epoch, ended
 
-    def begin_activation(self, takeover: Takeover) -> None:
-        """The VM moves here: its writes wait from now on until the source has been sealed."""
+    def begin_activation(self, takeover: Takeover, *, by_write: bool = False) -> None:
+        """The VM moves here: its writes wait from now on until the source has been sealed.
+
+        `by_write`: nobody has said so. Once somebody has, or has given the disk back, this is
+        refused: a write that waited meanwhile would take a disk whose VM goes on at its source.
+        """
         with self._lock:
+            if by_write and self.told:
+                raise StateError(_ELSEWHERE)
+            self.told = self.told or not by_write
             self._change_locked("activate", takeover=takeover)
 
     def release(self) -> None:
@@ -134,6 +143,7 @@ class Lifecycle:
             StoreError: that can't be made durable; with `why`, writes fail nevertheless.
         """
         with self._lock:
+            self.told = self.told or why is None
             if self.state is State.STANDBY:
                 return
             states.after(self.state, "withdraw")

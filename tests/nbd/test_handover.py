@@ -1,5 +1,7 @@
 """Authority over a disk moving from site to site, with real servers at each."""
 
+import threading
+import time
 from typing import Any
 
 import nbd
@@ -152,6 +154,56 @@ def test_the_first_write_activates_where_that_was_asked_for(sites: Any) -> None:
         assert target.status()["state"] == "sealed"
         proxy.wait()
     assert b.copy.read_bytes() == model
+
+
+@pytest.mark.parametrize("how", ["withdrawn", "not sealed"])
+def test_a_write_that_waits_does_not_take_back_what_was_given_back(sites: Any, how: str) -> None:
+    a, b, _ = sites
+    keys = ("mode=standby", "activate-on-write=yes", "retry-timeout=1")
+    with a.target() as target, b.proxy(target, *keys) as proxy:
+        proxy.control.call("activate", hold=True, seal=False)
+        failures: list[str] = []
+        writer = threading.Thread(target=_write, args=(proxy.connect(), failures))
+        writer.start()
+        time.sleep(0.3)  # it waits; should it come later, it finds the same
+        if how == "withdrawn":
+            proxy.control.call("activate", hold=True)
+            wait_for(lambda: proxy.status()["seal_confirmed"], "the seal")
+            proxy.control.call("withdraw")
+        else:
+            target.kill()
+            proxy.control.call("activate", hold=True)
+        writer.join()
+        assert "EPERM" in failures[0]
+        _write(proxy.connect(), failures)
+        assert len(failures) == 2  # nor does the next one
+        assert proxy.status()["state"] == "standby"
+        if how == "withdrawn":
+            target.connect().pwrite(b"the guest goes on here", 0)
+            assert target.status()["state"] == "complete"
+            proxy.control.call("activate")
+            _write(proxy.connect(), failures)
+            assert len(failures) == 2
+
+
+def _write(handle: Any, failures: list[str]) -> None:
+    try:
+        handle.pwrite(b"Z" * BLOCK, 0)
+    except nbd.Error as error:
+        failures.append(str(error))
+
+
+def test_a_proxy_that_is_started_anew_activates_by_a_write_again(sites: Any) -> None:
+    a, b, _ = sites
+    keys = ("mode=standby", "activate-on-write=yes")
+    with a.target() as target:
+        with b.proxy(target, *keys) as proxy:
+            proxy.control.call("withdraw")
+            with pytest.raises(nbd.Error, match="EPERM"):
+                proxy.connect().pwrite(b"not yet", 0)
+        with b.proxy(target, *keys) as proxy:
+            proxy.connect().pwrite(b"now", 0)
+            assert target.status()["state"] == "sealed"
 
 
 def test_verify_proves_the_copy_and_finds_a_damaged_block(sites: Any) -> None:
