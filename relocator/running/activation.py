@@ -15,7 +15,7 @@ a withdrawal undoes its own activation's and no other, and a request for it that
 a connection that was cut) is refused.
 
 One thread at a time takes over. `_lock` lets one verb begin or end that at a time, and orders
-`moved` against `withdraw`; it is held across I/O. `_settled` is told when those who wait should look
+`moved` against `withdraw`; it is held across I/O. `_settled` is told when who waits should look
 again. State changes are the lifecycle's.
 """
 
