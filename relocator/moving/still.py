@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from relocator.errors import RelocatorError
-from relocator.moving import back
 from relocator.moving.guard import Guard
 from relocator.moving.monitor import Monitor
+from relocator.signals import uninterrupted
 
 #: how long this process tries to let the guest go on, and then its guard
 CONTINUE_S, GUARD_S = 30.0, 600.0
@@ -34,7 +34,7 @@ def still(guest: Monitor, guard: Guard) -> Iterator[bool]:
         guest.call("stop")
         yield True
     finally:
-        with back.uninterrupted():
+        with uninterrupted():
             go_on(guest, CONTINUE_S)
             guard.at_rest()
 

@@ -11,12 +11,11 @@
 No write is acknowledged here before the seal is durable at the source. The source stands still
 before the first stale block is dropped, and whatever was asked of it before that is disowned, so
 nothing older than the seal can arrive afterwards. The seal has the name that this side gave it, so
-a withdrawal undoes its own activation's and no other, and a request for it that arrives later (from
-a connection that was cut) is refused.
+a withdrawal undoes its own activation's and no other, and a request that arrives later is refused.
 
 One thread at a time takes over. `_lock` lets one verb begin or end that at a time, and orders
-`moved` against `withdraw`; it is held across I/O. `_settled` is told when who waits should look
-again. State changes are the lifecycle's.
+`moved` against `withdraw`; it is held across I/O. `_settled` tells who waits to look again. State
+changes are the lifecycle's.
 """
 
 import threading
@@ -122,9 +121,9 @@ class Activation:
         """Begin to take the disk over; the guest may go on here once this returns.
 
         Its writes wait until the source has been sealed, with `hold` also until it is released.
-        `wait`: return when that has ended (with `hold`, but for the release). Without `seal` the
-        guest may run on at the source, until this is called again with it: then nothing has to be
-        made durable any more. A disk that is active stays so; whether it was.
+        `wait`: return when that has ended (with `hold`, but for the release). Without `seal` it may
+        run on at the source, until this is called again with it: then nothing need be made durable
+        any more. A disk that is active stays so; whether it was.
 
         Raises:
             ConfigError, StateError, StoreError: refused, as for a target; nothing has changed.
