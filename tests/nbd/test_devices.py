@@ -1,8 +1,10 @@
 """A disk on a block device, whose sectors may be larger than the guest's: byte by byte."""
 
+import fcntl
 import os
 import random
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -101,6 +103,20 @@ def test_a_device_that_is_too_small_is_refused(tmp_path: Path, loop: Loop) -> No
     with nbdkit(tmp_path, "source", ["file", str(tmp_path / "disk")]) as source:
         said = refused(f"store={tmp_path / 'store'}", f"source={source.uri}", f"disk={there}")
     assert f"{there.name} is 4096 bytes long, not 8192" in said
+
+
+def test_a_device_that_udev_looks_at_is_waited_for(tmp_path: Path, loop: Loop) -> None:
+    """As it does whenever a server that had it has ended; of another server it is refused."""
+    (tmp_path / "disk").write_bytes(bytes(4096))
+    device = loop(tmp_path / "disk", 512)
+    looks = os.open(device, os.O_RDONLY)
+    fcntl.flock(looks, fcntl.LOCK_SH)
+    timer = threading.Timer(0.3, os.close, (looks,))
+    timer.start()
+    image = Image(device)
+    timer.join()
+    assert f"disk={device}: is in use by another process" in refused(f"disk={device}")
+    image.close()
 
 
 def test_zeros_are_written_where_the_device_can_not_zero(tmp_path: Path, loop: Loop) -> None:
