@@ -9,17 +9,19 @@ from typing import Any
 from relocator.errors import RelocatorError
 
 _AGAIN_S = 0.05
+_SHOWN = 40
 
 
 class Client:
-    """Talks to a running plugin.
+    """Talks to a running plugin; `name` is what errors call its socket, if not by its path.
 
     Raises (from `call`):
-        RelocatorError: the plugin refused, or can't be reached.
+        RelocatorError: the plugin refused, can't be reached, or isn't one.
     """
 
-    def __init__(self, path: os.PathLike[str] | str) -> None:
+    def __init__(self, path: os.PathLike[str] | str, name: str | None = None) -> None:
         self.path = os.fspath(path)
+        self.name = name or self.path
 
     def call(self, verb: str, patience_s: float | None = 60.0, **arguments: Any) -> dict[str, Any]:
         """Send one verb and return its answer; None waits for it without limit."""
@@ -34,13 +36,28 @@ class Client:
         except (OSError, ValueError) as error:  # ValueError: no file can have that name
             why = error.strerror if isinstance(error, OSError) else None
             raise RelocatorError(
-                f"control socket {self.path}: {why or error}; is the plugin running?"
+                f"control socket {self.name}: {why or error}; is the plugin running?"
             ) from error
-        if not line:
-            raise RelocatorError(f"control socket {self.path}: closed without an answer")
-        reply: dict[str, Any] = json.loads(line)
+        reply = self._understood(line)
         if not reply.pop("ok", False):
             raise RelocatorError(str(reply.get("error", "refused without a reason")))
+        return reply
+
+    def _understood(self, line: bytes) -> dict[str, Any]:
+        """The answer in a line; RelocatorError if it was cut, or is none of a plugin's."""
+        if not line:
+            raise RelocatorError(f"control socket {self.name}: closed without an answer")
+        if not line.endswith(b"\n"):
+            raise RelocatorError(f"control socket {self.name}: closed in the midst of an answer")
+        try:
+            reply = json.loads(line)
+        except (ValueError, RecursionError):
+            reply = None
+        if not isinstance(reply, dict):
+            said = ascii(line[:_SHOWN].decode(errors="replace").rstrip())
+            raise RelocatorError(
+                f"control socket {self.name}: answers {said}; is it the socket of control=?"
+            )
         return reply
 
     def _connect(self, link: socket.socket, patience_s: float | None) -> None:

@@ -11,6 +11,11 @@ from urllib.parse import SplitResult, urlsplit
 
 from relocator.errors import ConfigError
 
+#: what is wrong with a URI `ssh://USER:PASSWORD@HOST`, as the end of a line
+HOLDS_PASSWORD = (
+    "holds a password, which ps, the status and the logs would show; leave :PASSWORD out, and let "
+    "ssh get in by a key"
+)
 _MOST_DIGITS = 18
 _LARGEST_SIZE = (1 << 63) - 1  # a file's
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -46,8 +51,8 @@ def rate(key: str, text: str) -> float | None:
 
 
 def without_password(text: str) -> str:
-    """The same for others to see, without what follows the user's name in an iSCSI URI."""
-    return re.sub(r"(://[^@/%]*)%[^/]*@", r"\1%...@", text)
+    """The same for others to see, without what follows the user's name in a URI."""
+    return re.sub(r"(://[^@/%:]*[%:])[^/]*@", r"\1...@", text)
 
 
 def uri(text: str) -> SplitResult | None:

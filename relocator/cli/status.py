@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from relocator.cli.common import (
+    ALL_HERE,
     Commands,
     add_control,
     console,
@@ -145,12 +146,12 @@ def _watch(client: Client, screen: Console, title: str) -> int:
 
 
 def _samples(client: Client, history: History) -> Iterator[dict[str, Any]]:
-    """A status a second, noted in `history`; the last is that of a complete disk."""
+    """A status a second, noted in `history`; the last is that of a disk with every block."""
     status = client.call("status")
     while True:
         history.add(time.monotonic(), status)
         yield status
-        if status["state"] == "complete":
+        if status["state"] in ALL_HERE:
             return
         time.sleep(EVERY_S)
         try:

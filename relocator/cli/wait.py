@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from relocator import words
-from relocator.cli.common import Commands, add_control, human_rate
+from relocator.cli.common import ALL_HERE, Commands, add_control, human_rate
 from relocator.cli.page import behind_text
 from relocator.client import Client
 from relocator.config import parse_seconds
@@ -81,7 +81,7 @@ def _complete(status: dict[str, Any]) -> str | None:
     """
     if status["state"] == "outdated":
         raise RelocatorError(str(status["error"]))
-    return None if status["state"] == "complete" else "not complete yet"
+    return None if status["state"] in ALL_HERE else "not complete yet"
 
 
 def _ready(text: str) -> Callable[[dict[str, Any]], str | None]:
@@ -106,6 +106,8 @@ def _ready(text: str) -> Callable[[dict[str, Any]], str | None]:
             raise RelocatorError("--ready: refresh is off; give it with `relocator set refresh=5`")
         if status["background"] != "on":
             raise RelocatorError(f"--ready: the background copy is {status['background']}")
+        if (trouble := status["faults"]["handover"]) is not None:
+            return str(trouble)
         behind = status[field]
         if behind is not None and behind <= most:
             return None

@@ -77,5 +77,8 @@ def _behind_ssh(option: str, text: str) -> Address:
     parts = words.uri(text)
     known = parts is not None and words.has_port(parts) and len(parts.path) > 1
     if parts is None or not known or (parts.hostname or "-").startswith("-"):
-        raise ConfigError(f"{option}={text}: write ssh://[USER@]HOST[:PORT]/PATH/OF/SOCKET")
+        shown = words.without_password(text)
+        raise ConfigError(f"{option}={shown}: write ssh://[USER@]HOST[:PORT]/PATH/OF/SOCKET")
+    if parts.password is not None:
+        raise ConfigError(f"{option}={words.without_password(text)}: {words.HOLDS_PASSWORD}")
     return Address(text, path=unquote(parts.path), ssh=parts.hostname)

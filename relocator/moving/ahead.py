@@ -71,6 +71,16 @@ def _in_step(status: dict[str, Any]) -> bool:
     return bool(status["rounds"]) or status["present_blocks"] == status["total_blocks"]
 
 
+def _copy_ahead(disk: Disk, status: dict[str, Any]) -> None:
+    """See that it copies ahead, and keeps in step."""
+    if status["background"] == "paused":
+        disk.call("resume")
+    elif status["background"] == "off":
+        disk.call("set", background="on")
+    if status["refresh_s"] is None:
+        disk.call("set", refresh=str(config.REFRESH_S))
+
+
 class Ahead:
     """Waits until a move may begin; `tell` hears what it waits for, and how the disks stand."""
 
@@ -92,14 +102,14 @@ class Ahead:
         """Return when the move may begin.
 
         Raises:
-            RelocatorError: a proxy can't be asked, or is no longer in standby.
+            RelocatorError: a proxy is no longer in standby. One that is down is waited for.
         """
         if self._conditions == Conditions():
             return
         if self._conditions.hold is None:
             self._wait()
             return
-        server = ControlServer(self._conditions.hold, self._answer)
+        server = ControlServer(self._conditions.hold, self._answer, "--hold")
         server.start()
         try:
             self._wait()
@@ -107,29 +117,35 @@ class Ahead:
             server.stop()
 
     def _wait(self) -> None:
-        for disk in self._disks:
-            status = disk.call("status")
-            if status["background"] == "paused":
-                disk.call("resume")
-            elif status["background"] == "off":
-                disk.call("set", background="on")
-            if status["refresh_s"] is None:
-                disk.call("set", refresh=str(config.REFRESH_S))
+        silent = set(self._disks)
         while True:
-            states = of_all(self._disks, lambda disk: disk.call("status"))
+            states = of_all(self._disks, Disk.status)
             for disk, state in zip(self._disks, states, strict=True):
-                if state["state"] != "standby":
+                if state is None:
+                    silent.add(disk)
+                elif state["state"] != "standby":
                     raise RelocatorError(f"disk {disk.name}: its proxy is no longer in standby")
-            ahead = all(map(_in_step, states))
-            self._waits_for = self._reason(ahead=ahead)
+                elif disk in silent:
+                    try:
+                        _copy_ahead(disk, state)
+                    except RelocatorError:
+                        if disk.status() is not None:  # else it has ended again
+                            raise
+                    else:
+                        silent.remove(disk)
+            self._waits_for = self._reason(states, silent)
             self._tell(tuple(states), self._waits_for)
             if not self._waits_for:
                 return
             self._go.wait(LOOK_EVERY_S)
 
-    def _reason(self, *, ahead: bool) -> str:
-        """What is waited for; empty if nothing is."""
+    def _reason(self, states: Sequence[dict[str, Any] | None], silent: set[Disk]) -> str:
+        """What is waited for; empty if nothing is. A proxy that is down is, whatever was wanted."""
         wanted = self._conditions
+        if silent:
+            names = ", ".join(sorted(disk.name for disk in silent))
+            return f"disk {names}: its proxy doesn't answer; start it again"
+        ahead = all(state is not None and _in_step(state) for state in states)
         if wanted.pre_seed and not ahead:
             return "copying ahead"
         if self._go.is_set() or (wanted.window is not None and wanted.window.holds(self._now())):

@@ -1,8 +1,11 @@
 """What must hold before a move begins, and how QEMU is told to begin."""
 
+from contextlib import suppress
+
 from relocator.errors import ConfigError, RelocatorError
 from relocator.moving import seen
 from relocator.moving.ends import of_all
+from relocator.moving.monitor import Monitor, MonitorLostError
 from relocator.moving.parties import Parties, Plan
 from relocator.moving.seen import DestVm, SourceVm
 
@@ -13,8 +16,8 @@ def check(parties: Parties) -> None:
     Raises:
         RelocatorError: names what is not, and what to do.
     """
-    parties.source.connect()
-    parties.destination.connect()
+    for monitor in (parties.source, parties.destination):
+        _answers(monitor)
     parties.freeze.check()
     there = seen.dest_vm(parties.destination)
     if there is not DestVm.WAITING:
@@ -30,6 +33,18 @@ def check(parties: Parties) -> None:
         if not found.standby:
             raise RelocatorError(f"disk {disk.name}: its proxy is not in standby")
     of_all(parties.disks, same_disk)
+
+
+def _answers(monitor: Monitor) -> None:
+    """It can be asked, also if the way to it broke off unnoticed while the word was waited for.
+
+    Raises:
+        MonitorLostError: it can't.
+    """
+    with suppress(MonitorLostError):
+        monitor.call("query-status")
+        return
+    monitor.call("query-status")
 
 
 def same_disk(disk: object) -> None:

@@ -34,10 +34,30 @@ class SourceEnd(Protocol):
         """
 
 
+class Control(Protocol):
+    """A control socket, as `Client`."""
+
+    def call(self, verb: str, patience_s: float | None = ..., **arguments: Any) -> dict[str, Any]:
+        """Carries out a verb; RelocatorError if it is refused, or nobody can be asked."""
+
+
+class Anywhere:
+    """A control socket at an address, which is looked for at each call: an ssh may have ended."""
+
+    def __init__(self, address: Address, reach: Reach) -> None:
+        self._address = address
+        self._reach = reach
+
+    def call(self, verb: str, patience_s: float | None = 60.0, **arguments: Any) -> dict[str, Any]:
+        """As Client.call."""
+        client = Client(self._reach.path(self._address), str(self._address))
+        return client.call(verb, patience_s, **arguments)
+
+
 class ByControl:
     """A source by its control socket."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Control) -> None:
         self._client = client
 
     def identify(self) -> dict[str, Any]:
@@ -93,7 +113,7 @@ class NoSource:
 class Disk:
     """One disk of the VM; `name` is what messages call it."""
 
-    def __init__(self, name: str, source: SourceEnd, proxy: Client) -> None:
+    def __init__(self, name: str, source: SourceEnd, proxy: Control) -> None:
         self.name = name
         self.source = source
         self._proxy = proxy
@@ -135,10 +155,10 @@ def open_disk(text: str, reach: Reach, number: int, key: Key | None = None) -> D
     """The disk that `--disk TEXT` means; `key` is that of a source by its URI."""
     source, proxy = parse_disk(text)
     end: SourceEnd = (
-        ByNbd(source, key) if isinstance(source, str) else ByControl(Client(reach.path(source)))
+        ByNbd(source, key) if isinstance(source, str) else ByControl(Anywhere(source, reach))
     )
     stem = str(proxy).rpartition("/")[2].partition(".")[0]
-    return Disk(stem or str(number), end, Client(reach.path(proxy)))
+    return Disk(stem or str(number), end, Anywhere(proxy, reach))
 
 
 def of_all(disks: Sequence[Disk], step: Callable[[Disk], T]) -> list[T]:

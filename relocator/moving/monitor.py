@@ -126,9 +126,11 @@ class Monitor:
         Raises:
             MonitorLostError: nobody answers there.
         """
-        if self._client is not None:
-            return
         library = _library()
+        if self._client is not None:
+            if self._client.runstate is library.Runstate.RUNNING:
+                return
+            self.close()  # it has broken off
         to = (
             self._reach.path(self.address)
             if self.address.path is not None

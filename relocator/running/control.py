@@ -14,6 +14,7 @@ for a while, or doesn't take its answer, gives up its place.
 
 import json
 import os
+import select
 import socket
 import socketserver
 import threading
@@ -26,6 +27,8 @@ from typing import Any
 from relocator.errors import ConfigError, RelocatorError
 
 Call = Callable[[str, dict[str, Any]], dict[str, Any]]
+#: `client`: whose request this thread carries out
+_here = threading.local()
 MOST_CLIENTS = 100
 MOST_LINE_BYTES = 1 << 16
 #: so long a client may be silent, or leave its answer, where others want its place; and elsewhere
@@ -58,6 +61,19 @@ def refusal(why: str) -> dict[str, Any]:
 
 def _line(reply: dict[str, Any]) -> bytes:
     return (json.dumps(reply) + "\n").encode()
+
+
+def asker_has_gone() -> bool:
+    """Whether the client whose request this thread carries out has hung up, so nobody waits for it.
+
+    One that has only ended its own side, as `nc -N` does, still waits for its answer.
+    """
+    client: socket.socket | None = getattr(_here, "client", None)
+    if client is None:
+        return False
+    events = select.poll()
+    events.register(client, 0)  # POLLHUP and POLLERR are always told
+    return bool(events.poll(0))
 
 
 class Clients:
@@ -118,6 +134,7 @@ class _Handler(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         server = self.server
         assert isinstance(server, ControlServer)
+        _here.client = self.request
         with suppress(BrokenPipeError, ConnectionResetError, TimeoutError):  # the client has gone
             while line := self.rfile.readline(MOST_LINE_BYTES + 1):
                 if whole := len(line) <= MOST_LINE_BYTES:
@@ -152,24 +169,24 @@ def remove_stale(path: Path, key: str) -> None:
 
 
 class ControlServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    """Serves `call` on the socket at `path`."""
+    """Serves `call` on the socket at `path`, which the parameter `key` has named."""
 
     daemon_threads = True
     request_queue_size = socket.SOMAXCONN  # 5 by default: the sixth client at once is refused
     block_on_close = False
 
-    def __init__(self, path: Path, call: Call) -> None:
+    def __init__(self, path: Path, call: Call, key: str = "control") -> None:
         self.call = call
         self.clients = Clients(MOST_CLIENTS)
         self._path = path
         self._serving = False
-        remove_stale(path, "control")
+        remove_stale(path, key)
         previous = os.umask(0o177)
         try:
             super().__init__(str(path), _Handler)
         except OSError as error:
             raise ConfigError(
-                f"control={path}: {error.strerror or error}; give a path in a directory that exists"
+                f"{key}={path}: {error.strerror or error}; give a path in a directory that exists"
             ) from error
         finally:
             os.umask(previous)

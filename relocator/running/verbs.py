@@ -15,6 +15,7 @@ from relocator.copying import deadline, ordering
 from relocator.copying.recent import FIRST_PLACES
 from relocator.errors import ConfigError, StateError
 from relocator.running import exports, rest, states
+from relocator.running.control import asker_has_gone
 from relocator.running.disk import Disk
 from relocator.running.handover import Handover
 from relocator.running.lifecycle import OUTDATED
@@ -222,6 +223,8 @@ class Verbs:
                 raise StateError(OUTDATED)
             if lifecycle.stopping.is_set():
                 raise StateError("the proxy is being stopped; the relocation is not complete")
+            if asker_has_gone():
+                raise StateError("nobody waits any more")
             if time.monotonic() >= give_up_s:
                 raise StateError(f"'wait' gave up after {timeout_s:g} s: not complete yet")
 

@@ -106,7 +106,9 @@ class Endpoint:
                 "holds a password, which ps, the status and the logs would show; leave %PASSWORD "
                 "out and give it by the environment, as LIBISCSI_CHAP_PASSWORD"
             )
-        return _ssh_problem(parts.query) if parts.scheme == "ssh" else None
+        if parts.scheme != "ssh":
+            return None
+        return words.HOLDS_PASSWORD if parts.password is not None else _ssh_problem(parts.query)
 
     def conflict(self) -> str | None:
         """What doesn't go together, such as keys for a connection that isn't encrypted, or None."""

@@ -1,11 +1,12 @@
 """The control socket before clients that are broken, rude or many."""
 
 import json
+import re
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from relocator.client import Client
-from relocator.errors import ConfigError
+from relocator.errors import ConfigError, RelocatorError
 from relocator.running import control
 from relocator.running.control import MOST_CLIENTS, MOST_LINE_BYTES, ControlServer, answer
 from tests.support.servers import moving, wait_for
@@ -150,6 +151,49 @@ def test_where_all_are_busy_one_more_is_told(
             go_on.set()
             for link in links:
                 link.close()
+
+
+def test_who_waits_and_hangs_up_gives_up_its_place(tmp_path: Path) -> None:
+    with moving(tmp_path, SIZE_BYTES, "background=off", "readahead=0") as server:
+        with ExitStack() as ends:
+            for _ in range(MOST_CLIENTS):
+                ends.enter_context(client(server.control_path)).sendall(b'{"verb": "wait"}\n')
+        assert server.status()["state"] == "active"
+        with client(server.control_path) as link:
+            link.sendall(b'{"verb": "wait", "timeout_s": 1.5}\n')
+            link.shutdown(socket.SHUT_WR)  # it still wants its answer
+            (reply,) = replies(link)
+            assert "'wait' gave up after 1.5 s" in reply["error"]
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        (b"", "closed without an answer"),
+        (b'{"ok": true, "state": "act', "closed in the midst of an answer"),
+        (b"[1]\n", "answers '[1]'; is it the socket of control=?"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "answers 'HTTP/1.1 400 Bad Request'; is it"),
+        (b"NBDMAGIC\0\xff\n", "answers 'NBDMAGIC\\x00\\ufffd'; is it"),
+        (b"[" * 100_000 + b"\n", "answers '[[[["),
+    ],
+)
+def test_an_answer_that_is_none_is_said_in_a_line(tmp_path: Path, said: bytes, wanted: str) -> None:
+    path = tmp_path / "control"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(1)
+
+        def serve() -> None:
+            link, _ = listener.accept()
+            with link:
+                link.recv(1000)
+                link.sendall(said)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        with pytest.raises(RelocatorError, match=f"{path}: {re.escape(wanted)}"):
+            Client(path).call("status")
+        thread.join(20)
 
 
 def test_a_thousand_clients_stop_neither_each_other_nor_the_guest(tmp_path: Path) -> None:

@@ -118,6 +118,7 @@ def test_who_may_not_have_a_congestion_control_is_told_how_to_allow_it() -> None
         (["target", "/x", "--listen", "nowhere"], 2, "--listen=nowhere: not HOST:PORT"),
         (["proxy", "/tmp/s", "nbd://h", "--rate", "quick"], 2, "rate=quick: not a rate"),
         (["proxy", "/tmp/s", "nbd://h", "--rate", "7,1M 8,2M"], 2, "'7,1M' is no entry"),
+        (["proxy", "/tmp/s", "ssh://me:pw@h"], 2, "source=ssh://me:...@h: holds a password"),
         (["proxy", "/tmp/s", "nbd://h", "--threads", "0"], 2, "--threads=0: must be at least 1"),
         (["status", "/nonexistent"], 1, "/nonexistent: No such file or directory; is the plugin"),
         (["set", "/nonexistent", "rate"], 2, "rate: not KEY=VALUE"),

@@ -210,6 +210,17 @@ def test_a_source_of_an_older_version_is_asked_by_the_operator_only(
         assert proxy.connect().pread(SIZE_BYTES, 0) == site.model
 
 
+def test_with_the_source_lost_nothing_is_ready(tmp_path: Path, site: Site) -> None:
+    with site.serve() as target, standby(tmp_path, target, "refresh=0.2") as proxy:
+        control = str(proxy.control_path)
+        assert relocator("wait", control, "--ready", "1M").returncode == 0
+        target.kill()
+        wait_for(lambda: proxy.status()["faults"]["handover"], "a round to fail")
+        lost = relocator("wait", control, "--ready", "1M", "--timeout", "0.1")
+        assert lost.returncode == 1
+        assert str(proxy.status()["faults"]["handover"])[:20] in lost.stderr.replace("\n", " ")
+
+
 def test_an_orchestrator_waits_until_little_is_left(tmp_path: Path, site: Site) -> None:
     with site.serve() as target, standby(tmp_path, target, "refresh=0.2") as proxy:
         control = str(proxy.control_path)

@@ -103,6 +103,15 @@ def test_watch_into_a_pipe_prints_a_line_a_second_and_says_when_the_plugin_goes(
             assert "the plugin went away" in errors
 
 
+def test_who_waits_for_a_disk_that_has_moved_on_is_told_that_all_is_there(tmp_path: Path) -> None:
+    with target(tmp_path, SIZE_BYTES) as server:
+        server.control.call("seal")
+        control = str(server.control_path)
+        assert relocator("wait", control, "--timeout", "20").returncode == 0
+        watched = relocator("status", control, "--watch")
+        assert (watched.returncode, watched.stdout[:14]) == (0, "target, sealed")
+
+
 def read_until(terminal: int, wanted: str) -> str:
     """What a program writes to its terminal, up to `wanted`."""
     text = ""

@@ -37,6 +37,13 @@ def test_what_is_no_address_is_refused(text: str) -> None:
         parse("--from", text)
 
 
+def test_a_password_in_an_address_is_refused_and_not_shown() -> None:
+    for text in ("ssh://me:open-sesame@h/p", "ssh://me:open-sesame@h:0/p"):
+        with pytest.raises(ConfigError, match=r"^--from=ssh://me:\.\.\.@h") as refusal:
+            parse("--from", text)
+        assert "open-sesame" not in str(refusal.value)
+
+
 @pytest.mark.parametrize("text", ["", "/a", ",/a", "/a,", "/a,h:1", "h:1,/a"])
 def test_a_disk_has_two_control_sockets(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^--disk="):
