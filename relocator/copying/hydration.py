@@ -19,6 +19,7 @@ I/O, nor while waiting.
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 
 from relocator.copying.claims import Claim, Range, subtract
 from relocator.errors import NotKeptError, RelocatorError, StoreError, UpstreamError
@@ -29,6 +30,9 @@ from relocator.store.store import Store
 #: told of a fetch's end: None, or why it failed
 Released = Callable[[RelocatorError | None], None]
 _ZEROS = bytes(1 << 20)
+#: a run of zeros is made present in steps: so much at a time, more once it was seen to be punched
+_WRITE_STEP_BYTES, _PUNCH_STEP_BYTES = 16 << 20, 1 << 30
+_MOST_RUNS = 4096  # claimed at once
 LOOK_EVERY_S = 0.25
 
 
@@ -52,7 +56,7 @@ class Hydration:
         self._upstream = upstream
         self._on_demand = on_demand
         self._on_complete = on_complete
-        self._claims: list[Claim] = []
+        self._claims: dict[Claim, None] = {}  # in the order in which they were made
         self.on_demand_bytes = 0
         self.background_bytes = 0
         #: blocks that the background copy leaves alone for now
@@ -60,6 +64,7 @@ class Hydration:
         #: how often what the source had been asked was disowned
         self.disowned = 0
         self.hole_bytes = 0
+        self._zero_step_bytes = _WRITE_STEP_BYTES
         self.skipped_bytes = 0
         self.seeded_bytes = 0
 
@@ -78,7 +83,7 @@ class Hydration:
                     return
                 foreign = [claim for claim in self._claims if claim.overlaps(first, end)]
                 mine = [Claim(*run, of_source=True) for run in self._unowned_locked(first, end)]
-                self._claims += mine
+                self._own_locked(mine)
             for claim in mine:
                 self.send(claim, self._on_demand(self._length(claim)))
             if meanwhile is not None:
@@ -124,7 +129,7 @@ class Hydration:
                 return None
             stop = min(run[1], run[0] + most_blocks)
             claim = Claim(run[0], stop, of_source=True, background=True)
-            self._claims.append(claim)
+            self._own_locked([claim])
             return claim
 
     def sets_aside(self, first: int, end: int) -> bool:
@@ -143,7 +148,7 @@ class Hydration:
                 for first, end in runs
                 for at in range(first, end, most_blocks)
             ]
-            self._claims += claims
+            self._own_locked(claims)
             return claims
 
     def disown_fetches(self) -> None:
@@ -164,26 +169,33 @@ class Hydration:
     def fill_hole(self, first: int, end: int, asked: int, *, skipped: bool = False) -> bool:
         """Make the absent, unowned blocks of `first..end` present as zeros.
 
-        `asked` is what `disowned` was before the source was asked; if it has changed, nothing is
-        done. Returns whether it has not. `skipped`: they are free at the source, not holes of it;
-        only the count differs.
+        `asked` is what `disowned` was before the source was asked; once it has changed, nothing
+        more is done. Returns whether it has not. `skipped`: they are free at the source, not holes
+        of it; only the count differs. However long the run is, a guest waits for a step at most.
 
         Raises:
             StoreError: the store refused; nothing is marked.
         """
-        if (claims := self._claim_known(first, end, asked)) is None:
-            return False
+        block = self._store.geometry.block_bytes
+        while first < end:
+            stop = min(end, first + max(1, self._zero_step_bytes // block))
+            if (claims := self._claim_known(first, stop, asked)) is None:
+                return False
+            self._fill_zeros(claims, skipped)
+            first = claims[-1].end if len(claims) == _MOST_RUNS else stop
+        return True
+
+    def _fill_zeros(self, claims: list[Claim], skipped: bool) -> None:
+        """Make claims present as zeros, and note how large a step may be."""
+        length = sum(self._length(claim) for claim in claims)
         with self._storing(claims):
             for claim in claims:
                 extent = self._store.geometry.extent(claim.first, claim.end)
-                self._store.image.zero(extent.offset, extent.length, punch=True)
-            length = sum(self._length(claim) for claim in claims)
+                is_punched = self._store.image.zero(*extent, punch=True)
+                self._zero_step_bytes = _PUNCH_STEP_BYTES if is_punched else _WRITE_STEP_BYTES
             with self._store.lock:
-                if skipped:
-                    self.skipped_bytes += length
-                else:
-                    self.hole_bytes += length
-        return True
+                self.skipped_bytes += length if skipped else 0
+                self.hole_bytes += 0 if skipped else length
 
     def fill(self, first: int, end: int, asked: int, data: memoryview) -> bool:
         """Make the absent, unowned blocks of `first..end` present with `data`, all their bytes.
@@ -200,13 +212,13 @@ class Hydration:
         return True
 
     def _claim_known(self, first: int, end: int, asked: int) -> list[Claim] | None:
-        """Claim blocks whose content is known; None if what is known is disowned by now."""
+        """Claim blocks whose content is known, the first runs of many; None if that is disowned."""
         with self._store.lock:
             if asked != self.disowned:
                 return None
-            ranges = self._wanted_locked(first, end)
+            ranges = islice(self._wanted_locked(first, end), _MOST_RUNS)
             claims = [Claim(*blocks, of_source=True, storing=True) for blocks in ranges]
-            self._claims += claims
+            self._own_locked(claims)
             return claims
 
     @contextmanager
@@ -241,11 +253,15 @@ class Hydration:
                 if busy is None:
                     absent = list(self._store.present.clear_runs(first, end))
                     for claim in rivals:
-                        claim.lost += absent
+                        part = max(first, claim.first), min(end, claim.end)
+                        claim.lost += self._store.present.clear_runs(*part)
                     claims = [Claim(*blocks, storing=True) for blocks in absent]
-                    self._claims += claims
+                    self._own_locked(claims)
                     return claims
             busy.wait()
+
+    def _own_locked(self, claims: list[Claim]) -> None:
+        self._claims.update(dict.fromkeys(claims))
 
     def _unowned_locked(self, first: int, end: int) -> Iterator[Range]:
         """Absent blocks of `first..end` that nobody has claimed.
@@ -322,7 +338,7 @@ class Hydration:
                 if present:
                     for first, end in claim.owned():
                         self._store.mark_present_locked(first, end)
-                self._claims.remove(claim)
+                del self._claims[claim]
             complete = self._store.all_present
         for claim in claims:
             claim.release()

@@ -31,7 +31,7 @@ from relocator.store.store import Store
 Run = tuple[int, int, bool]
 _MOST_RUNS = 4096
 T = TypeVar("T")
-_ZERO_STEP_BYTES = 1 << 30
+_ZERO_STEP_BYTES = 32 << 20  # of a fragmented map, what takes the store's lock for a while
 
 
 def clipped(offset: int, end: int, step: int) -> Iterator[tuple[int, int]]:
@@ -148,8 +148,8 @@ class Disk:
                 offset = stop
                 continue
             stop = min(end, self._store.present.next_clear(first, last) * block)
-            for start, run_end, data in self._image.data_runs(offset, stop):
-                found.append((start, run_end - start, data))
+            of_image = islice(self._image.data_runs(offset, stop), _MOST_RUNS - len(found))
+            found += [(start, run_end - start, data) for start, run_end, data in of_image]
             offset = stop
         return found
 
@@ -198,7 +198,7 @@ class Disk:
             return False
         return True
 
-    def _modify(self, offset: int, length: int, apply: Callable[[], None]) -> None:
+    def _modify(self, offset: int, length: int, apply: Callable[[], object]) -> None:
         """Let `apply` change the bytes `offset..offset+length`, by the rules of gate and maps.
 
         Raises:
@@ -225,7 +225,7 @@ class Disk:
             self._on_refusal(refusal)
             return self._gate.enter()
 
-    def _change(self, offset: int, length: int, apply: Callable[[], None]) -> None:
+    def _change(self, offset: int, length: int, apply: Callable[[], object]) -> None:
         touched = self._geometry.touched(offset, length)
         if self._lifecycle.all_here or self._store.present.all(*touched):
             self._store.mark_dirty(*touched)

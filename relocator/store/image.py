@@ -141,16 +141,20 @@ class Image:
         while done < len(data):
             done += os.pwrite(self._fd, memoryview(data)[done:], offset + done)
 
-    def zero(self, offset: int, length: int, *, punch: bool) -> None:
-        """Make `length` bytes at `offset` read as zero; `punch` also gives their space back."""
+    def zero(self, offset: int, length: int, *, punch: bool) -> bool:
+        """Make `length` bytes at `offset` read as zero; `punch` also gives their space back.
+
+        Returns whether `fallocate` did it: else they were all written.
+        """
         end, unit = offset + length, self._unit_bytes
         first, last = -(-offset // unit) * unit, end // unit * unit
         mode = _PUNCH_HOLE if punch else _ZERO_RANGE
         if first < last and _fallocate(self._fd, mode | _KEEP_SIZE, first, last - first):
             self._write_zeros(offset, first)
             self._write_zeros(last, end)
-        else:
-            self._write_zeros(offset, end)
+            return True
+        self._write_zeros(offset, end)
+        return False
 
     def _write_zeros(self, offset: int, end: int) -> None:
         while offset < end:

@@ -2,10 +2,9 @@
 
 import errno
 import random
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import pytest
 from hypothesis import given
@@ -13,75 +12,9 @@ from hypothesis import strategies as st
 
 from relocator.copying import holes
 from relocator.copying.claims import subtract
-from relocator.copying.heat import Heat
-from relocator.copying.hydration import Hydration
-from relocator.copying.recent import Recent
-from relocator.errors import RelocatorError, StoreError, UpstreamError
-from relocator.running.disk import Disk
-from relocator.running.lifecycle import Lifecycle
+from relocator.errors import StoreError, UpstreamError
 from relocator.source.upstream import Upstream
-from relocator.store.store import Store
-from tests.support.fake_upstream import FakeUpstream
-from tests.support.servers import wait_for
-from tests.support.stores import make_store
-
-BLOCK = 4096
-BLOCKS = 16
-DATA = random.Random(1).randbytes(BLOCK * BLOCKS)
-
-
-def unheard(_error: RelocatorError | None) -> None:
-    """The end of a fetch, for which nothing is paced here."""
-
-
-class Bench:
-    """A store, a fake upstream, and the disk over both."""
-
-    def __init__(self, directory: Path) -> None:
-        self.store: Store = make_store(directory / "store", len(DATA), BLOCK)
-        self.upstream = FakeUpstream(DATA)
-        self.completed = threading.Event()
-        self.hydration = Hydration(
-            self.store,
-            cast(Upstream, self.upstream),
-            on_demand=lambda _length: unheard,
-            on_complete=self.completed.set,
-        )
-        heat = Heat(len(DATA), lambda: 0.0)
-        recent = Recent(lambda: 0.0)
-        self.disk = Disk(self.store, Lifecycle(self.store), heat, recent, hydration=self.hydration)
-
-    def read(self, first: int, end: int) -> bytes:
-        buffer = bytearray((end - first) * BLOCK)
-        self.disk.read_into(memoryview(buffer), first * BLOCK)
-        return bytes(buffer)
-
-    def in_thread(self, call: Any, *arguments: Any) -> "Call":
-        return Call(call, arguments)
-
-
-class Call(threading.Thread):
-    """A call on a thread of its own; `result` raises what it raised."""
-
-    def __init__(self, call: Any, arguments: tuple[Any, ...]) -> None:
-        super().__init__(daemon=True)
-        self._call, self._arguments = call, arguments
-        self._value: Any = None
-        self._error: BaseException | None = None
-        self.start()
-
-    def run(self) -> None:
-        try:
-            self._value = self._call(*self._arguments)
-        except BaseException as error:
-            self._error = error
-
-    def result(self) -> Any:
-        self.join(10)
-        assert not self.is_alive(), "still waiting"
-        if self._error is not None:
-            raise self._error
-        return self._value
+from tests.support.hydration import BLOCK, BLOCKS, DATA, Bench, unheard, waiting
 
 
 @pytest.fixture
@@ -89,10 +22,6 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     made = Bench(tmp_path)
     yield made
     made.store.close()
-
-
-def waiting(bench: Bench, count: int) -> None:
-    wait_for(lambda: len(bench.upstream.waiting) == count, f"{count} requests upstream")
 
 
 def test_two_readers_of_a_block_share_one_fetch(bench: Bench) -> None:
