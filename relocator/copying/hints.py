@@ -6,16 +6,19 @@ costs nothing but order.
 
 `skip-free=yes` makes free blocks present as zeros instead of copying them. That is only done where
 a wrong verdict can't lose data: every file system's journal was read, and if one is mounted, the
-blocks written at the source since its maps began are known, and count as in use.
+blocks written at the source since its maps began are known, and count as in use. What a guest had
+allocated before that must be in the bitmaps by now: its journal shows two commits since.
 """
 
 from relocator.copying import heat, recent
+from relocator.copying.claims import subtract
 from relocator.copying.hydration import Hydration
 from relocator.copying.plan import Plan
 from relocator.errors import UpstreamError
 from relocator.filesystem import inuse
 from relocator.filesystem.inuse import InUse
 from relocator.source.remote import Answer, Source
+from relocator.store.bitmap import Bitmap
 
 
 def ask(source: Source, plan: Plan, hydration: Hydration, *, skip_free: bool, ours: bool) -> None:
@@ -75,10 +78,17 @@ def _skip_free(
         reason = "a mounted file system, and the source keeps no record of what was written"
         plan.notes += (f"free blocks are copied after all: {reason}",)
         return
+    written = Bitmap(blocks.bits)
     if ours:
         answer = source.call("identify")
         for name in ("dirty", "diverged"):
             for first, end in answer.blocks(name, plan.geometry):
+                written.set(first, end)
                 blocks.set(first, end)
-    for first, end in list(blocks.clear_runs(0, blocks.bits)):
+    unsure = [one for one in found.mounted if not one.covered(written, plan.geometry)]
+    for one in unsure:
+        reason = "the source has recorded what is written for less than two commits of its journal"
+        plan.notes += (f"free blocks of {one.name} are copied after all: {reason}",)
+    volumes = [plan.geometry.touched(*one.volume) for one in unsure]
+    for first, end in subtract(list(blocks.clear_runs(0, blocks.bits)), volumes):
         hydration.fill_hole(first, end, asked, skipped=True)

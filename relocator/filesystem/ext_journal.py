@@ -7,6 +7,10 @@ recovery does, transaction by transaction from the recorded tail, and keeps the 
 the blocks asked for. Of a last transaction that lacks its commit only the block numbers are kept:
 their newest state is not known.
 
+Where the log lies up to its last commit but one is kept, too (`settled`). Who recorded that a part
+of that was written, in a record that began at some time, knows that two commits came after it: of
+the transaction that was being committed at that time, if one was, and of the one that was running.
+
 Revocations are passed over: they concern blocks that were freed, and neither bitmaps nor
 descriptors are. Fast commits (which describe allocations without the bitmaps) are not understood,
 and a log of more than `BUDGET_BYTES` is not read: both raise `Doubt`, as does any contradiction.
@@ -19,6 +23,7 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import NamedTuple
 
 from relocator.filesystem.checksums import CRC32C
@@ -41,10 +46,14 @@ _FIRST_READ_BYTES = 128 << 10
 
 @dataclass
 class Replay:
-    """Newer copies by block number, compressed, and the blocks of an unfinished transaction."""
+    """Newer copies by block number, compressed, and the blocks of an unfinished transaction.
+
+    `settled`: the bytes of the volume that hold the log up to its last commit but one.
+    """
 
     committed: dict[int, bytes] = field(default_factory=dict)
     unfinished: set[int] = field(default_factory=set)
+    settled: tuple[Extent, ...] = ()
 
     def newest(self, block: int, in_place: bytes) -> bytes:
         """The block as it is after recovery."""
@@ -112,7 +121,7 @@ class _Log:
 
     def _fill(self, position: int) -> Rounds[None]:
         """Read the window anew, from `position` on."""
-        wanted = list(self._extents(position, self._step_bytes // self._layout.block_bytes))
+        wanted = list(self.extents(position, self._step_bytes // self._layout.block_bytes))
         self._read_bytes += sum(extent.length for extent in wanted)
         if self._read_bytes > BUDGET_BYTES:
             raise Doubt(f"journal: more than {BUDGET_BYTES >> 20} MiB not yet written back")
@@ -120,7 +129,7 @@ class _Log:
         self._window_first = position
         self._step_bytes = min(2 * self._step_bytes, ROUND_BYTES)
 
-    def _extents(self, position: int, count: int) -> Iterator[Extent]:
+    def extents(self, position: int, count: int) -> Iterator[Extent]:
         """Up to `count` blocks from `position` on, until the journal's end."""
         at = bisect_right(self._starts, position) - 1
         if at < 0 or position >= self.end:
@@ -147,6 +156,7 @@ def replay(
         return result
     batch: dict[int, tuple[bytes, bool]] = {}
     position, sequence, left = head.start, head.sequence, head.end - head.first
+    ends = [left, left]  # what was left of the ring at the last commit but one, and at the last
     while left > 0:
         raw = yield from log.block(position)
         kind = _kind(raw, sequence)
@@ -160,6 +170,7 @@ def replay(
             _check_commit(head, raw)
             _take(result, batch)
             batch, sequence = {}, (sequence + 1) & _FULL
+            ends = [ends[1], left]
         elif kind == _DESCRIPTOR:
             for tag in _tags(head, raw):
                 if tag.block in interest:
@@ -167,6 +178,10 @@ def replay(
                     batch[tag.block] = _plain(tag, data), _is_right(head, tag, data, sequence)
                 position, left = head.after(position), left - 1
     result.unfinished.update(batch)
+    settled = head.end - head.first - ends[0]
+    to_end = min(settled, head.end - head.start)
+    parts = log.extents(head.start, to_end), log.extents(head.first, settled - to_end)
+    result.settled = tuple(chain.from_iterable(parts))
     return result
 
 

@@ -14,8 +14,9 @@ free although their data is on the disk already. Such data was *written at the s
 commit (5 s by default, `commit=` of the mount). So:
 
 - for the order of a copy, "free" may always be used: a wrong one costs only time;
-- to leave free blocks out, `caveat` must be empty, and if `mounted` is true every block written at
-  the source in the last minute before the switch must be counted as in use as well.
+- to leave free blocks out, `caveat` must be empty, and if `mounted` is true every block that was
+  written at the source must be counted as in use as well, by a record that began two commits ago
+  (`settled`).
 
 Reads for 1 TiB with default features: superblock,
 descriptors, the journal's tail, then 32 MiB of bitmaps in 64 KiB pieces, 4 MiB a round.
@@ -48,6 +49,7 @@ from relocator.filesystem.ext_layout import (
 )
 from relocator.filesystem.rounds import ROUND_BYTES, Doubt, Rounds, ask, ask_one
 from relocator.store.bitmap import Bitmap
+from relocator.store.geometry import Extent
 
 #: The first read: the superblock and, at the usual block size, the descriptors of 120 GiB.
 _HEAD_BYTES = 64 << 10
@@ -68,6 +70,8 @@ class ExtFilesystem:
     mounted: bool
     #: Why the bitmaps may be older than the last commit; empty if they are not.
     caveat: str
+    #: Where its journal lies up to the last commit but one.
+    settled: tuple[Extent, ...]
     #: Groups that are wholly in use because they are not believed, each with the reason.
     doubts: dict[int, str] = field(repr=False)
     #: For each believed group its bitmap, a set bit an allocated cluster; compressed.
@@ -172,6 +176,7 @@ def _survey(volume_bytes: int, journal: bool) -> Rounds[ExtFilesystem]:
         volume_bytes=volume_bytes,
         mounted=bool(layout.incompat & INCOMPAT_RECOVER) or not layout.state & STATE_VALID,
         caveat=caveat,
+        settled=replay.settled,
         doubts=dict(sorted(groups.doubts.items())),
         bitmaps=bitmaps,
         in_use_bytes=used_bytes + volume_bytes - layout.blocks * layout.block_bytes,
