@@ -5,9 +5,11 @@ makes them. Each of them is undone in the reverse order; a directory that is not
 undone by somebody else. LIO admits initiators by name and not by address.
 
 If this process is killed, qemu-nbd goes and with it the disk; the target stays in configfs, without
-a disk. The next start with the same name removes it first.
+a disk. The next start with the same name removes it first. A lock tells such a one from one that is
+served, and the name of its store one that somebody else has made.
 """
 
+import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -21,6 +23,7 @@ COMMANDS = ("qemu-nbd", "modprobe")
 _MODULES = ("nbd", "target_core_mod", "target_core_iblock", "iscsi_target_mod")
 _CONFIGFS = Path("/sys/kernel/config")
 _TARGETS = _CONFIGFS / "target"
+_LOCKS = Path("/run")
 _HOST_BASE = "iblock_0"
 #: initiators come without being known by name, and may write
 _OPEN = {"generate_node_acls": "1", "cache_dynamic_acls": "1", "demo_mode_write_protect": "0"}
@@ -35,11 +38,13 @@ def served(lun: Lun) -> Iterator[Callable[[], None]]:
     """
     if lun.allow:
         raise ConfigError("--allow: not with --by=kernel, which knows initiators by name only")
-    _load()
     with ExitStack() as stack:
-        device, process = stack.enter_context(_device(lun))
+        stack.enter_context(_alone(lun))
+        _load()
         store = _TARGETS / "core" / _HOST_BASE / f"relocator-{lun.serial}"
         fabric = _TARGETS / "iscsi" / lun.name
+        _check_ours(lun, fabric, store)
+        device, process = stack.enter_context(_device(lun))
         _remove(fabric, store)
         stack.callback(_remove, fabric, store)
         try:
@@ -52,6 +57,26 @@ def served(lun: Lun) -> Iterator[Callable[[], None]]:
                 raise RelocatorError(f"{process.name} ended: {process.last_words()}")
 
         yield check
+
+
+@contextmanager
+def _alone(lun: Lun) -> Iterator[None]:
+    """No other process of this host serves the same name within the block."""
+    with (_LOCKS / f"relocator-iscsi-{lun.serial}.lock").open("wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            why = f"--name={lun.name}: is served by the kernel here already"
+            raise RelocatorError(why) from error
+        yield
+
+
+def _check_ours(lun: Lun, fabric: Path, store: Path) -> None:
+    """A target of that name, if there is one, is what is left of ours."""
+    if fabric.exists() and not store.exists():  # ours is made after its store, and removed before
+        raise RelocatorError(
+            f"--name={lun.name}: the kernel serves a target of that name, which is none of ours"
+        )
 
 
 def _load() -> None:
