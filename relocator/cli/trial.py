@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
+from relocator import signals
 from relocator.cli.common import Commands
+from relocator.cli.movepage import say
 from relocator.client import Client
 from relocator.config import parse_seconds
 from relocator.errors import ConfigError
@@ -68,9 +70,8 @@ def _run(options: argparse.Namespace) -> int:
         raise ConfigError("CONTROL: two sockets have the same name")
     if options.when_killed:
         return _guard(options)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-            signal.signal(number, signal.default_int_handler)
+    for number in signals.ending() - {signal.SIGINT}:
+        signal.signal(number, signal.default_int_handler)
     with ExitStack() as ends:
         guest = ends.enter_context(_guest(options))
         epochs = ends.enter_context(caught_up(disks, guest, timeout_s))
@@ -103,9 +104,9 @@ def _guest(options: argparse.Namespace) -> Iterator[Guest | None]:
 def _guard(options: argparse.Namespace) -> int:
     """Wait, and let the guest go on if the command was killed while it stood still."""
     if guard.killed():
-        print("relocator try has ended; its guard lets the guest go on", file=sys.stderr)
         with _monitor(options.source) as monitor:
             still.go_on(monitor, still.GUARD_S)
+        say("relocator try has ended; its guard has let the guest go on", sys.stderr)
     return 0
 
 

@@ -84,6 +84,15 @@ def test_a_trial_that_is_ended_lets_its_guest_go_on(
         assert there.trial.wait(20) == status
 
 
+def test_the_guard_lets_the_guest_go_on_though_nobody_reads_what_it_says(
+    stalled: Callable[..., object],
+) -> None:
+    with stalled() as there:  # type: ignore[attr-defined]
+        there.trial.stderr.close()
+        there.trial.kill()
+        wait_for(lambda: there.guest.status == "running", "the guest to go on")
+
+
 def test_a_guest_stands_still_no_longer_than_it_may(stalled: Callable[..., object]) -> None:
     with stalled("--still", "1") as there:  # type: ignore[attr-defined]
         there.link.cut()  # whoever stopped it must come again

@@ -2,14 +2,17 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from relocator.errors import ConfigError, RelocatorError
 from relocator.moving.address import parse
+from relocator.moving.ahead import Ahead, Conditions
 from relocator.moving.ends import parse_disk
 from relocator.moving.monitor import Monitor
 from relocator.moving.reach import reaching
+from relocator.moving.telling import nothing
 
 WHOLE = ["--from", "/a", "--to", "/b", "--uri", "tcp:h:1", "--disk", "/c,/d"]
 
@@ -42,6 +45,12 @@ def test_a_password_in_an_address_is_refused_and_not_shown() -> None:
         with pytest.raises(ConfigError, match=r"^--from=ssh://me:\.\.\.@h") as refusal:
             parse("--from", text)
         assert "open-sesame" not in str(refusal.value)
+
+
+def test_a_socket_that_cannot_be_held_is_named_by_its_option(tmp_path: Path) -> None:
+    ahead = Ahead([], Conditions(hold=tmp_path / "no" / "word"), nothing)
+    with pytest.raises(ConfigError, match=f"^--hold={tmp_path}/no/word: No such file or directory"):
+        ahead()
 
 
 @pytest.mark.parametrize("text", ["", "/a", ",/a", "/a,", "/a,h:1", "h:1,/a"])
