@@ -13,9 +13,8 @@ before the first stale block is dropped, and whatever was asked of it before tha
 nothing older than the seal can arrive afterwards. The seal has the name that this side gave it, so
 a withdrawal undoes its own activation's and no other, and a request that arrives later is refused.
 
-One thread at a time takes over. `_lock` lets one verb begin or end that at a time, and orders
-`moved` against `withdraw`; it is held across I/O. `_settled` tells who waits to look again. State
-changes are the lifecycle's.
+One thread takes over. `_lock` lets one verb at a time begin or end that, and orders `moved` against
+`withdraw`; it is held across I/O. `_settled`: look again. State changes are the lifecycle's.
 """
 
 import threading
@@ -208,7 +207,8 @@ class Activation:
                 rounds.step()
             if self._lifecycle.stopping.wait(LOOK_EVERY_S):
                 return
-        sealing.unprepare()  # such as what became ready while the source was being sealed
+        if token == self._token or not self._lifecycle.pass_through:  # else another is at it
+            sealing.unprepare()  # such as what became ready while the source was being sealed
 
     def _go_on_locked(self) -> None:
         """Let the activation's thread go on with what has been decided."""

@@ -4,8 +4,8 @@ A part whose answer is not of the same rest (the source was started again in bet
 comes, has nothing: its blocks are absent and are fetched like others.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 
 from relocator.errors import RelocatorError, UpstreamError
 from relocator.running.rest import part_bytes
@@ -67,7 +67,7 @@ class Coming:
     def _part(self, part: int) -> Answer:
         if part not in self._answers:
             try:
-                self._answers[part] = self._check(self._answer.others[part - 1]())
+                self._answers[part] = self._check(self._answer.others[part - 1].answer())
             except RelocatorError as error:
                 self._answers[part] = error
         found = self._answers[part]
@@ -82,7 +82,13 @@ class Coming:
         return found
 
     def end(self) -> None:
-        """Let the last of it come, and hang up."""
-        for part in range(self.parts):
-            with suppress(RelocatorError):
-                self._part(part).end(self._idle)
+        """Let the last of each come, and hang up, all at once."""
+        threads = [
+            threading.Thread(target=one.end, args=(self._idle,), name="farewell", daemon=True)
+            for one in self._answer.others
+        ]
+        for thread in threads:
+            thread.start()
+        self._answer.end(self._idle)
+        for thread in threads:
+            thread.join()

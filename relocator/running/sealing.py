@@ -79,11 +79,15 @@ class Sealing:
         Raises:
             UpstreamError: the source can't be reached.
         """
+        if self._store.meta.takeover is not None:
+            return  # it was withdrawn: nobody asks for this seal any more
         most, parts = self._most_bytes, self._transfer.upstream.lanes
         ready, brings, of = self._ready
         is_enough = brings * 3 <= most * 4 <= brings * 5 and (parts == of or not most)
         if ready and token in ready[0] and is_enough:
-            return
+            is_lost = not self._source.is_ready(*ready, f"moved/{token}")
+            if not (is_lost and self._transfer.upstream.connected):
+                return  # what was lost is made ready again once the source is there again
         for verbs in _verbs(token, most, parts):
             try:
                 self._source.prepare(*verbs, f"moved/{token}")
@@ -107,13 +111,14 @@ class Sealing:
     def _ask(self, token: str) -> Answer:
         verbs, most, _ = self._ready
         if not verbs or token not in verbs[0]:
-            most = self._most_bytes
-            verbs, *_ = _verbs(token, most, 1)
+            most, verbs = self._most_bytes, []
+        ((whole,), *_), ((plain,),) = _verbs(token, most, 1), _verbs(token, 0, 1)
+        if verbs == [plain]:
+            whole, most = plain, 0
         try:
-            return self._source.call(verbs[0], most if verbs[0].count("/") > 1 else 0, verbs[1:])
+            return self._source.call(whole, most, verbs)
         except UpstreamError as error:
-            ((plain,),) = _verbs(token, 0, 1)
-            if verbs == [plain] or error.errno == errno.ETIMEDOUT:
+            if whole == plain or error.errno == errno.ETIMEDOUT:
                 raise
             return self._source.call(plain)  # unless it can't be reached, it is of an older version
 

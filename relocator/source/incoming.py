@@ -6,16 +6,18 @@ while the remainder is still on its way. Used by one thread at a time.
 
 import errno
 import os
+import select
+import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
 import nbd
 
 from relocator.errors import RelocatorError, UpstreamError
-from relocator.source.handles import CONNECT_S, aio_pread, hang_up, progress
+from relocator.source.handles import CONNECT_S, aio_pread, hear_out, progress
 from relocator.source.replies import AT_ONCE_BYTES, FIRST_READ_BYTES
 from relocator.store.geometry import Extent
 
@@ -35,6 +37,7 @@ class Incoming:
         self._asked = 0
         self._flights: deque[tuple[bytearray, list[int]]] = deque()
         self._data = bytearray()
+        self._failure: UpstreamError | None = None  # nothing more is read after it
         self.ask(FIRST_READ_BYTES)
         if more:
             self.ask(AT_ONCE_BYTES)
@@ -64,9 +67,18 @@ class Incoming:
         `idle` is called now and then while waiting; what it raises ends the attempt.
 
         Raises:
-            UpstreamError: the source fails, or nothing has arrived for `timeout_s`.
+            UpstreamError: the source fails, or nothing has arrived for `timeout_s`; now or before.
         """
-        end = min(offset + length, self._size)
+        if self._failure is None:
+            try:
+                self._await(min(offset + length, self._size), timeout_s, idle)
+            except UpstreamError as error:
+                self._failure = error
+        if self._failure is not None:
+            raise self._failure
+        return bytes(self._data[offset : offset + length])
+
+    def _await(self, end: int, timeout_s: float, idle: Callable[[], None] | None) -> None:
         self.ask(end)
         heard_s = time.monotonic()
         while len(self._data) < end:
@@ -82,20 +94,30 @@ class Incoming:
                 raise UpstreamError(error.string, error.errnum or errno.EIO) from error
             if idle is not None:
                 idle()
-        return bytes(self._data[offset:end])
 
     def end(self, idle: Callable[[], None] | None = None) -> None:
         """Let come what was asked for, so that nothing is owed, and hang up.
 
         To hang up on a server that still owes several answers is hard on nbdkit before 1.34. And a
         socket that is closed with something unread is reset, and a reset that the link loses is not
-        sent again: the source's server would wait for this client, and never end.
+        sent again: the source's server would wait for this client, and never end. So what `idle`
+        raises leaves it a moment (see `hear_out`); only who was silent for long is not waited for.
         """
+        if self._handle is None:
+            return
         with suppress(RelocatorError):
-            self.read(0, self._asked, idle=idle)
-        hang_up(self._handle)
-        self._flights.clear()
+            if self._failure is None:
+                self._await(self._asked, CONNECT_S, idle)
+        with suppress(nbd.Error):
+            hear_out(self._handle, lambda: self._is_owed)
         self._handle = None
+        self._flights.clear()
+        self._data = bytearray()
+
+    @property
+    def _is_owed(self) -> bool:
+        is_silent = self._failure is not None and self._failure.errno == errno.ETIMEDOUT
+        return not is_silent and any(not outcome for _, outcome in self._flights)
 
     def _gather(self) -> bool:
         """Append what has arrived next, if it has."""
@@ -106,6 +128,22 @@ class Incoming:
             raise UpstreamError(f"the source failed a read: {os.strerror(error)}", error)
         self._data += buffer
         return True
+
+
+def end_later(those: Iterable[Incoming]) -> None:
+    """End them while nobody waits for that."""
+    for one in those:
+        threading.Thread(target=one.end, name="farewell", daemon=True).start()
+
+
+def is_quiet(handle: Any) -> bool:
+    """Whether nothing was heard over a handle that is owed nothing: not even that it is over."""
+    poller = select.poll()
+    try:
+        poller.register(handle.aio_get_fd(), select.POLLIN)
+    except nbd.Error:
+        return False
+    return not poller.poll(0)
 
 
 def _notes(outcome: list[int]) -> Callable[[Any], int]:

@@ -7,17 +7,17 @@ return trip, and the status says so.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from threading import Thread
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from relocator import words
-from relocator.errors import ShutOutError, StateError, UpstreamError
+from relocator.errors import RelocatorError, ShutOutError, StateError, UpstreamError
 from relocator.filesystem.rounds import Rounds, serve
 from relocator.source.endpoint import Endpoint
 from relocator.source.handles import answers, connected, hang_up, open_handle, read, read_many
-from relocator.source.incoming import Incoming
+from relocator.source.incoming import Incoming, end_later, is_quiet
 from relocator.source.replies import FIRST_READ_BYTES, check, decode_line
 from relocator.store import runs
 from relocator.store.geometry import Geometry
@@ -33,14 +33,13 @@ class Answer:
     """A verb's reply: its fields, and the packed maps attached to it.
 
     What it lacks is the source's fault: UpstreamError. `rest_bytes` of the disk come with it: they
-    are still on their way. So are the answers to what was asked at the same time: each of `others`
-    waits for one, errors as of `Source.call`.
+    are still on their way. So are the answers to what was asked at the same time, the `others`.
     """
 
     fields: dict[str, Any]
     attachments: dict[str, bytes]
     rest_bytes: int = 0
-    others: tuple[Callable[[], "Answer"], ...] = ()
+    others: tuple["Asked", ...] = ()
     _rest_at: int = 0
     _incoming: Incoming | None = None
 
@@ -58,7 +57,7 @@ class Answer:
         return self._incoming.read(self._rest_at + at, length, idle=idle)
 
     def end(self, idle: Callable[[], None]) -> None:
-        """Let the last of it come, and hang up."""
+        """Let the last of it come, and hang up; it is not read any more."""
         if self._incoming is not None:
             self._incoming.end(idle)
 
@@ -81,6 +80,20 @@ class Answer:
         if theirs.block_bytes == geometry.block_bytes:
             return found
         return [geometry.touched(*theirs.extent(first, end)) for first, end in found]
+
+
+class Asked(NamedTuple):
+    """What was asked for together with something else, over a connection of its own."""
+
+    #: waits for the answer; errors as of `Source.call`
+    answer: Callable[[], Answer]
+    #: what brings it; None: no connection was ready for it
+    incoming: Incoming | None = None
+
+    def end(self, idle: Callable[[], None]) -> None:
+        """As `Answer.end`, whether it was waited for or not."""
+        if self.incoming is not None:
+            self.incoming.end(idle)
 
 
 def base_of(answer: Answer) -> Base:
@@ -159,6 +172,11 @@ class Source:
         before, self._ready = self._ready, opened
         _hang_up(before)
 
+    def is_ready(self, *verbs: str) -> bool:
+        """Whether a connection is ready for each of `verbs`, and none has been lost meanwhile."""
+        ready = dict(self._ready)
+        return all(verb in ready and is_quiet(ready[verb]) for verb in verbs)
+
     def unprepare(self) -> None:
         """Hang up what is ready and was not used: it would keep the source's server from ending."""
         ready, self._ready = self._ready, {}
@@ -189,42 +207,52 @@ class Source:
                     return None
                 raise
 
-    def call(self, verb: str, rest_bytes: int = 0, others: Sequence[str] = ()) -> Answer:
+    def call(self, verb: str, rest_bytes: int = 0, parts: Sequence[str] = ()) -> Answer:
         """Carry out a verb at the source; `rest_bytes` of the disk are expected with the answer.
 
-        `others` are carried out at the same time, if connections were made ready for them.
+        `parts` are verbs that bring the same together, each over a connection of its own. They are
+        asked for instead if a connection is ready for the first of them.
 
         Raises:
             UpstreamError: the source can't be reached, is not ours, or wants a key.
             StateError: it refused.
         """
-        incoming = None
+        first, *further = parts or [verb]
+        if (incoming := self._take(first, rest_bytes)) is not None:
+            others = [self._ask_too(part, rest_bytes) for part in further]
+            try:
+                answer = self._ask(first, incoming, rest_bytes)
+                return replace(answer, others=tuple(others))
+            except RelocatorError as error:
+                end_later(other.incoming for other in others if other.incoming is not None)
+                if not isinstance(error, UpstreamError):
+                    raise  # else the connection has died since it was made ready
+        incoming = Incoming(self._open(verb), more=bool(rest_bytes))
+        return self._ask(verb, incoming, rest_bytes)
+
+    def _take(self, verb: str, rest_bytes: int) -> Incoming | None:
+        """Ask for `verb` if a connection is ready for it."""
         with suppress(UpstreamError):  # it was made ready long ago and has died since
             if (ready := self._ready.pop(verb, None)) is not None:
-                incoming = Incoming(ready, more=bool(rest_bytes))
-        also = tuple(self._ask_also(other, rest_bytes) for other in others)
-        with suppress(UpstreamError):
-            if incoming is not None:
-                return self._ask(verb, incoming, rest_bytes, also)
-        incoming = Incoming(self._open(verb), more=bool(rest_bytes))
-        return self._ask(verb, incoming, rest_bytes, also)
+                return Incoming(ready, more=bool(rest_bytes))
+        return None
 
-    def _ask_also(self, verb: str, rest_bytes: int) -> Callable[[], Answer]:
-        """Ask, if a connection is ready for that; what waits for the answer."""
+    def _ask_too(self, verb: str, rest_bytes: int) -> Asked:
+        """As `_take`, for something that is waited for later."""
+        if (incoming := self._take(verb, rest_bytes)) is not None:
+            return Asked(partial(self._understand, verb, incoming, rest_bytes), incoming)
+        what = f"nothing is ready for '{verb.partition('/')[0]}'"
+        return Asked(partial(_fail, UpstreamError(what)))
+
+    def _ask(self, verb: str, incoming: Incoming, asked_bytes: int) -> Answer:
+        """What comes in, which is ended where that is not what was asked for."""
         try:
-            if (ready := self._ready.pop(verb, None)) is None:
-                raise UpstreamError(f"nothing is ready for '{verb.partition('/')[0]}'")
-            return partial(self._ask, verb, Incoming(ready, more=True), rest_bytes)
-        except UpstreamError as error:
-            return partial(_fail, error)
+            return self._understand(verb, incoming, asked_bytes)
+        except RelocatorError:
+            end_later([incoming])
+            raise
 
-    def _ask(
-        self,
-        verb: str,
-        incoming: Incoming,
-        asked_bytes: int,
-        others: tuple[Callable[[], Answer], ...] = (),
-    ) -> Answer:
+    def _understand(self, verb: str, incoming: Incoming, asked_bytes: int) -> Answer:
         found = decode_line(incoming.read(0, FIRST_READ_BYTES))
         if found is None:
             raise UpstreamError(f"the source {self.endpoint.uri} is not a relocator")
@@ -253,7 +281,7 @@ class Source:
         if not asked_bytes:
             incoming.end()
             return Answer(fields, maps)
-        return Answer(fields, maps, rest_bytes, others, start + rest_at, incoming)
+        return Answer(fields, maps, rest_bytes, (), start + rest_at, incoming)
 
     def export(self, name: str, most_bytes: int) -> bytes:
         """The whole content of a further export, such as `heat`.

@@ -186,3 +186,13 @@ def progress(handle: Handle, _timeout_s: float, _wake_fd: int | None = None) -> 
         Here.kernel.wait(lambda: handle.settled)
     handle.take()
     return True
+
+
+def hang_up(handle: Handle, _owed: Callable[[], bool]) -> None:
+    """In place of `hear_out`: with nothing in between."""
+    handle.aio_disconnect(0)
+
+
+def is_quiet(handle: Handle) -> bool:
+    """In place of the real one."""
+    return not handle.settled

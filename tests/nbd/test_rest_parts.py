@@ -2,12 +2,16 @@
 
 import random
 import signal
+import time
 from pathlib import Path
 
 import pytest
 
+from relocator.errors import RelocatorError
+from relocator.source.endpoint import Endpoint
+from relocator.source.remote import Source
 from tests.nbd.test_rest import BLOCK, SIZE_BYTES, Site, absent, in_step
-from tests.support.servers import wait_for
+from tests.support.servers import Server, wait_for
 
 #: one for demand, five that bring a part each
 SIX = "connections=6"
@@ -52,11 +56,36 @@ def _fail(self, buffer, offset):
     _read(self, buffer, offset)
 _Part.read_into = _fail
 """
+#: a source that says nothing of any part but the first until it is told to, or for half a second
+_MUTE = """
+import time as _time
+from relocator.running.rest import Part as _Part
+_read = _Part.read_into
+def _wait(self, buffer, offset):
+    give_up_s = _time.monotonic() + PATIENCE_S
+    while self._at and _time.monotonic() < give_up_s and Path(GO).read_text() != "go on":
+        _time.sleep(0.01)
+    _read(self, buffer, offset)
+_Part.read_into = _wait
+"""
+TOKEN = "ab" * 16
 
 
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
     return Site(tmp_path)
+
+
+def ends(target: Server) -> None:
+    """Whether nothing holds the source's server back."""
+    target.process.send_signal(signal.SIGTERM)
+    assert target.process.wait(20) == 0
+
+
+def resets(target: Server) -> list[str]:
+    """What the source's server says of those who hung up with something unread."""
+    log = target.log.read_text().splitlines()
+    return [line for line in log if "reset" in line or "Broken pipe" in line]
 
 
 @pytest.mark.parametrize("brings", ["4M", "1996K"])
@@ -72,8 +101,7 @@ def test_many_parts_are_one_rest(tmp_path: Path, site: Site, brings: str) -> Non
         done = proxy.wait()
         assert (done["brought_bytes"], done["on_demand_bytes"]) == (499 * BLOCK, 0)
         guest.shutdown()
-        target.process.send_signal(signal.SIGTERM)
-        assert target.process.wait(20) == 0, "nothing holds the source's server back"
+        ends(target)
     assert (tmp_path / "store" / "disk.img").read_bytes() == site.model
 
 
@@ -108,7 +136,8 @@ def test_a_part_that_is_not_of_this_rest_or_fails_is_fetched(
     keys = SIX, "seal-brings=160K"
     with site.serve(mistake=mistake + _NOTING) as target, in_step(tmp_path, target, *keys) as proxy:
         wait_for(lambda: site.has("5 of 5"), "all connections for the seal")
-        site.write(target.connect(), 300, 40)
+        guest = target.connect()
+        site.write(guest, 300, 40)
         proxy.control.call("activate", wait=True)
         came = 8 if mistake == _FICKLE else 24
 
@@ -116,4 +145,85 @@ def test_a_part_that_is_not_of_this_rest_or_fails_is_fetched(
         assert proxy.status()["brought_bytes"] == came * BLOCK
         assert proxy.connect().pread(SIZE_BYTES, 0) == site.model
         proxy.wait()
+        guest.shutdown()
+        ends(target)
     assert (tmp_path / "store" / "disk.img").read_bytes() == site.model
+
+
+def test_a_source_that_was_started_again_is_made_ready_anew(tmp_path: Path, site: Site) -> None:
+    keys = SIX, "seal-brings=4M"
+    with site.serve(mistake=_NOTING) as target, in_step(tmp_path, target, *keys) as proxy:
+        wait_for(lambda: site.has("5 of 5"), "all connections for the seal")
+        target.kill()
+        site.go_on()
+        with site.serve(mistake=_NOTING) as again:
+            wait_for(lambda: site.has("5 of 5"), "all connections for the seal")
+            guest = again.connect()
+            site.write(guest, 300, 400)
+            proxy.control.call("activate", wait=True)
+            assert proxy.wait()["brought_bytes"] == 400 * BLOCK
+            guest.shutdown()
+            ends(again)
+            assert resets(again) == []
+    assert (tmp_path / "store" / "disk.img").read_bytes() == site.model
+
+
+def test_where_the_parts_connections_have_died_all_comes_over_one(site: Site) -> None:
+    verbs = [f"seal/{TOKEN}/163840/{part}/5" for part in range(5)]
+    with site.serve() as target:
+        source = Source(Endpoint(target.uri))
+        source.prepare(*verbs)
+        assert source.is_ready(*verbs)
+        assert not source.is_ready(*verbs, f"moved/{TOKEN}")
+        target.kill()
+        assert not source.is_ready(verbs[3])
+        with site.serve() as again:
+            guest = again.connect()
+            site.write(guest, 300, 40)
+            answer = source.call(f"seal/{TOKEN}/163840", 163840, verbs)
+            assert answer.rest(0, 40 * BLOCK, int) == site.model[300 * BLOCK : 340 * BLOCK]
+            answer.end(int)
+            source.unprepare()
+            guest.shutdown()
+            ends(again)
+
+
+def test_a_seal_that_is_refused_leaves_no_part_unread(tmp_path: Path, site: Site) -> None:
+    with site.serve(mistake=_NOTING) as target, in_step(tmp_path, target, SIX) as proxy:
+        wait_for(lambda: site.has("5 of 5"), "all connections for the seal")
+        Source(Endpoint(target.uri)).call(f"seal/{TOKEN}")
+        with pytest.raises(RelocatorError, match="sealed for another proxy"):
+            proxy.control.call("activate", wait=True)
+        proxy.stop()
+        ends(target)
+        assert resets(target) == []
+
+
+def test_a_part_that_never_comes_holds_nobody_back(tmp_path: Path, site: Site) -> None:
+    mistake = _NOTING + _MUTE.replace("PATIENCE_S", "60")
+    with site.serve(mistake=mistake) as target, in_step(tmp_path, target, SIX) as proxy:
+        guest = target.connect()
+        wait_for(lambda: site.has("5 of 5"), "all connections for the seal")
+        site.write(guest, 300, 40)
+        proxy.control.call("activate", wait=True)
+        proxy.control.call("resume")
+        proxy.wait()
+        site.go_on()
+        guest.shutdown()
+        time.sleep(0.5)  # until the source has answered those that don't wait any more
+        ends(target)
+    assert (tmp_path / "store" / "disk.img").read_bytes() == site.model
+
+
+def test_what_still_comes_at_the_end_is_taken(tmp_path: Path, site: Site) -> None:
+    mistake = _NOTING + _MUTE.replace("PATIENCE_S", "0.5")
+    with site.serve(mistake=mistake) as target, in_step(tmp_path, target, SIX) as proxy:
+        guest = target.connect()
+        wait_for(lambda: site.has("5 of 5"), "all connections for the seal")
+        site.write(guest, 300, 40)
+        proxy.control.call("activate", wait=True)
+        assert absent(proxy) > 0
+        proxy.stop()
+        guest.shutdown()
+        ends(target)
+        assert resets(target) == []
