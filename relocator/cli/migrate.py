@@ -4,6 +4,7 @@ import argparse
 import json
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,12 +13,13 @@ from relocator.cli import moves
 from relocator.cli.common import Commands
 from relocator.cli.movepage import Page, say, summary
 from relocator.client import Client
-from relocator.errors import ConfigError
+from relocator.errors import ConfigError, RelocatorError
 from relocator.moving import guard
 from relocator.moving.ahead import Ahead, Conditions, parse_window
 from relocator.moving.move import Move
 from relocator.moving.parties import MoveError, Plan
 from relocator.moving.stages import Stage
+from relocator.moving.still import GUARD_S
 from relocator.moving.telling import Hooks, Progress, Report
 
 _DESCRIPTION = (
@@ -26,6 +28,7 @@ _DESCRIPTION = (
     "disks are released, the guest goes on at the source; after that it is at the destination."
 )
 _LONGEST_LIMIT_MS = 2_000_000
+_AGAIN_S = 3.0
 
 
 def add(commands: Commands) -> None:
@@ -126,9 +129,9 @@ def _run(options: argparse.Namespace) -> int:
     plan, conditions = _plan(options), _conditions(options)
     if options.when_killed and not guard.killed():
         return 0
+    if options.settle:
+        return _settle(options, plan)
     with moves.parties(options) as parties:
-        if options.settle:
-            return _settle(Move(parties, plan), options)
         for number in signals.ending() - {signal.SIGINT}:
             signal.signal(number, signal.default_int_handler)
         watcher = guard.Guard(_arguments(options))
@@ -147,32 +150,45 @@ def _run(options: argparse.Namespace) -> int:
             try:
                 report = Move(parties, plan, hooks).run()
             except MoveError as error:
-                return _failed(error, options)
+                return _failed(error, options, guarded=watcher.watches)
         _print(report, options)
     return 0
 
 
-def _settle(move: Move, options: argparse.Namespace) -> int:
-    """What was begun is ended; only then it is said where the guest is."""
-    try:
-        text = move.settle()
-    except MoveError as error:
+def _settle(options: argparse.Namespace, plan: Plan) -> int:
+    """What was begun is ended; only then it is said where the guest is.
+
+    The guard tries again for long: what can't be reached may have a guest that stands still.
+    """
+    give_up_s = time.monotonic() + (GUARD_S if options.when_killed else 0.0)
+    while True:
+        try:
+            with moves.parties(options) as parties:
+                text = Move(parties, plan).settle()
+        except RelocatorError as error:
+            if (getattr(error, "again", True)) and time.monotonic() < give_up_s:
+                time.sleep(_AGAIN_S)
+                continue
+            _say_who(options)
+            if isinstance(error, MoveError):
+                return _failed(error, options)
+            raise
         _say_who(options)
-        return _failed(error, options)
-    _say_who(options)
-    say(json.dumps({"settled": text}) if options.json else text, sys.stdout)
-    return 0
+        say(json.dumps({"settled": text}) if options.json else text, sys.stdout)
+        return 0
 
 
 def _say_who(options: argparse.Namespace) -> None:
     if options.when_killed:
-        say("relocator migrate was killed; its guard has looked after the move", sys.stderr)
+        say("relocator migrate ended in the midst of it; its guard looked after it", sys.stderr)
 
 
-def _failed(error: MoveError, options: argparse.Namespace) -> int:
+def _failed(error: MoveError, options: argparse.Namespace, *, guarded: bool = False) -> int:
     if options.json:
         say(json.dumps({"error": error.why, "what_now": error.verdict}), sys.stdout)
     say(f"relocator: {error.why}\n{error.verdict}", sys.stderr)
+    if error.again and guarded:
+        say(f"Its guard goes on trying to settle that, for {GUARD_S / 60:.0f} minutes.", sys.stderr)
     return 130 if error.why == "interrupted" else 1
 
 

@@ -6,8 +6,9 @@ and only then the guest goes on. For a proxy that can't be reached its source is
 it holds its writes until somebody releases it, and nobody has; should somebody do so later, it
 finds its seal undone. A guest that was frozen is thawed last.
 
-If the source's QEMU has gone there is nothing to go back to. A guest that has arrived is then
-stopped rather than ended: it is the only one there is.
+If the source's QEMU can't be reached there is nothing to go back to for now. A guest that has
+arrived is then stopped rather than ended: it may be the only one there is. If its disks are
+released later, it goes on.
 """
 
 import time
@@ -86,7 +87,7 @@ def _unseal(disk: Disk, *, by_force: bool) -> None:
 
 
 def _nothing_to_go_back_to(parties: Parties) -> None:
-    """The source's QEMU has ended.
+    """The source's QEMU can't be reached.
 
     Raises:
         RelocatorError: always.
@@ -94,9 +95,9 @@ def _nothing_to_go_back_to(parties: Parties) -> None:
     if seen.dest_vm(parties.destination) in (DestVm.RUNS, DestVm.STOPPED):
         with suppress(RelocatorError):
             parties.destination.call("stop")
-        raise RelocatorError("the source's QEMU has ended, and the disks are not all sealed")
+        raise RelocatorError("the source's QEMU can't be reached, and the disks are not all sealed")
     withdraw_all(parties)
-    raise RelocatorError("the source's QEMU has ended")
+    raise RelocatorError("the source's QEMU can't be reached")
 
 
 def _cancel(parties: Parties) -> None:

@@ -30,6 +30,7 @@ TRIES = 3
 #: an agent that did not answer is asked again for so long
 PATIENCE_S = 20.0
 _AGAIN_S = 0.5
+_THERE = (DestVm.RUNS, DestVm.STOPPED)
 
 
 class NoFreeze:
@@ -205,14 +206,20 @@ class Freeze(NoFreeze):
                 self.thaw_at_destination()
         elif found.source in (SourceVm.HOME, SourceVm.SENDING):
             self.thaw_at_source()
+        elif (
+            found.source is SourceVm.GONE
+            and found.destination not in _THERE
+            and not any(disk.sealed for disk in found.disks)  # its writes would be refused
+        ):  # its agent may be reached for all that
+            self._thaw("source", self._here, patience_s=0.0)
 
     def close(self) -> None:
         """Hang up, at both ends."""
         self._here.close()
         self._there.close()
 
-    def _thaw(self, site: str, agent: Agent) -> None:
-        give_up_s = time.monotonic() + PATIENCE_S
+    def _thaw(self, site: str, agent: Agent, patience_s: float | None = None) -> None:
+        give_up_s = time.monotonic() + (PATIENCE_S if patience_s is None else patience_s)
         while not self._thawed(agent):
             if time.monotonic() > give_up_s:
                 raise RelocatorError(

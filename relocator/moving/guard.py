@@ -2,9 +2,10 @@
 
 The guard is a process of its own that does nothing but wait for the end of its input. If that comes
 without the word that the move has ended, the mover has died, and the guard settles what is left as
-`relocator migrate --settle` does: back to the source, or, once the guest has arrived, forward. It
-says on the terminal of the process that died where guest and disks are. That of `relocator try`
-lets the guest go on.
+`relocator migrate --settle` does: back to the source, or, once the guest has arrived, forward. What
+can't be reached is tried again, for minutes: the guest may stand still there. It then says on the
+terminal of the process that died where guest and disks are. That of `relocator try` lets the guest
+go on.
 """
 
 import os
@@ -30,6 +31,11 @@ class Guard:
         if self._process is None:
             argv = [*self._argv, "--when-killed"]
             self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, start_new_session=True)
+
+    @property
+    def watches(self) -> bool:
+        """Whether it does something should this process end now."""
+        return self._process is not None
 
     def at_rest(self) -> None:
         """One side has guest and disks: there is nothing to be settled."""

@@ -3,7 +3,7 @@
 import time
 
 from relocator.errors import RelocatorError
-from relocator.moving import back, stages
+from relocator.moving import back, seen, stages
 from relocator.moving.parties import MoveError, Parties, Plan
 from relocator.moving.seen import DestVm, SourceVm
 from relocator.moving.stages import NEXT, REVOCABLE, Stage
@@ -16,6 +16,14 @@ from relocator.signals import uninterrupted
 SETTLE_S = 20.0
 _NOT_HERE = (SourceVm.SENT, SourceVm.GONE)
 _NO_HOOKS = Hooks()
+_STOPPED = (
+    "It is there with its disks, and every block, but was stopped: say `cont` to its QEMU's QMP "
+    "socket, or `virsh resume` where libvirt has it."
+)
+_UNSURE = (
+    "It may still have the guest. If it is certain that it doesn't run there, run the same command "
+    "with --lost source."
+)
 
 
 class Move:
@@ -46,6 +54,8 @@ class Move:
             if stage is Stage.HOME and failure is not None:
                 raise self._ended(failure) from failure
         self._hooks.at_rest()
+        if self._steps.stands_still():
+            raise MoveError("the guest stands still at the destination", _STOPPED)
         self._hooks.tell(Progress(Stage.DONE))
         return self._steps.report
 
@@ -70,11 +80,16 @@ class Move:
         try:
             self._parties.freeze.settle(found)
         except RelocatorError as error:
-            raise MoveError(str(error), verdict(found)) from error
+            raise MoveError(str(error), verdict(found), again=True) from error
         return verdict(found)
 
-    def _ended(self, error: BaseException, before: BaseException | None = None) -> MoveError:
-        """The error that a person is shown, from what is seen now; `before` had led to it."""
+    def _ended(
+        self, error: BaseException, before: BaseException | None = None, text: str = ""
+    ) -> MoveError:
+        """The error that a person is shown, from what is seen now; `before` had led to it.
+
+        `text` is what to do next, if what is seen doesn't say so.
+        """
         causes = [cause for cause in (before, error) if cause is not None]
         whys = ["interrupted" if isinstance(c, KeyboardInterrupt) else str(c) for c in causes]
         found = self._parties.look()
@@ -83,9 +98,12 @@ class Move:
                 self._parties.freeze.settle(found)
             except RelocatorError as other:
                 whys.append(str(other))
-        if stages.at_rest(found):
+        lost = seen.loss(self._parties.source) if found.source is SourceVm.GONE else None
+        nothing_left = lost is not None and lost.ended  # for the guard to try
+        if stages.at_rest(found) or (nothing_left and stages.find(found) is Stage.LOST):
             self._hooks.at_rest()
-        return MoveError("; then: ".join(whys), verdict(found))
+            nothing_left = True
+        return MoveError("; then: ".join(whys), text or verdict(found), again=not nothing_left)
 
     def _found(self) -> Stage:
         """Where the move stands, for a process that has just begun.
@@ -100,17 +118,21 @@ class Move:
         self._parties.untold = not arrived and (not perhaps or "destination" in self._plan.lost)
         unsure = found.source is SourceVm.GONE and "source" not in self._plan.lost
         if stage is Stage.ARRIVED and unsure:
-            raise MoveError(
-                "the guest is at the destination, but the source's QEMU can't be reached",
-                "It may still have the guest. If it is certain that it doesn't run there, "
-                "run the same command with --lost source.",
-            )
+            why = "the guest is at the destination, but the source's QEMU can't be reached"
+            raise self._ended(RelocatorError(f"{why}{self._why_lost()}"), text=_UNSURE)
         if stage is Stage.LOST:
-            if any(disk.held for disk in found.disks):
+            # Else a move may be under way, by a process that has the source's QEMU.
+            if "source" in self._plan.lost and any(disk.held for disk in found.disks):
                 back.withdraw_all(self._parties)
-            raise MoveError("the source's QEMU can't be reached", verdict(self._parties.look()))
+            raise self._ended(
+                RelocatorError(f"the source's QEMU can't be reached{self._why_lost()}")
+            )
         if stage is Stage.CONFLICT:
             raise MoveError("nothing was done", verdict(found))
         if stage not in (Stage.HOME, Stage.COMPLETE):
             self._hooks.watch()
         return stage
+
+    def _why_lost(self) -> str:
+        lost = seen.loss(self._parties.source)
+        return "" if lost is None else f" ({lost.why})"

@@ -66,9 +66,13 @@ class Parties:
 
 
 class MoveError(RelocatorError):
-    """A move that could not be done: why, where guest and disks are now, and what to do next."""
+    """A move that could not be done: why, where guest and disks are now, and what to do next.
 
-    def __init__(self, why: str, verdict: str) -> None:
+    `again`: the guest may stand still, and another try may change that.
+    """
+
+    def __init__(self, why: str, verdict: str, *, again: bool = False) -> None:
         super().__init__(f"{why}\n{verdict}")
+        self.again = again
         self.why = why
         self.verdict = verdict

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from relocator.errors import RelocatorError
 from relocator.moving.ends import Disk, of_all
-from relocator.moving.monitor import Monitor, MonitorLostError
+from relocator.moving.monitor import Monitor
 
 
 class SourceVm(StrEnum):
@@ -18,7 +18,7 @@ class SourceVm(StrEnum):
     PAUSED = "paused"  # the guest stands still, at QEMU's pause-before-switchover
     LAST = "last"  # the last of the guest's state is sent
     SENT = "sent"  # all was sent; this QEMU keeps what it had, and stands still
-    GONE = "gone"  # it can't be reached
+    GONE = "gone"  # it can't be reached: it has ended, or the way to it, or another client has it
 
 
 class DestVm(StrEnum):
@@ -114,7 +114,7 @@ def source_vm(monitor: Monitor) -> SourceVm:
     try:
         status = monitor.call("query-status")["status"]
         migration = monitor.call("query-migrate").get("status")
-    except MonitorLostError:
+    except RelocatorError:
         return SourceVm.GONE
     if migration == "pre-switchover":
         return SourceVm.PAUSED
@@ -132,9 +132,29 @@ def dest_vm(monitor: Monitor) -> DestVm:
         if status == "inmigrate":
             migration = monitor.call("query-migrate").get("status")
             return DestVm.RECEIVING if migration in ("active", "device") else DestVm.WAITING
-    except MonitorLostError:
+    except RelocatorError:
         return DestVm.GONE
     return DestVm.RUNS if status == "running" else DestVm.STOPPED
+
+
+class Loss(NamedTuple):
+    """Why a QEMU can't be reached. `ended`: nobody listens there; else it may run for all that."""
+
+    why: str
+    ended: bool
+
+
+def loss(monitor: Monitor) -> Loss | None:
+    """Why it can't be reached; None if it can."""
+    try:
+        monitor.connect()
+    except RelocatorError as error:
+        cause = error.__cause__
+        nobody = isinstance(
+            getattr(cause, "exc", cause), ConnectionRefusedError | FileNotFoundError
+        )
+        return Loss(str(error), nobody)
+    return None
 
 
 def _disk(disk: Disk) -> DiskSeen:

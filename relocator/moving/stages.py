@@ -53,7 +53,7 @@ ABOUT: dict[Stage, About] = {
     Stage.COMPLETE: About("comparing with the source", "destination"),
     Stage.DONE: About("done", "destination"),
     Stage.RETURNING: About("going back to the source", "source"),
-    Stage.LOST: About("the source's QEMU has ended before the guest arrived", "source"),
+    Stage.LOST: About("the source's QEMU can't be reached, and no guest arrived", "source"),
     Stage.CONFLICT: About("the guest runs at the source, its disks are elsewhere", "destination"),
 }
 
@@ -120,7 +120,7 @@ RULES = (
 
 
 #: Stages at which a move may be left: the guest stands still in none of them for lack of a word.
-_AT_REST = frozenset({Stage.HOME, Stage.MOVED, Stage.COMPLETE, Stage.LOST, Stage.CONFLICT})
+_AT_REST = frozenset({Stage.HOME, Stage.MOVED, Stage.COMPLETE, Stage.CONFLICT})
 
 
 def at_rest(seen: Seen) -> bool:

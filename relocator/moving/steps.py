@@ -48,7 +48,7 @@ class Steps:
         self._plan = plan
         self._hooks = hooks
         self._clocks = Clocks()
-        self._interrupted = self._armed = self._sealing = self._thawed = False
+        self._interrupted = self._armed = self._sealing = self._brought = self._thawed = False
         self._of: dict[Stage, Callable[[], str]] = {
             Stage.HOME: self._home,
             Stage.STARTING: self._starting,
@@ -175,7 +175,7 @@ class Steps:
         self._await_seals(float("inf"))
         self._clocks.note("sealed")
         self._hooks.seam("sealed")
-        self._parties.untold = False
+        self._parties.untold, self._brought = False, True
         try:
             of_all(self._parties.disks, _release)
         except KeyboardInterrupt:
@@ -243,6 +243,7 @@ class Steps:
                 if state is None or state["state"] == "standby" or state.get("held")
             ]
             if not held:
+                self._let_go_on()
                 return
             for disk in held:
                 try:
@@ -253,6 +254,22 @@ class Steps:
             if time.monotonic() > give_up_s:
                 raise RelocatorError(f"disk {held[0].name} could not be released yet")
             time.sleep(LOOK_EVERY_S)
+
+    def _let_go_on(self) -> None:
+        """A way back that came to nothing may have stopped the guest that this process releases."""
+        if self._brought and self.stands_still():
+            with suppress(RelocatorError):  # it is asked again at the end
+                self._parties.destination.call("cont")
+
+    def stands_still(self) -> bool:
+        """Whether the guest stands still at the destination, unless it did when the move began."""
+        if self._parties.ran_at_source is False:
+            return False
+        try:
+            status = self._parties.destination.call("query-status")["status"]
+        except RelocatorError:
+            return False
+        return status in ("paused", "prelaunch")
 
     def _complete(self) -> str:
         """Prove that what was copied is what the source has."""

@@ -52,6 +52,13 @@ def verdict(found: Seen) -> str:
             "The guest is at the destination and stands still; nothing runs at the source. "
             f"{_AGAIN}, once every source's disk server answers."
         )
+    if stage is Stage.LOST and any(disk.held for disk in found.disks):
+        text = (
+            "The guest is not at the destination, and the source's QEMU can't be reached: it may "
+            "run there, or stand still, or be moved just now by another client. Its disks wait for "
+            "that move. If it is certain that it doesn't run there any more, run the same command "
+            "with --settle --lost source, which gives the disks back, and start the guest there."
+        )
     return f"{text}{_silent(found)}"
 
 

@@ -177,3 +177,67 @@ def test_a_guest_that_was_left_frozen_is_thawed_by_the_same_command_and_moves(wa
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert not agent.frozen
+
+
+def test_a_frozen_guest_whose_qemu_can_not_be_reached_is_thawed_and_goes_on(way: Way) -> None:
+    agent = way.frozen_by(frozen=False)
+    process = way.sending()
+    wait_for(lambda: agent.frozen, "the freeze")
+    way.source.lose()
+    process.wait(60)
+    assert not agent.frozen
+    way.source.stand_still()  # it has gone on to send, though nobody asked it to
+    way.source.mute = False
+    said, _ = process.communicate(timeout=60)  # of its guard, too
+    assert process.returncode == 1
+    assert "the source's QEMU can't be reached" in said
+    assert "Traceback" not in said
+    assert way.back
+
+
+def test_a_qemu_that_is_lost_just_before_the_switch_is_asked_again_later(way: Way) -> None:
+    process = way.sending()
+    way.source.before["migrate-continue"] = way.source.lose
+    way.source.stand_still()
+    process.wait(60)
+    way.source.mute = False
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "guard goes on trying" in said
+    assert "The guest is at the source, its disks are writable there" in said
+    assert way.back
+
+
+def test_a_guest_that_a_way_back_has_stopped_goes_on_where_its_disks_are_released(way: Way) -> None:
+    way.source.close()
+    way.destination.status = "paused"
+    way.proxy.control.call("activate", hold=True)
+    done = way.run("--lost", "source")
+    assert done.returncode == 0, done.stderr
+    assert way.destination.status == "running"
+
+
+def test_a_guest_that_stands_still_at_the_end_is_told(way: Way) -> None:
+    way.source.close()
+    way.destination.status = "paused"
+    way.proxy.control.call("activate")
+    way.proxy.wait()
+    done = way.run()
+    assert done.returncode == 1
+    assert "the guest stands still at the destination" in done.stderr
+    assert "say `cont`" in done.stderr
+
+
+def test_a_second_command_leaves_a_move_that_is_under_way_alone(way: Way) -> None:
+    process = way.sending()
+    wait_for(lambda: way.disk == ("complete", "activating"), "the disk to be held")
+    other = way.run()
+    assert other.returncode == 1
+    assert "is another client connected to its QMP socket?" in other.stderr
+    assert "Traceback" not in other.stderr
+    assert way.disk == ("complete", "activating")
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert way.back
