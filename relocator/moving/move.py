@@ -5,7 +5,7 @@ import time
 from relocator.errors import RelocatorError
 from relocator.moving import back, seen, stages
 from relocator.moving.parties import MoveError, Parties, Plan
-from relocator.moving.seen import DestVm, SourceVm
+from relocator.moving.seen import DestVm, Loss, Seen, SourceVm
 from relocator.moving.stages import NEXT, REVOCABLE, Stage
 from relocator.moving.steps import Steps
 from relocator.moving.telling import Hooks, Progress, Report
@@ -83,27 +83,32 @@ class Move:
             raise MoveError(str(error), verdict(found), again=True) from error
         return verdict(found)
 
-    def _ended(
-        self, error: BaseException, before: BaseException | None = None, text: str = ""
-    ) -> MoveError:
-        """The error that a person is shown, from what is seen now; `before` had led to it.
-
-        `text` is what to do next, if what is seen doesn't say so.
-        """
+    def _ended(self, error: BaseException, before: BaseException | None = None) -> MoveError:
+        """The error that a person is shown, from what is seen now; `before` had led to it."""
         causes = [cause for cause in (before, error) if cause is not None]
         whys = ["interrupted" if isinstance(c, KeyboardInterrupt) else str(c) for c in causes]
         found = self._parties.look()
+        lost = seen.loss(self._parties.source) if found.source is SourceVm.GONE else None
+        return self._left(found, whys, lost, verdict(found))
+
+    def _out_of_reach(self, found: Seen, why: str, text: str) -> MoveError:
+        """The same, of a source's QEMU that was not found to be there."""
+        lost = seen.loss(self._parties.source)
+        whys = [why if lost is None else f"{why} ({lost.why})"]
+        return self._left(found, whys, lost, text)
+
+    def _left(self, found: Seen, whys: list[str], lost: Loss | None, text: str) -> MoveError:
+        """What can be done for a guest that is left so is done: it is thawed, or its guard goes."""
+        ended = lost is not None and lost.ended
         with uninterrupted():
             try:
                 self._parties.freeze.settle(found)
             except RelocatorError as other:
-                whys.append(str(other))
-        lost = seen.loss(self._parties.source) if found.source is SourceVm.GONE else None
-        nothing_left = lost is not None and lost.ended  # for the guard to try
-        if stages.at_rest(found) or (nothing_left and stages.find(found) is Stage.LOST):
+                whys += [] if ended else [str(other)]
+        at_rest = stages.at_rest(found) or (ended and stages.find(found) is Stage.LOST)
+        if at_rest:
             self._hooks.at_rest()
-            nothing_left = True
-        return MoveError("; then: ".join(whys), text or verdict(found), again=not nothing_left)
+        return MoveError("; then: ".join(whys), text, again=not (at_rest or ended))
 
     def _found(self) -> Stage:
         """Where the move stands, for a process that has just begun.
@@ -119,20 +124,15 @@ class Move:
         unsure = found.source is SourceVm.GONE and "source" not in self._plan.lost
         if stage is Stage.ARRIVED and unsure:
             why = "the guest is at the destination, but the source's QEMU can't be reached"
-            raise self._ended(RelocatorError(f"{why}{self._why_lost()}"), text=_UNSURE)
+            raise self._out_of_reach(found, why, _UNSURE)
         if stage is Stage.LOST:
             # Else a move may be under way, by a process that has the source's QEMU.
             if "source" in self._plan.lost and any(disk.held for disk in found.disks):
                 back.withdraw_all(self._parties)
-            raise self._ended(
-                RelocatorError(f"the source's QEMU can't be reached{self._why_lost()}")
-            )
+                found = self._parties.look()
+            raise self._out_of_reach(found, "the source's QEMU can't be reached", verdict(found))
         if stage is Stage.CONFLICT:
             raise MoveError("nothing was done", verdict(found))
         if stage not in (Stage.HOME, Stage.COMPLETE):
             self._hooks.watch()
         return stage
-
-    def _why_lost(self) -> str:
-        lost = seen.loss(self._parties.source)
-        return "" if lost is None else f" ({lost.why})"
