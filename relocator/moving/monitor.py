@@ -9,6 +9,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as Late
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
@@ -55,9 +56,9 @@ class _Loop:
             future.cancel()
             raise
 
-    def start(self, job: Coroutine[Any, Any, None]) -> None:
-        """Let `job` run beside everything else."""
-        asyncio.run_coroutine_threadsafe(job, self._loop)
+    def start(self, job: Coroutine[Any, Any, None]) -> Future[None]:
+        """Let `job` run beside everything else, until it is cancelled."""
+        return asyncio.run_coroutine_threadsafe(job, self._loop)
 
     def end(self) -> None:
         """Cancel all that runs, and end the thread."""
@@ -119,6 +120,7 @@ class Monitor:
         self._reach = reach
         self._client: Any = None
         self._loop: _Loop
+        self._listening: Future[None]
         self._events: list[Event] = []
         self._moved = threading.Condition()
 
@@ -153,7 +155,7 @@ class Monitor:
                 raise MonitorLostError(f"{self.name} ({self.address}): {_why(error)}") from error
             raise
         self._client = client
-        self._loop.start(self._listen(client))
+        self._listening = self._loop.start(self._listen(client))
 
     async def _listen(self, client: Any) -> None:
         async for message in client.events:
@@ -214,6 +216,7 @@ class Monitor:
             return
         with suppress(Exception):  # whatever the end of a dead connection has to say
             self._loop.run(client.disconnect(), CLOSE_S)
+        self._listening.cancel()
         _Shared.leave()
 
 

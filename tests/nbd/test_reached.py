@@ -90,6 +90,7 @@ def waiting(directory: Path, proxy: Server, target: Server) -> Iterator[Path]:
         finally:
             process.kill()
     assert process.returncode == 0, said
+    assert "Task" not in said  # nothing of asyncio's is left behind
 
 
 def waits_for(word: Path) -> str:
