@@ -4,12 +4,15 @@ Who runs a command with nohup has said that a terminal which goes does not end i
 ignored from the beginning stays so.
 """
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+_AGAIN_S = 0.1
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -17,6 +20,24 @@ def ending() -> frozenset[signal.Signals]:
     """The signals that ask this process to end."""
     ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return frozenset(_ENDING) - ({signal.SIGHUP} if ignored else set())
+
+
+def interrupt() -> None:
+    """From now on each of them is a KeyboardInterrupt in the main thread, and none gets lost.
+
+    One that comes while Python tidies up (a weak reference's callback, as imports have) is dropped
+    there; then it comes again.
+    """
+    for number in ending() - {signal.SIGINT}:  # that is one, unless it is ignored
+        signal.signal(number, signal.default_int_handler)
+    sys.unraisablehook = _dropped
+
+
+def _dropped(what: "sys.UnraisableHookArgs") -> None:
+    if what.exc_type is KeyboardInterrupt:
+        threading.Timer(_AGAIN_S, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    else:
+        sys.__unraisablehook__(what)
 
 
 @contextmanager

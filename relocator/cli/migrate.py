@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -132,8 +131,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.settle:
         return _settle(options, plan)
     with moves.parties(options) as parties:
-        for number in signals.ending() - {signal.SIGINT}:
-            signal.signal(number, signal.default_int_handler)
+        signals.interrupt()
         watcher = guard.Guard(_arguments(options))
         with Page([disk.name for disk in parties.disks], as_json=options.json) as page:
             hooks = Hooks(

@@ -125,9 +125,11 @@ def unheard() -> Iterator[None]:
     """
     try:
         yield
-    except OSError:
+    except OSError as error:
         for stream in (sys.stdout, sys.stderr):
             _hush(stream)
+        if isinstance(error.__context__, KeyboardInterrupt):  # and then this, on the way out
+            raise KeyboardInterrupt from None
 
 
 def _hush(stream: TextIO) -> None:

@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from relocator.cli.movepage import unheard
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -45,3 +49,31 @@ except KeyboardInterrupt:
     print("afterwards")
 """
     assert said(code) == [str(-signal.SIGTERM), "afterwards"]
+
+
+def test_an_interruption_while_nobody_hears_what_is_said_is_one() -> None:
+    with pytest.raises(KeyboardInterrupt), unheard():
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise BrokenPipeError
+    with unheard():
+        raise BrokenPipeError
+
+
+def test_an_interruption_that_python_drops_comes_again() -> None:
+    code = """
+import time, weakref
+from relocator import signals
+signals.interrupt()
+class Thing: pass
+thing = Thing()
+seen = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGINT))
+try:
+    del thing  # nothing is raised here: it is in the callback
+    print("dropped")
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("heard")
+"""
+    assert said(code) == ["dropped", "heard"]
