@@ -128,8 +128,11 @@ def unheard() -> Iterator[None]:
     except OSError as error:
         for stream in (sys.stdout, sys.stderr):
             _hush(stream)
-        if isinstance(error.__context__, KeyboardInterrupt):  # and then this, on the way out
-            raise KeyboardInterrupt from None
+        before: BaseException | None = error
+        while before is not None:  # what failed on the way out of an interruption hides it
+            if isinstance(before, KeyboardInterrupt):
+                raise before from None
+            before = before.__context__
 
 
 def _hush(stream: TextIO) -> None:
