@@ -126,8 +126,7 @@ class Activation:
 
         Raises:
             ConfigError, StateError, StoreError: refused, as for a target; nothing has changed.
-            UpstreamError: the source can't be told of an earlier withdrawal; or with `wait`: it
-                could not be sealed. This side is in standby.
+            UpstreamError: the source can't be told of an earlier withdrawal, or (`wait`) be sealed.
         """
         if not seal and (wait or not hold):
             raise ConfigError("seal=False: needs hold=True, and not wait=True")
@@ -138,6 +137,7 @@ class Activation:
         with self._lock:
             already = self._lifecycle.state not in states.PASSING
             if self._lifecycle.state is State.STANDBY:
+                self._failure = None  # that of an earlier one undoes nothing more
                 self._lifecycle.begin_activation(Takeover(self._token, hold), by_write=by_write)
                 self._parts.requests.watch()
                 if self._parts.transfer is not None:

@@ -280,6 +280,25 @@ def test_a_withdrawal_that_the_source_did_not_hear_is_told_it_later(
                 until(again, "complete")
 
 
+def test_what_is_armed_again_is_not_undone_for_what_failed_before(
+    tmp_path: Path, source: Source
+) -> None:
+    with source.serve() as target, standby(tmp_path, target, "retry-timeout=1") as proxy:
+        target.kill()
+        with pytest.raises(RelocatorError, match="the disk was not taken over"):
+            proxy.control.call("activate", wait=True)
+        with source.serve():
+            proxy.control.call("activate", hold=True, seal=False)
+
+            def told() -> bool:
+                """The first failure's way back has come to its end."""
+                return not proxy.status()["error"] or state(proxy) == "standby"
+
+            wait_for(told, "the source to be told", 60)
+            assert (state(proxy), proxy.status()["held"]) == ("activating", True)
+            proxy.control.call("withdraw")
+
+
 def test_the_disks_of_a_vm_are_taken_over_all_or_none(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], guest: Any
 ) -> None:
