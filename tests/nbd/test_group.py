@@ -1,0 +1,86 @@
+"""The disks of one VM are taken over, and given back, together."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from relocator import group
+from relocator.cli.main import main
+from tests.nbd.test_activation import Source, standby, state, until, waits
+from tests.support.servers import wait_for
+
+
+@pytest.fixture
+def guest() -> Iterator[Callable[..., Future[Any]]]:
+    """Requests whose answers may take a while."""
+    with ThreadPoolExecutor(4) as pool:
+        yield pool.submit
+
+
+def two_disks(directory: Path) -> tuple[list[Source], list[Path]]:
+    """Two disks at their source, and for each a directory of its copy."""
+    sources = [Source(directory, name) for name in ("one", "two")]
+    sites = [source.directory / "copy" for source in sources]
+    for site in sites:
+        site.mkdir()
+    return sources, sites
+
+
+def test_the_disks_of_a_vm_are_taken_over_all_or_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], guest: Any
+) -> None:
+    sources, sites = two_disks(tmp_path)
+    with sources[0].serve() as first, sources[1].serve() as second:
+        with standby(sites[0], first) as one, standby(sites[1], second) as two:
+            controls = [str(one.control_path), str(two.control_path)]
+            assert main(["activate", "--hold", *controls]) == 0
+            written = guest(one.connect().pwrite, b"mine", 0)
+            second.kill()
+            wait_for(lambda: one.control.call("status")["seal_confirmed"], "the first seal")
+            assert waits(written)
+            with sources[1].serve() as again:
+                assert main(["release", *controls]) == 0
+                written.result(30)
+                until(one, "active")
+                until(two, "active")
+                again.kill()  # rather than to wait for its client
+
+
+def test_what_one_disk_refuses_none_has_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources, sites = two_disks(tmp_path)
+    with sources[0].serve() as first, sources[1].serve() as second:
+        with standby(sites[0], first) as one, standby(sites[1], second, "retry-timeout=1") as two:
+            second.kill()
+            assert main(["activate", str(one.control_path), str(two.control_path)]) == 1
+            assert "the disk was not taken over" in capsys.readouterr().err
+            assert (state(one), state(two)) == ("standby", "standby")
+            until(first, "complete")
+            first.connect().pwrite(b"at home", 0)
+            with sources[1].serve() as again:
+                group.activate([one.control, two.control])
+                group.release([one.control, two.control])
+                until(two, "active")
+                again.kill()
+
+
+@pytest.mark.parametrize("verb", ["activate", "release"])
+def test_a_disk_that_was_here_before_stays_whatever_another_refuses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    sources, sites = two_disks(tmp_path)
+    with sources[0].serve() as first, sources[1].serve() as second:
+        with standby(sites[0], first) as one, standby(sites[1], second, "retry-timeout=1") as two:
+            one.control.call("activate", wait=True)  # its guest runs here, and has written nothing
+            second.kill()
+            assert main([verb, str(one.control_path), str(two.control_path)]) == 1
+            assert capsys.readouterr().err
+            assert (state(one), state(two)) == ("active", "standby")
+            one.connect().pwrite(b"mine", 0)
+            with sources[1].serve() as again:
+                wait_for(lambda: state(again) != "sealed", "the way back")
+                again.kill()
