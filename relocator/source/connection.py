@@ -217,7 +217,10 @@ class Connection:
             else:
                 in_vain = gather
             self._deliver()
-            if self._lost or handle.aio_is_dead() or handle.aio_is_closed():
+            gone = handle.aio_is_dead() or handle.aio_is_closed()
+            if self._lost and not gone:  # it says so, and owes more such answers
+                hear_out(handle, lambda: handle.aio_in_flight() > 0)
+            if self._lost or gone:
                 raise UpstreamError("the source ended the connection", errno.ENOTCONN)
             if not self._in_flight:
                 self._heard_s = time.monotonic()
