@@ -174,7 +174,7 @@ class Hydration:
         of it; only the count differs. However long the run is, a guest waits for a step at most.
 
         Raises:
-            StoreError: the store refused; nothing is marked.
+            StoreError: the store refused; nothing of this step is marked.
         """
         block = self._store.geometry.block_bytes
         while first < end:
@@ -194,8 +194,10 @@ class Hydration:
                 is_punched = self._store.image.zero(*extent, punch=True)
                 self._zero_step_bytes = _PUNCH_STEP_BYTES if is_punched else _WRITE_STEP_BYTES
             with self._store.lock:
-                self.skipped_bytes += length if skipped else 0
-                self.hole_bytes += 0 if skipped else length
+                if skipped:
+                    self.skipped_bytes += length
+                else:
+                    self.hole_bytes += length
 
     def fill(self, first: int, end: int, asked: int, data: memoryview) -> bool:
         """Make the absent, unowned blocks of `first..end` present with `data`, all their bytes.

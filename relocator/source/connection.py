@@ -219,7 +219,7 @@ class Connection:
             self._deliver()
             gone = handle.aio_is_dead() or handle.aio_is_closed()
             if self._lost and not gone:  # it says so, and owes more such answers
-                hear_out(handle, lambda: handle.aio_in_flight() > 0)
+                hear_out(handle)
             if self._lost or gone:
                 raise UpstreamError("the source ended the connection", errno.ENOTCONN)
             if not self._in_flight:
@@ -227,7 +227,7 @@ class Connection:
             elif time.monotonic() - self._heard_s > STALL_S:
                 raise UpstreamError(f"no reply for {STALL_S:.0f} s", errno.ETIMEDOUT)
         low_water.set(1)
-        hear_out(handle, lambda: handle.aio_in_flight() > 0)
+        hear_out(handle)
 
     @property
     def _owes_more_than_a_reply(self) -> bool:

@@ -160,15 +160,15 @@ def hang_up(handle: Any) -> None:
         handle.aio_disconnect(0)
 
 
-def hear_out(handle: Any, owed: Callable[[], bool]) -> None:
-    """Say goodbye, and take what is still `owed`, for `FAREWELL_S` at most: see `Incoming.end`.
+def hear_out(handle: Any) -> None:
+    """Say goodbye, and take what is still owed, for `FAREWELL_S` at most: see `Incoming.end`.
 
     Raises:
         nbd.Error: the connection broke.
     """
     handle.aio_disconnect(0)
     give_up_s = time.monotonic() + FAREWELL_S
-    while owed() and not (handle.aio_is_dead() or handle.aio_is_closed()):
+    while handle.aio_in_flight() and not (handle.aio_is_dead() or handle.aio_is_closed()):
         if (left_s := give_up_s - time.monotonic()) <= 0:
             break
         progress(handle, left_s)

@@ -17,7 +17,7 @@ from typing import Any
 import nbd
 
 from relocator.errors import RelocatorError, UpstreamError
-from relocator.source.handles import CONNECT_S, aio_pread, hear_out, progress
+from relocator.source.handles import CONNECT_S, aio_pread, hang_up, hear_out, progress
 from relocator.source.replies import AT_ONCE_BYTES, FIRST_READ_BYTES
 from relocator.store.geometry import Extent
 
@@ -109,15 +109,14 @@ class Incoming:
             if self._failure is None:
                 self._await(self._asked, CONNECT_S, idle)
         with suppress(nbd.Error):
-            hear_out(self._handle, lambda: self._is_owed)
+            (hang_up if self._is_silent else hear_out)(self._handle)
         self._handle = None
         self._flights.clear()
         self._data = bytearray()
 
     @property
-    def _is_owed(self) -> bool:
-        is_silent = self._failure is not None and self._failure.errno == errno.ETIMEDOUT
-        return not is_silent and any(not outcome for _, outcome in self._flights)
+    def _is_silent(self) -> bool:
+        return self._failure is not None and self._failure.errno == errno.ETIMEDOUT
 
     def _gather(self) -> bool:
         """Append what has arrived next, if it has."""

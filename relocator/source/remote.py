@@ -263,7 +263,6 @@ class Source:
             what = f"the source's answer to '{verb}' can't be understood: {error}"
             raise UpstreamError(what) from error
         if not fields["ok"]:
-            incoming.end()
             why = words.printable(str(fields["error"]))
             verb = verb.partition("/")[0]  # a seal's name is nobody else's business
             if fields.get("shut"):

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.model import source_bytes
 from tests.support.relay import relay
-from tests.support.servers import Server, mistaken, nbdkit, plugin, proxy, wait_for
+from tests.support.servers import TARGET_FLAGS, Server, mistaken, nbdkit, plugin, proxy, wait_for
 
 SIZE_BYTES = 1 << 20
 BLOCK = 4096
@@ -62,7 +62,7 @@ def test_connections_that_are_opened_while_all_are_closed_end_too(tmp_path: Path
 def test_a_proxy_that_is_ended_in_mid_copy_takes_what_it_is_owed(
     tmp_path: Path, slow: tuple[str, str]
 ) -> None:
-    (tmp_path / "disk.img").write_bytes(source_bytes(64 << 20))
+    (tmp_path / "disk.img").write_bytes(source_bytes(62 << 20))
     behind = [f"--filter={slow[0]}", "file", str(tmp_path / "disk.img"), slow[1]]
     with nbdkit(tmp_path, "source", behind) as source:
         for number in range(3):
@@ -83,8 +83,9 @@ def test_a_proxy_that_is_ended_in_mid_copy_takes_what_it_is_owed(
 def test_what_one_connection_owed_comes_by_the_others_if_it_can_not_come_back(
     tmp_path: Path, demand: str
 ) -> None:
-    (tmp_path / "disk.img").write_bytes(source_bytes(4 << 20))
-    slow = ["--filter=delay", "file", str(tmp_path / "disk.img"), "rdelay=300ms"]
+    (tmp_path / "disk.img").write_bytes(source_bytes(2 << 20))
+    delay = ["--filter=delay", "file", str(tmp_path / "disk.img"), "rdelay=50ms"]
+    slow = [*TARGET_FLAGS, *delay]
     keys = ("connections=4", "window=1M", f"demand={demand}", "background=off")
     with (
         nbdkit(tmp_path, "source", slow) as source,
@@ -92,6 +93,7 @@ def test_what_one_connection_owed_comes_by_the_others_if_it_can_not_come_back(
         proxy(tmp_path, link.uri, *keys) as server,
     ):
         wait_for(lambda: server.status()["source_connections"] == 4, "all connections")
+        wait_for(lambda: server.status()["notes"], "an end of the look at the file systems")
         wait_for(lambda: sockets(source) == 5, "no other")
         last = link.newest
         server.control.call("set", background="on")
@@ -100,4 +102,4 @@ def test_what_one_connection_owed_comes_by_the_others_if_it_can_not_come_back(
         wait_for(lambda: server.status()["source_connections"] == 3, "one connection less")
         server.wait()
         assert server.status()["faults"]["copy"] is None
-    assert (tmp_path / "store" / "disk.img").read_bytes() == source_bytes(4 << 20)
+    assert (tmp_path / "store" / "disk.img").read_bytes() == source_bytes(2 << 20)
