@@ -263,7 +263,8 @@ class Hydration:
             busy.wait()
 
     def _own_locked(self, claims: list[Claim]) -> None:
-        self._claims.update(dict.fromkeys(claims))
+        for claim in claims:  # one, as a rule
+            self._claims[claim] = None
 
     def _unowned_locked(self, first: int, end: int) -> Iterator[Range]:
         """Absent blocks of `first..end` that nobody has claimed.

@@ -1,11 +1,14 @@
 """The connections of a copy: all of them end with it, and none keeps what another can fetch."""
 
 import signal
+import threading
 from contextlib import suppress
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
+from relocator.source.handles import hear_out
 from tests.support.model import source_bytes
 from tests.support.relay import relay
 from tests.support.servers import TARGET_FLAGS, Server, mistaken, nbdkit, plugin, proxy, wait_for
@@ -103,3 +106,16 @@ def test_what_one_connection_owed_comes_by_the_others_if_it_can_not_come_back(
         server.wait()
         assert server.status()["faults"]["copy"] is None
     assert (tmp_path / "store" / "disk.img").read_bytes() == source_bytes(2 << 20)
+
+
+def test_who_is_owed_nothing_waits_for_nobody_at_a_goodbye(tmp_path: Path) -> None:
+    with nbdkit(tmp_path, "source", ["memory", "1M"]) as source:
+        handle = source.connect()
+        handle.pread(BLOCK, 0)
+        source.process.send_signal(signal.SIGSTOP)
+        with patch("relocator.source.handles.FAREWELL_S", 120.0):
+            leaving = threading.Thread(target=hear_out, args=(handle,), daemon=True)
+            leaving.start()
+            leaving.join(20)
+        source.process.send_signal(signal.SIGCONT)
+        assert not leaving.is_alive()
