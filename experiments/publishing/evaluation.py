@@ -46,8 +46,12 @@ RUNS_TABLE = {
 }
 SHARES = ("link_use", "wan_over_allocated")
 TERMS = """\
-Differences below 10 % are not counted. Downtime is the time in which the guest stands still;
-“meanwhile” is from the move's start until the source may go."""
+Differences below 10 % are not counted, nor, of several seeds, those whose 95 % interval includes 1.
+Downtime is the time in which the guest stands still; “meanwhile” is from the move's start
+until the source may go."""
+CHOSEN = """\
+Which of the two is chosen anew for each figure in each condition, as is the best of the others; a
+move is made with one of them."""
 QUESTIONS = {path.stem: path for path in scenario.SCENARIOS.glob("*.toml")}
 
 
@@ -119,9 +123,11 @@ def content(evidence: Evidence, drawn: Mapping[str, Drawn]) -> dict[str, Any]:
         "counts": summary(evidence, drawn),
         "verdicts": drawn["compare"].sentences,
         "terms": TERMS,
+        "chosen": CHOSEN,
         "scored": [measure.label.replace("\n", " ") for measure in duels.SCORED],
         "front": front,
         "tally": duels.tally(front) if front else "",
+        "alone": duels.alone(evidence.scenario("compare")),
         "scores": duels.scores(evidence.scenario("compare")),
         "drawn": drawn,
         "questions": {name: _about(name) for name in drawn},

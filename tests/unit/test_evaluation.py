@@ -3,7 +3,6 @@
 import math
 import re
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from experiments.analysis import metrics
 from experiments.analysis.estimates import Estimate, estimate, paired_ratio
 from experiments.publishing import evaluation
-from experiments.publishing.figures import ALL, ablations, duels, evidence, paper, verdicts
+from experiments.publishing.figures import ALL, ablations, evidence, paper
 from experiments.publishing.figures.evidence import Evidence
 from experiments.scenarios import cells
 from experiments.scenarios.cells import Cell
@@ -150,56 +149,6 @@ def test_an_interval_is_students(tmp_path: Path) -> None:
     assert estimate([math.nan]) is None
 
 
-def compared(**peer: float) -> pd.DataFrame:
-    """relocator, 1 everywhere, and a mirror with these figures."""
-    base: dict[str, Any] = {measure.column: 1.0 for measure in duels.MEASURES}
-    base |= {"handover_s": 0.03, "background_delay_s": 0.0}
-    rows = [{**base, "name": "relocator"}, {**base, **peer, "name": "mirror"}]
-    return pd.DataFrame(rows).assign(axis_rtt="20ms", axis_rate="100mbit", seed=1)
-
-
-def test_a_verdict_says_where_each_is_ahead() -> None:
-    (said,) = verdicts.verdicts(compared(downtime_s=3.0, during_read_p99_s=0.5, lost_work_s=4.0))
-    assert "Against mirror: ours is down for less time (3 times)" in said
-    assert "mirror reads faster meanwhile (2 times)" in said
-    assert "mirror loses 3 s more of work" in said
-
-
-def test_a_verdict_says_what_the_runs_show_to_be_the_reason() -> None:
-    (said,) = verdicts.verdicts(compared(downtime_s=0.5, handover_s=0.001, independent_s=math.nan))
-    assert "of relocator's downtime 30 ms on average are the handover of the disk" in said
-    assert "there nothing is" not in said
-    (said,) = verdicts.verdicts(compared(downtime_s=0.5, handover_s=2e-6))
-    assert "the handover of the disk, which is sealed at the source; there nothing is" in said
-    slow = compared(during_read_p99_s=0.0005)
-    slow.loc[0, "during_read_p99_s"] = 0.024
-    (said,) = verdicts.verdicts(slow)
-    assert "costs a round trip, our read p99 is 1.2" in said
-    (said,) = verdicts.verdicts(compared(independent_s=0.3).assign(background_delay_s=8.0))
-    assert "was told to start 8 s after the switch" in said
-
-
-def test_what_differs_by_less_than_a_tenth_is_no_victory() -> None:
-    assert verdicts.verdicts(compared(downtime_s=1.05, independent_s=0.95)) == []
-
-
-def test_never_is_worse_than_any_time() -> None:
-    (said,) = verdicts.verdicts(compared(recovered_s=math.nan))
-    assert "ours is at local speed sooner (there: not seen)" in said
-    nobody = compared().assign(recovered_s=math.nan)
-    assert verdicts.verdicts(nobody) == []
-
-
-def test_the_table_says_how_many_times_better_and_who_is_ahead() -> None:
-    peer = compared(downtime_s=3.0, during_read_p99_s=0.5, during_write_p99_s=1.04)
-    scores = duels.scores(peer.assign(recovered_s=[1.0, math.nan]))["mirror"]
-    found = dict(zip((m.column for m in duels.SCORED), scores, strict=True))
-    assert found["downtime_s"] == duels.Score("3 ×", "ok")
-    assert found["during_read_p99_s"] == duels.Score("0.5 ×", "bad")
-    assert found["during_write_p99_s"] == duels.Score("1 ×", "")
-    assert found["recovered_s"] == duels.Score("there: not seen", "ok")
-
-
 def test_ratios_are_taken_seed_by_seed() -> None:
     ours = pd.Series([1.0, 10.0, 2.0, math.nan], index=[1, 2, 3, 4])
     theirs = pd.Series([2.0, 20.0, 4.0, 7.0], index=[1, 2, 3, 4])
@@ -211,41 +160,6 @@ def test_ratios_are_taken_seed_by_seed() -> None:
     assert other is not None
     assert other.mean == pytest.approx(2)
     assert other.low * other.high == pytest.approx(4), "as far below as above, as a factor"
-
-
-def test_the_first_table_has_the_best_of_both_sides() -> None:
-    frame = compared(downtime_s=3.0, during_read_p99_s=0.5, recovered_s=math.nan)
-    base = {**frame.iloc[0].to_dict(), "name": "hybrid", "during_read_p99_s": 0.51}
-    worse = {**frame.iloc[1].to_dict(), "name": "offline", "downtime_s": 9.0}
-    (row,) = duels.front(pd.concat([frame, pd.DataFrame([base, worse])])).values()
-    found = dict(zip((m.column for m in duels.SCORED), row, strict=True))
-    assert found["downtime_s"] in (
-        duels.Score("3 ×: mirror to relocator", "ok"),
-        duels.Score("3 ×: mirror to hybrid", "ok"),
-    )
-    assert found["during_read_p99_s"] == duels.Score("0.98 ×: mirror to hybrid", "")
-    assert found["recovered_s"] == duels.Score("nobody else: not seen", "ok")
-
-
-def test_each_peer_meets_the_better_of_ours() -> None:
-    frame = compared(downtime_s=0.5, independent_s=0.2)
-    base = frame.iloc[0].to_dict()
-    hybrid = {**base, "name": "hybrid", "independent_s": 0.1, "during_write_p99_s": 3.0}
-    seeded = {**base, "name": "seeded", "downtime_s": 0.1}
-    frame = pd.concat([frame, pd.DataFrame([hybrid, seeded])])
-    (scores,) = duels.scores(frame).values()
-    found = dict(zip((m.column for m in duels.SCORED), scores, strict=True))
-    assert found["independent_s"] == duels.Score("2 ×", "ok")
-    assert found["during_write_p99_s"] == duels.Score("1 ×", "")
-    assert found["downtime_s"] == duels.Score("0.5 ×", "bad"), "seeded is neither"
-    *_, last = verdicts.verdicts(frame.assign(wan_over_allocated=[1.0, 1.0, 1.0, 0.2]))
-    assert "0.2 times the bytes over the WAN, 1 times the time" in last
-    said = duels.tally(duels.front(frame))
-    assert said == (
-        "Of 6 cells ours is ahead in 1, no further than 10 % apart in 4, "
-        "another in 1: downtime (1 of 1 conditions); each peer's sentence says why."
-    )
-    assert "nobody is ahead" in duels.tally(duels.front(compared(downtime_s=3.0)))
 
 
 def test_a_cut_lasts_until_the_link_is_back(out: Path) -> None:

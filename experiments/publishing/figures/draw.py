@@ -196,7 +196,10 @@ def s(value: float) -> str:
 
 
 def times(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+    """A ratio to two digits; to three near 1, where a difference of 10 % begins to count."""
+    if value >= 10:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if 0.8 < value < 1.25 else f"{value:.2g}"
 
 
 def joined(parts: Sequence[str]) -> str:

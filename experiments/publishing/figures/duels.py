@@ -1,9 +1,15 @@
 """Ours against each peer, over all conditions of the comparison: in ratios.
 
-Ours is the better of relocator and hybrid, for each measure in each condition. Systems are compared
-seed by seed: one seed is the same disk, the same guest and the same load.
+Ours is the better of relocator and hybrid, chosen anew for each measure in each condition; `alone`
+says how each of them fares by itself. Systems are compared seed by seed: one seed is the same disk,
+the same guest and the same load. Of several seeds a difference counts if their interval says so.
+
+What never happened is worse than any time: with some seeds only it decides, unless the others, and
+most of all, say the contrary. That can only be said of a run that was watched for as long as the
+other needed.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,18 +22,25 @@ from experiments.publishing.figures.evidence import seconds
 
 @dataclass(frozen=True)
 class Measure:
+    """`never` is what is said where it did not happen; empty: then it was not measured."""
+
     column: str
     label: str
     better: str  # what a system does that has less of it
-    never: str = "never"
+    never: str = ""
     log: bool = True
 
 
 MEASURES = (
     Measure("downtime_s", "downtime\n(s)", "is down for less time"),
-    Measure("independent_s", "switch until\nthe source may go (s)", "frees the source sooner"),
     Measure(
-        "relocation_from_move_s", "move's start until\nthe source may go (s)", "moves in less time"
+        "independent_s", "switch until\nthe source may go (s)", "frees the source sooner", "never"
+    ),
+    Measure(
+        "relocation_from_move_s",
+        "move's start until\nthe source may go (s)",
+        "moves in less time",
+        "never",
     ),
     Measure("during_read_p99_s", "guest read p99\nmeanwhile (s)", "reads faster meanwhile"),
     Measure("during_write_p99_s", "guest write p99\nmeanwhile (s)", "writes faster meanwhile"),
@@ -37,7 +50,7 @@ MEASURES = (
         "is at local speed sooner",
         "not seen",
     ),
-    Measure("lost_work_s", "work lost\n(s)", "loses less work", "", False),
+    Measure("lost_work_s", "work lost\n(s)", "loses less work", log=False),
 )
 #: those of which a ratio can be told
 SCORED = [measure for measure in MEASURES if measure.log]
@@ -62,74 +75,135 @@ def by_condition(frame: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]
 
 @dataclass(frozen=True)
 class Score:
-    """A cell of the table; `kind` is `ok` where ours is ahead, `bad` where the peer is."""
+    """A cell of the table; `kind` is `ok` where ours is ahead, `bad` where the peer is, `untold`
+    where the seeds don't tell, empty where they are level."""
 
     text: str
     kind: str
 
 
 @dataclass(frozen=True)
-class Duel:
-    """One measure against one peer: the peer's value over ours in each condition."""
+class Pair:
+    """One measure of two systems in one condition.
 
-    measure: Measure
-    ratios: tuple[float, ...]
+    `ratio` is theirs over ours where it happened to both, `ours_s` our mean there; the numbers of
+    seeds: that both ran (`runs`), and in which it happened to one of them only.
+    """
+
+    ours: str
+    theirs: str
+    round_trip_s: float
+    ratio: Estimate | None
+    ours_s: float
+    runs: int
     ours_never: int
     theirs_never: int
 
     @property
-    def wins(self) -> bool:
-        return not self.loses and bool(self.won or self.theirs_never)
+    def lean(self) -> str:
+        """`ok`, `bad` or empty, by the mean of what is known."""
+        if self.ours_never != self.theirs_never and self.ratio is None:
+            return "bad" if self.ours_never > self.theirs_never else "ok"
+        mean = 1.0 if self.ratio is None else self.ratio.mean
+        return "ok" if mean >= ALIKE else "bad" if mean <= 1 / ALIKE else ""
 
     @property
-    def loses(self) -> bool:
-        return bool(self.ours_never) or any(ratio <= 1 / ALIKE for ratio in self.ratios)
+    def kind(self) -> str:
+        """The same as a verdict, as in `Score`."""
+        often = 2 * (self.ours_never + self.theirs_never) > self.runs
+        if self.ours_never and self.theirs_never:
+            return "untold"
+        if self.theirs_never:
+            return "ok" if self.lean != "bad" or often else "untold"
+        if self.ours_never:
+            return "bad" if self.lean != "ok" or often else "untold"
+        return self.lean if not self.lean or _told(self.ratio) else "untold"
+
+
+def _told(ratio: Estimate | None) -> bool:
+    """Whether the seeds, where there are several, tell it from 1."""
+    return ratio is None or ratio.count == 1 or not ratio.low <= 1 <= ratio.high
+
+
+@dataclass(frozen=True)
+class Duel:
+    """One measure against a peer: a pair for each condition in which the two can be compared."""
+
+    measure: Measure
+    pairs: tuple[Pair, ...]
+
+    @property
+    def kind(self) -> str:
+        """Ahead is who is so somewhere and leans behind nowhere."""
+        leans = {one.lean if one.kind == "untold" else one.kind for one in self.pairs}
+        for kind, other in (("ok", "bad"), ("bad", "ok")):
+            if self.of(kind) and other not in leans:
+                return kind
+        return "untold" if leans - {""} else ""
+
+    @property
+    def ratios(self) -> list[float]:
+        return [pair.ratio.mean for pair in self.pairs if pair.ratio is not None]
 
     @property
     def score(self) -> Score | None:
         """How many times better ours is; None if the two can't be compared."""
-        if self.ours_never and not self.ratios:
-            return Score(f"ours: {self.measure.never}", "bad")
-        if self.theirs_never and not self.ratios:
-            return Score(f"there: {self.measure.never}", "ok")
-        if not self.ratios:
+        if not self.pairs:
             return None
-        low, high = (draw.times(bound(self.ratios)) for bound in (min, max))
-        kind = "ok" if self.wins else "bad" if max(self.ratios) <= 1 / ALIKE else ""
-        return Score(f"{low} ×" if low == high else f"{low} to {high} ×", kind)
+        low, high = (draw.times(bound(self.ratios, default=0.0)) for bound in (min, max))
+        said = [f"{low} ×" if low == high else f"{low} to {high} ×"] if self.ratios else []
+        runs = sum(pair.runs for pair in self.pairs)
+        ours, theirs = zip(*((one.ours_never, one.theirs_never) for one in self.pairs), strict=True)
+        for who, count in (("ours", sum(ours)), ("there", sum(theirs))):
+            often = "" if count == runs else f" in {count} of {runs} runs"
+            said += [f"{who}: {self.measure.never}{often}"] if count else []
+        return Score("; ".join(said), self.kind)
 
-    @property
-    def won(self) -> list[float]:
-        """The ratios that are no tie."""
-        return [ratio for ratio in self.ratios if ratio >= ALIKE]
+    def of(self, kind: str) -> list[Pair]:
+        return [pair for pair in self.pairs if pair.kind == kind]
 
 
 def duels(frame: pd.DataFrame, peer: str) -> list[Duel]:
     """Ours against a peer, over the conditions in which both ran."""
-    found = []
-    for measure in MEASURES:
-        ratios, ours_never, theirs_never = [], 0, 0
-        for _, _, here in by_condition(frame):
-            mine = _best(here, OURS, measure) or OURS[0]
-            sides = [here[here["name"] == name] for name in (mine, peer)]
-            if any(side.empty for side in sides):
-                continue
-            ours, theirs = (_values(side, measure) for side in sides)
-            ratio = paired_ratio(theirs, ours) if measure.log else None
-            if ratio is not None:
-                ratios.append(ratio.mean)
-            elif measure.never and ours.notna().any() and theirs.isna().all():
-                theirs_never += 1
-            elif measure.never and theirs.notna().any() and ours.isna().all():
-                ours_never += 1
-        found.append(Duel(measure, tuple(ratios), ours_never, theirs_never))
-    return found
+    return [_duel(frame, OURS, [peer], measure) for measure in MEASURES]
 
 
-def _values(rows: pd.DataFrame, measure: Measure) -> pd.Series:
-    """What was measured, by seed."""
-    values: pd.Series = rows.set_index("seed")[measure.column]
-    return values
+def _duel(
+    frame: pd.DataFrame, ours: Sequence[str], theirs: Sequence[str], measure: Measure
+) -> Duel:
+    """The best of `theirs` in each condition over the best of `ours`."""
+    met = (_meet(here, seconds(rtt), ours, theirs, measure) for rtt, _, here in by_condition(frame))
+    return Duel(measure, tuple(pair for pair in met if pair is not None))
+
+
+def _meet(
+    here: pd.DataFrame,
+    round_trip_s: float,
+    ours: Sequence[str],
+    theirs: Sequence[str],
+    measure: Measure,
+) -> Pair | None:
+    """The best of both sides in one condition; None where they can't be compared."""
+    names = [best(here, side, measure) for side in (ours, theirs)]
+    if not measure.log or None in names:
+        return None
+    mine, peer = (here[here["name"] == name].set_index("seed") for name in names)
+    both = mine.index.intersection(peer.index)
+    mine, peer = mine.loc[both], peer.loc[both]
+    never = (_never(mine, peer, measure), _never(peer, mine, measure))
+    ratio = paired_ratio(peer[measure.column], mine[measure.column])
+    if ratio is None and not any(never):
+        return None
+    mean_s = float(mine[measure.column].mean())
+    return Pair(str(names[0]), str(names[1]), round_trip_s, ratio, mean_s, len(both), *never)
+
+
+def _never(one: pd.DataFrame, other: pd.DataFrame, measure: Measure) -> int:
+    """With how many seeds it happened to the other only, though both were watched for so long."""
+    if not measure.never:
+        return 0
+    known_s = other[measure.column]
+    return int((one[measure.column].isna() & (one["observed_s"] >= known_s)).sum())
 
 
 def peers(frame: pd.DataFrame) -> list[str]:
@@ -144,38 +218,51 @@ def front(frame: pd.DataFrame) -> dict[str, list[Score | None]]:
     others = peers(frame)
     found = {}
     for rtt, rate, here in by_condition(frame) if others else ():
-        found[f"{rtt}, {rate}"] = [_front(here, others, measure) for measure in SCORED]
+        found[f"{rtt}, {rate}"] = [_front(here, seconds(rtt), others, one) for one in SCORED]
     return found
 
 
-def _front(here: pd.DataFrame, others: Sequence[str], measure: Measure) -> Score | None:
-    ours, theirs = _best(here, OURS, measure), _best(here, others, measure)
-    if theirs is None:
-        return None if ours is None else Score(f"nobody else: {measure.never}", "ok")
-    if ours is None:
-        return Score(f"ours: {measure.never}; {theirs}", "bad")
-    sides = (_values(here[here["name"] == name], measure) for name in (theirs, ours))
-    ratio = paired_ratio(*sides)
-    if ratio is None:
+def _front(
+    here: pd.DataFrame, round_trip_s: float, others: Sequence[str], measure: Measure
+) -> Score | None:
+    pair = _meet(here, round_trip_s, OURS, others, measure)
+    if pair is None:
         return None
-    kind = "ok" if ratio.mean >= ALIKE else "bad" if ratio.mean <= 1 / ALIKE else ""
-    return Score(f"{_interval(ratio)}: {theirs} to {ours}", kind)
+    if pair.ratio is None and not pair.ours_never:
+        return Score(f"nobody else: {measure.never}", pair.kind)
+    ratio = "" if pair.ratio is None else f"{_interval(pair.ratio)}: "
+    said = f"{ratio}{pair.theirs} to {pair.ours}"
+    if pair.runs < here["seed"].nunique():
+        said += f", {pair.runs} of {here['seed'].nunique()} seeds"
+    for who, count in ((pair.ours, pair.ours_never), (pair.theirs, pair.theirs_never)):
+        often = "" if count == pair.runs else f" with {count} of {pair.runs} seeds"
+        said += f"; {who}: {measure.never}{often}" if count else ""
+    return Score(said, pair.kind)
 
 
-def _best(here: pd.DataFrame, names: Sequence[str], measure: Measure) -> str | None:
-    """Which of the systems has least."""
-    means = here[here["name"].isin(names)].groupby("name")[measure.column].mean().dropna()
-    return None if means.empty else str(means.idxmin())
+def best(here: pd.DataFrame, names: Sequence[str], measure: Measure) -> str | None:
+    """Which of the systems has least; one that it happened to more often comes first.
+
+    None if none of them ran, or nothing was measured that must have happened.
+    """
+    values = here[here["name"].isin(names)].groupby("name")[measure.column]
+    found = pd.DataFrame({"lacks": values.apply(lambda v: v.isna().mean()), "mean": values.mean()})
+    if not measure.never:
+        found = found.dropna()
+    return None if found.empty else str(found.sort_values(["lacks", "mean"]).index[0])
 
 
 def tally(rows: Mapping[str, Sequence[Score | None]]) -> str:
     """The table of `front` in a sentence: how often ours is ahead, and where it isn't."""
     told = [score for row in rows.values() for score in row if score is not None]
-    count = {kind: sum(score.kind == kind for score in told) for kind in ("ok", "", "bad")}
+    count = Counter(score.kind for score in told)
     said = f"Of {len(told)} cells ours is ahead in {count['ok']}"
     said += f", no further than 10 % apart in {count['']}" if count[""] else ""
+    said += f", not told apart by these seeds in {count['untold']}" if count["untold"] else ""
     if not count["bad"]:
-        return f"{said}; nobody is ahead of ours."
+        return (
+            f"{said}, another in none." if count["untold"] else f"{said}; nobody is ahead of ours."
+        )
     behind = []
     for measure, *column in zip(SCORED, *rows.values(), strict=True):
         lost = [score for score in column if score is not None and score.kind == "bad"]
@@ -188,13 +275,32 @@ def tally(rows: Mapping[str, Sequence[Score | None]]) -> str:
 
 def _interval(ratio: Estimate) -> str:
     """A ratio as it is shown, with its interval if there are several seeds."""
-    low, mean, high = (draw.times(value) for value in (ratio.low, ratio.mean, ratio.high))
+    mean, low, high = (draw.times(value) for value in (ratio.mean, ratio.low, ratio.high))
+    low, high = "0" if ratio.low < 1e-3 else low, "∞" if ratio.high > 1e3 else high
     return f"{mean} ×" if ratio.count == 1 else f"{mean} × ({low} to {high})"
 
 
 def scores(frame: pd.DataFrame) -> dict[str, list[Score | None]]:
-    """Peer -> a score for each of SCORED."""
+    """Peer (and in how many conditions it ended well) -> a score for each of SCORED."""
     return {
-        peer: [duel.score for duel in duels(frame, peer) if duel.measure in SCORED]
+        peer + where(frame, peer): [duel.score for duel in duels(frame, peer) if duel.measure.log]
         for peer in peers(frame)
+    }
+
+
+def where(frame: pd.DataFrame, peer: str) -> str:
+    """In how many conditions a run of it ended well; empty if in all."""
+    total = len(conditions(frame))
+    there = len(conditions(frame[frame["name"] == peer]))
+    return "" if there == total else f" ({there} of {total} conditions)"
+
+
+def alone(frame: pd.DataFrame) -> dict[str, list[Score | None]]:
+    """Each of ours by itself against the best of the peers; empty if there is but one."""
+    ours = [name for name in OURS if name in set(frame["name"])] if len(frame) else []
+    others = peers(frame)
+    if len(ours) < 2 or not others:
+        return {}
+    return {
+        name: [_duel(frame, [name], others, measure).score for measure in SCORED] for name in ours
     }

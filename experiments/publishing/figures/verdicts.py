@@ -8,8 +8,17 @@ import pandas as pd
 
 from experiments.analysis.estimates import paired_ratio
 from experiments.publishing.figures import draw
-from experiments.publishing.figures.duels import ALIKE, KEYS, OURS, Duel, by_condition, duels, peers
-from experiments.publishing.figures.evidence import seconds
+from experiments.publishing.figures.duels import (
+    ALIKE,
+    MEASURES,
+    OURS,
+    Duel,
+    best,
+    by_condition,
+    duels,
+    peers,
+    where,
+)
 
 READS = "during_read_p99_s"
 LITTLE_S = 0.1  # of lost work
@@ -28,18 +37,22 @@ def _verdict(frame: pd.DataFrame, peer: str) -> str:
         for duel in duels(frame, peer)
         if duel.ratios or duel.measure.column != "relocation_from_move_s"
     ]
-    wins = [_won(duel) for duel in found if duel.wins]
-    behind = [duel for duel in found if duel.loses]
+    wins = [_told(duel, "ok") for duel in found if duel.kind == "ok"]
+    behind = [duel for duel in found if duel.of("bad")]
+    untold = [duel for duel in found if duel.kind == "untold" and duel not in behind]
     mixed = _lost_work(frame, peer)
     said = []
     if wins:
         said.append(f"ours {draw.joined(wins)}")
     if behind:
-        losses = draw.joined([_lost(duel) for duel in behind])
+        losses = draw.joined([_told(duel, "bad") for duel in behind])
         said.append(f"{peer} {losses}{_why(frame, peer, behind)}")
+    if untold:
+        labels = draw.joined([_untold(duel) for duel in untold])
+        said.append(f"Not told by the seeds, or not alike in all conditions: who {labels}")
     if mixed:
         said.append(mixed)
-    return f"Against {peer}: {'. '.join(said)}." if said else ""
+    return f"Against {peer}{where(frame, peer)}: {'. '.join(said)}." if said else ""
 
 
 def _seeded(frame: pd.DataFrame) -> str:
@@ -64,35 +77,39 @@ def _range(values: Sequence[float]) -> str:
     return f"{low} times" if low == high else f"{low} to {high} times"
 
 
-def _won(duel: Duel) -> str:
-    if not duel.won:
-        return f"{duel.measure.better} (there: {duel.measure.never})"
-    total = len(duel.ratios) + duel.theirs_never
-    where = "" if len(duel.won) == total else f" in {len(duel.won)} of {total} conditions"
-    never = f", in {duel.theirs_never} there {duel.measure.never}" if duel.theirs_never else ""
-    return f"{duel.measure.better} ({_range(duel.won)}{where}{never})"
+def _told(duel: Duel, kind: str) -> str:
+    """Where ours (`ok`) or the peer (`bad`) is ahead: how many times, and where the other never."""
+    total, ahead = len(duel.pairs), duel.of(kind)
+    ratios = [pair.ratio.mean for pair in ahead if pair.ratio is not None]
+    known = [value if kind == "ok" else 1 / value for value in ratios]
+    times = [value for value in known if value >= ALIKE]
+    said = [_range(times) + _in(len(times), total)] if times else []
+    if never := len(ahead) - len(times):
+        said.append(
+            f"{'there' if kind == 'ok' else 'ours'}: {duel.measure.never}{_in(never, total)}"
+        )
+    return f"{duel.measure.better} ({', '.join(said)})"
 
 
-def _lost(duel: Duel) -> str:
-    worse = [1 / ratio for ratio in duel.ratios if ratio <= 1 / ALIKE]
-    if not worse:
-        return f"{duel.measure.better} (ours: {duel.measure.never})"
-    where = (
-        ""
-        if len(worse) == len(duel.ratios)
-        else f" in {len(worse)} of {len(duel.ratios)} conditions"
-    )
-    return f"{duel.measure.better} ({_range(worse)}{where})"
+def _untold(duel: Duel) -> str:
+    return f"{duel.measure.better} ({_range(duel.ratios)})" if duel.ratios else duel.measure.better
+
+
+def _in(count: int, total: int) -> str:
+    return "" if count == total else f" in {count} of {total} conditions"
 
 
 def _lost_work(frame: pd.DataFrame, peer: str) -> str:
-    """Differences, since lost work may be zero."""
-    keys = [*KEYS, "name"]
-    means = frame.groupby(keys)["lost_work_s"].mean().unstack("name")
-    ours = [name for name in OURS if name in means]
-    if peer not in means or not ours:
-        return ""
-    gap = (means[peer] - means[ours].min(axis=1)).dropna()
+    """Differences, seed by seed, since lost work may be zero."""
+    (measure,) = (one for one in MEASURES if one.column == "lost_work_s")
+    found = []
+    for _, _, here in by_condition(frame):
+        names = (best(here, side, measure) for side in ([peer], OURS))
+        theirs, ours = (
+            here[here["name"] == name].set_index("seed")[measure.column] for name in names
+        )
+        found.append((theirs - ours).mean())
+    gap = pd.Series(found, dtype=float).dropna()
     if gap.empty or gap.abs().max() < LITTLE_S:
         return ""
     if gap.min() >= 0:
@@ -113,10 +130,10 @@ def _amount(gap: pd.Series) -> str:
 def _why(frame: pd.DataFrame, peer: str, losses: Sequence[Duel]) -> str:
     """What the same runs show to be the reason why a peer is ahead in these measures."""
     columns = ["downtime_s", "independent_s", "relocation_from_move_s", "handover_s"]
-    mean = frame.groupby("name")[[*columns, "background_delay_s"]].mean()
+    mean = frame.groupby("name")[[*columns, "wan_over_allocated", "background_delay_s"]].mean()
     theirs, mine = mean.loc[peer], mean.loc[mean.index.isin(OURS), "downtime_s"].idxmin()
     ours = mean.loc[mine]
-    lost = {duel.measure.column for duel in losses}
+    lost = {duel.measure.column: duel for duel in losses}
     said = []
     if "downtime_s" in lost and ours["handover_s"] > theirs["handover_s"]:
         took = draw.s(float(ours["handover_s"]))
@@ -125,35 +142,30 @@ def _why(frame: pd.DataFrame, peer: str, losses: Sequence[Duel]) -> str:
         said.append(f"of {mine}'s downtime {took} on average are the handover of the disk{there}")
         if "during_write_p99_s" in lost:
             said.append("a write that meets the switch waits for its end")
-    if math.isnan(theirs["independent_s"]):
-        if "during_read_p99_s" in lost:
+    if math.isnan(theirs["wan_over_allocated"]):
+        if READS in lost:
             said.append("its disk stays, so that nothing is copied beside the guest's own I/O")
     elif np.isclose(theirs["independent_s"], theirs["downtime_s"], rtol=0.2, atol=0.1):
         said.append(_copied_before(theirs))
-        if "independent_s" in lost:
-            trips = _round_trips(frame, peer, "independent_s")
+        if trips := _round_trips(lost.get("independent_s")):
             said.append(f"ours brings the rest after the switch, in {trips} round trips")
-    if READS in lost:
-        trips = _round_trips(frame, peer, READS)
+    if trips := _round_trips(lost.get(READS)):
         said.append(f"a block that is not here yet costs a round trip, our read p99 is {trips}")
-    if lost & {"independent_s", "relocation_from_move_s"} and ours["background_delay_s"] > 0:
+    if lost.keys() & {"independent_s", "relocation_from_move_s"} and ours["background_delay_s"] > 0:
         delay = draw.s(float(ours["background_delay_s"]))
         said.append(f"{mine}'s background copy was told to start {delay} after the switch")
     return f": {'; '.join(said)}" if said else ""
 
 
-def _round_trips(frame: pd.DataFrame, peer: str, column: str) -> str:
-    """Our figure in round trips, where the peer's is better."""
-    found = []
-    for rtt, _, here in by_condition(frame):
-        ours, theirs = (
-            here[here["name"].isin(names)].groupby("name")[column].mean().min()
-            for names in (OURS, [peer])
-        )
-        if theirs * ALIKE <= ours:
-            found.append(float(ours) / seconds(rtt))
-    low, high = min(found, default=math.nan), max(found, default=math.nan)
-    return f"{low:.2g}" if math.isclose(low, high, rel_tol=0.05) else f"{low:.2g} to {high:.2g}"
+def _round_trips(duel: Duel | None) -> str:
+    """Our figure in round trips, where the peer's is better; empty if ours has none."""
+    pairs = duel.of("bad") if duel is not None else []
+    found = [pair.ours_s / pair.round_trip_s for pair in pairs if not math.isnan(pair.ours_s)]
+    if not found:
+        return ""
+    low, high = min(found), max(found)
+    alike = math.isclose(low, high, rel_tol=0.05)
+    return draw.times(low) if alike else f"{draw.times(low)} to {draw.times(high)}"
 
 
 def _copied_before(theirs: pd.Series) -> str:

@@ -1,0 +1,221 @@
+"""Ours against each peer: what the first tables and the verdicts say of figures made by hand."""
+
+import math
+from typing import Any
+
+import pandas as pd
+
+from experiments.publishing.figures import duels, verdicts
+
+
+def compared(**peer: float) -> pd.DataFrame:
+    """relocator, 1 everywhere, and a mirror with these figures."""
+    base: dict[str, Any] = {measure.column: 1.0 for measure in duels.MEASURES}
+    base |= {"handover_s": 0.03, "background_delay_s": 0.0, "observed_s": 60.0}
+    base["wan_over_allocated"] = 1.0
+    rows = [{**base, "name": "relocator"}, {**base, **peer, "name": "mirror"}]
+    return pd.DataFrame(rows).assign(axis_rtt="20ms", axis_rate="100mbit", seed=1)
+
+
+def test_a_verdict_says_where_each_is_ahead() -> None:
+    (said,) = verdicts.verdicts(compared(downtime_s=3.0, during_read_p99_s=0.5, lost_work_s=4.0))
+    assert "Against mirror: ours is down for less time (3 times)" in said
+    assert "mirror reads faster meanwhile (2 times)" in said
+    assert "mirror loses 3 s more of work" in said
+
+
+def test_a_verdict_says_what_the_runs_show_to_be_the_reason() -> None:
+    (said,) = verdicts.verdicts(compared(downtime_s=0.5, handover_s=0.001, independent_s=math.nan))
+    assert "of relocator's downtime 30 ms on average are the handover of the disk" in said
+    assert "there nothing is" not in said
+    (said,) = verdicts.verdicts(compared(downtime_s=0.5, handover_s=2e-6))
+    assert "the handover of the disk, which is sealed at the source; there nothing is" in said
+    slow = compared(during_read_p99_s=0.0005)
+    slow.loc[0, "during_read_p99_s"] = 0.024
+    (said,) = verdicts.verdicts(slow)
+    assert "costs a round trip, our read p99 is 1.2" in said
+    (said,) = verdicts.verdicts(compared(independent_s=0.3).assign(background_delay_s=8.0))
+    assert "was told to start 8 s after the switch" in said
+
+
+def test_what_differs_by_less_than_a_tenth_is_no_victory() -> None:
+    assert verdicts.verdicts(compared(downtime_s=1.05, independent_s=0.95)) == []
+
+
+def test_never_is_worse_than_any_time() -> None:
+    (said,) = verdicts.verdicts(compared(recovered_s=math.nan))
+    assert "ours is at local speed sooner (there: not seen)" in said
+    nobody = compared().assign(recovered_s=math.nan)
+    assert verdicts.verdicts(nobody) == []
+
+
+def test_the_table_says_how_many_times_better_and_who_is_ahead() -> None:
+    peer = compared(downtime_s=3.0, during_read_p99_s=0.5, during_write_p99_s=1.04)
+    scores = duels.scores(peer.assign(recovered_s=[1.0, math.nan]))["mirror"]
+    found = dict(zip((m.column for m in duels.SCORED), scores, strict=True))
+    assert found["downtime_s"] == duels.Score("3 ×", "ok")
+    assert found["during_read_p99_s"] == duels.Score("0.5 ×", "bad")
+    assert found["during_write_p99_s"] == duels.Score("1.04 ×", "")
+    assert found["recovered_s"] == duels.Score("there: not seen", "ok")
+
+
+def test_the_first_table_has_the_best_of_both_sides() -> None:
+    frame = compared(downtime_s=3.0, during_read_p99_s=0.5, recovered_s=math.nan)
+    base = {**frame.iloc[0].to_dict(), "name": "hybrid", "during_read_p99_s": 0.51}
+    worse = {**frame.iloc[1].to_dict(), "name": "offline", "downtime_s": 9.0}
+    (row,) = duels.front(pd.concat([frame, pd.DataFrame([base, worse])])).values()
+    found = dict(zip((m.column for m in duels.SCORED), row, strict=True))
+    assert found["downtime_s"] in (
+        duels.Score("3 ×: mirror to relocator", "ok"),
+        duels.Score("3 ×: mirror to hybrid", "ok"),
+    )
+    assert found["during_read_p99_s"] == duels.Score("0.98 ×: mirror to hybrid", "")
+    assert found["recovered_s"] == duels.Score("nobody else: not seen", "ok")
+
+
+def test_each_peer_meets_the_better_of_ours() -> None:
+    frame = compared(downtime_s=0.5, independent_s=0.2)
+    base = frame.iloc[0].to_dict()
+    hybrid = {**base, "name": "hybrid", "independent_s": 0.1, "during_write_p99_s": 3.0}
+    seeded = {**base, "name": "seeded", "downtime_s": 0.1}
+    frame = pd.concat([frame, pd.DataFrame([hybrid, seeded])])
+    (scores,) = duels.scores(frame).values()
+    found = dict(zip((m.column for m in duels.SCORED), scores, strict=True))
+    assert found["independent_s"] == duels.Score("2 ×", "ok")
+    assert found["during_write_p99_s"] == duels.Score("1 ×", "")
+    assert found["downtime_s"] == duels.Score("0.5 ×", "bad"), "seeded is neither"
+    *_, last = verdicts.verdicts(frame.assign(wan_over_allocated=[1.0, 1.0, 1.0, 0.2]))
+    assert "0.2 times the bytes over the WAN, 1 times the time" in last
+    said = duels.tally(duels.front(frame))
+    assert said == (
+        "Of 6 cells ours is ahead in 1, no further than 10 % apart in 4, "
+        "another in 1: downtime (1 of 1 conditions); each peer's sentence says why."
+    )
+    assert "nobody is ahead" in duels.tally(duels.front(compared(downtime_s=3.0)))
+
+
+def seeds(**columns: tuple[list[float], list[float]]) -> pd.DataFrame:
+    """relocator and a mirror with these figures, a value a seed; 1 everywhere else."""
+    count = len(next(iter(columns.values()))[0])
+    frame = pd.concat([compared().assign(seed=seed) for seed in range(1, count + 1)])
+    for name, (ours, theirs) in columns.items():
+        frame.loc[frame["name"] == "relocator", name] = ours
+        frame.loc[frame["name"] == "mirror", name] = theirs
+    return frame.reset_index(drop=True)
+
+
+def scored(frame: pd.DataFrame, column: str) -> tuple[duels.Score | None, duels.Score | None]:
+    """Of one measure: against the mirror, and in the first table's first row."""
+    which = [measure.column for measure in duels.SCORED].index(column)
+    (against,) = duels.scores(frame).values()
+    first, *_ = duels.front(frame).values()
+    return against[which], first[which]
+
+
+def test_a_time_that_some_seeds_never_reached_is_no_victory_of_the_others() -> None:
+    lucky = [1.0, *[math.nan] * 4], [2.0] * 5
+    against, first = scored(seeds(recovered_s=lucky), "recovered_s")
+    assert against == duels.Score("2 ×; ours: not seen in 4 of 5 runs", "bad")
+    assert first == duels.Score(
+        "2 ×: mirror to relocator; relocator: not seen with 4 of 5 seeds", "bad"
+    )
+    against, _ = scored(seeds(recovered_s=([2.0, math.nan], [1.9, 2.0])), "recovered_s")
+    assert against == duels.Score("0.95 ×; ours: not seen in 1 of 2 runs", "bad")
+    (said,) = verdicts.verdicts(seeds(recovered_s=([2.0, math.nan], [1.9, 2.0])))
+    assert "mirror is at local speed sooner (ours: not seen)" in said and "nan" not in said
+    against, _ = scored(seeds(recovered_s=([1.9, 2.0], [2.0, math.nan])), "recovered_s")
+    assert against == duels.Score("1.05 ×; there: not seen in 1 of 2 runs", "ok")
+
+
+def test_the_best_is_not_who_was_quick_once_and_never_again() -> None:
+    frame = seeds(recovered_s=([0.5, math.nan, math.nan], [3.0, 3.1, 3.2]))
+    steady = frame[frame["name"] == "relocator"].assign(name="hybrid", recovered_s=[1.0, 1.1, 1.2])
+    _, first = scored(pd.concat([frame, steady]), "recovered_s")
+    assert first is not None and first.text.endswith("mirror to hybrid") and first.kind == "ok"
+
+
+def test_what_was_watched_for_less_time_is_not_said_to_never_happen() -> None:
+    frame = seeds(independent_s=([30.0], [math.nan]))
+    assert scored(frame, "independent_s")[0] == duels.Score("there: never", "ok")
+    assert scored(frame.assign(observed_s=10.0), "independent_s") == (None, None)
+
+
+def test_what_was_not_measured_is_no_defeat() -> None:
+    assert scored(seeds(during_write_p99_s=([0.1], [math.nan])), "during_write_p99_s")[0] is None
+    assert verdicts.verdicts(seeds(during_write_p99_s=([0.1], [math.nan]))) == []
+
+
+def test_seeds_that_do_not_tell_two_apart_give_no_verdict() -> None:
+    against, first = scored(seeds(downtime_s=([1.0] * 3, [0.7, 1.2, 2.2])), "downtime_s")
+    assert first is not None and first.text.startswith("1.23 × (") and first.kind == "untold"
+    assert against == duels.Score("1.23 ×", "untold")
+    (said,) = verdicts.verdicts(seeds(downtime_s=([1.0] * 3, [0.7, 1.2, 2.2])))
+    assert said == (
+        "Against mirror: Not told by the seeds, or not alike in all conditions: "
+        "who is down for less time (1.23 times)."
+    )
+    assert "not told apart by these seeds in 6, another in none." in duels.tally(
+        {"20ms": [first] * len(duels.SCORED)}
+    )
+    _, first = scored(seeds(downtime_s=([1.0] * 3, [1.9, 2.0, 2.1])), "downtime_s")
+    assert first is not None and first.kind == "ok"
+
+
+def test_ahead_somewhere_and_nowhere_behind_counts_for_both_sides_alike() -> None:
+    near, far = compared(downtime_s=1.0), compared(downtime_s=2.0).assign(axis_rtt="100ms")
+    assert scored(pd.concat([near, far]), "downtime_s")[0] == duels.Score("1 to 2 ×", "ok")
+    worse = compared(downtime_s=0.5).assign(axis_rtt="100ms")
+    assert scored(pd.concat([near, worse]), "downtime_s")[0] == duels.Score("0.5 to 1 ×", "bad")
+    noisy = seeds(downtime_s=([1.0, 1.0], [0.01, 0.9])).assign(axis_rtt="200ms")
+    against, _ = scored(pd.concat([far, noisy]), "downtime_s")
+    assert against == duels.Score("0.095 to 2 ×", "untold"), "a loss that the seeds don't prove"
+
+
+def test_never_in_one_condition_is_not_never() -> None:
+    far = compared(recovered_s=math.nan).assign(axis_rtt="100ms")
+    frame = pd.concat([compared(), far])
+    assert scored(frame, "recovered_s")[0] == duels.Score(
+        "1 ×; there: not seen in 1 of 2 runs", "ok"
+    )
+    (said,) = verdicts.verdicts(frame)
+    assert "ours is at local speed sooner (there: not seen in 1 of 2 conditions)" in said
+    far.loc[:, "recovered_s"] = [math.nan, 1.0]
+    (said,) = verdicts.verdicts(pd.concat([compared(recovered_s=0.5), far]))
+    assert "(2 times in 1 of 2 conditions, ours: not seen in 1 of 2 conditions)" in said
+    assert "nan" not in said
+
+
+def test_conditions_in_which_a_peer_failed_are_counted() -> None:
+    far = compared().assign(axis_rtt="100ms")
+    frame = pd.concat([compared(downtime_s=3.0), far[far["name"] == "relocator"]])
+    assert list(duels.scores(frame)) == ["mirror (1 of 2 conditions)"]
+    (said,) = verdicts.verdicts(frame)
+    assert said.startswith(
+        "Against mirror (1 of 2 conditions): ours is down for less time (3 times)"
+    )
+    frame = seeds(downtime_s=([1.0, 1.0], [3.0, 3.0])).drop(index=1)
+    assert scored(frame, "downtime_s")[1] == duels.Score(
+        "3 ×: mirror to relocator, 1 of 2 seeds", "ok"
+    )
+
+
+def test_each_of_ours_is_shown_by_itself() -> None:
+    frame = compared(downtime_s=0.5, independent_s=0.5)
+    hybrid = frame[frame["name"] == "relocator"].assign(name="hybrid", independent_s=0.1)
+    found = duels.alone(pd.concat([frame, hybrid.assign(downtime_s=2.0)]))
+    assert found["relocator"][:2] == [duels.Score("0.5 ×", "bad")] * 2
+    assert found["hybrid"][:2] == [duels.Score("0.25 ×", "bad"), duels.Score("5 ×", "ok")]
+    assert duels.alone(frame) == {}, "there is but one"
+
+
+def test_lost_work_is_compared_seed_by_seed() -> None:
+    frame = seeds(lost_work_s=([1.0, 5.0], [1.0, 5.0])).drop(index=2)
+    assert verdicts.verdicts(frame) == [], "the second seed's work is lost by whoever ran it"
+    assert "ours loses 2 s more" in verdicts.verdicts(seeds(lost_work_s=([3.0], [1.0])))[0]
+
+
+def test_a_disk_that_was_not_there_in_time_is_not_said_to_stay() -> None:
+    frame = seeds(independent_s=([2.0], [math.nan]), during_read_p99_s=([0.02], [0.01]))
+    assert "its disk stays" not in verdicts.verdicts(frame)[0]
+    frame.loc[1, "wan_over_allocated"] = math.nan
+    assert "its disk stays" in verdicts.verdicts(frame)[0]
