@@ -57,15 +57,21 @@ def paired_ratio(one: pd.Series, other: pd.Series) -> Estimate | None:
 
 
 def read_metrics(path: Path) -> pd.DataFrame:
-    """metrics.csv as it was written; RunError if it is something else."""
+    """metrics.csv as it was written; RunError if it is something else.
+
+    Columns that it lacks, since it was written by an older version, are empty, and named in
+    `attrs["lacks"]`.
+    """
     try:
         frame = pd.read_csv(path, dtype=dict.fromkeys(TEXTS, str) | {"seed": int})
     except (OSError, ValueError) as error:
         raise RunError(f"{path}: {error}") from error
-    missing = [name for name in columns() if name not in frame.columns]
-    if missing:
-        raise RunError(f"{path}: these columns are missing: {', '.join(missing[:5])}")
+    lacks = [name for name in columns() if name not in frame.columns]
+    if missing := [name for name in lacks if name in IDENTITY]:
+        raise RunError(f"{path}: these columns are missing: {', '.join(missing)}")
+    frame = frame.assign(**dict.fromkeys(lacks, math.nan))
     for name in set(frame.columns) - set(TEXTS):
         frame[name] = pd.to_numeric(frame[name])
-    frame[list(TEXTS)] = frame[list(TEXTS)].fillna("")
+    frame[list(TEXTS)] = frame[list(TEXTS)].astype(object).fillna("")
+    frame.attrs["lacks"] = lacks
     return frame
