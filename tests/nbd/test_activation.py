@@ -295,6 +295,7 @@ def test_what_is_armed_again_is_not_undone_for_what_failed_before(
             wait_for(told, "the source to be told", 60)
             assert (state(proxy), proxy.status()["held"]) == ("activating", True)
             proxy.control.call("withdraw")
+            proxy.kill()  # the source would wait for it to go
 
 
 def test_wrong_arguments_are_named(tmp_path: Path, source: Source) -> None:

@@ -1,6 +1,7 @@
 """Real nbdkit servers for tests: owned, ended by pid, their log shown when something fails."""
 
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -18,6 +19,7 @@ from tests.support.model import source_bytes
 
 PLUGIN = Path(__file__).parents[2] / "relocator" / "plugin.py"
 READY_S = 20.0
+GRACE_S = 10.0
 TARGET_FLAGS = ("-t", "1")  # with more, nbdkit before 1.34 may abort when a client is killed
 
 
@@ -73,10 +75,21 @@ class Server:
         self.handles.clear()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(10)
-            except subprocess.TimeoutExpired:
+            if not self._ends(GRACE_S):
                 self.kill()
+
+    def _ends(self, patience_s: float) -> bool:
+        """Whether it ends in time.
+
+        Who serves its control socket looks up twice a second, or when somebody comes: so somebody
+        comes.
+        """
+        give_up_s = time.monotonic() + patience_s
+        while self.process.poll() is None and time.monotonic() < give_up_s:
+            time.sleep(0.02)
+            with suppress(OSError), socket.socket(socket.AF_UNIX) as knock:
+                knock.connect(str(self.control_path))
+        return self.process.poll() is not None
 
 
 def _await(server: Server) -> None:
