@@ -89,7 +89,7 @@ def test_another_disk_of_the_same_size_is_noticed_when_it_answers_instead(
 ) -> None:
     model = source_bytes(SIZE_BYTES)
     with moving(tmp_path, kind) as (source, site):
-        more = ("background=off", "readahead=0", "retry-timeout=3")
+        more = ("background=off", "readahead=0", "retry-timeout=1")
         with proxy(tmp_path, uri(source), *more) as server:
             guest = server.connect()
             assert guest.pread(4096, 0) == model[:4096]
@@ -177,17 +177,17 @@ def test_a_source_that_refuses_to_be_sealed_again_is_not_read_and_ends_nothing(
         return ["python", str(wrong), f"disk={image}"]
 
     with moving(tmp_path, stubborn) as (source, _):
-        more = ("background=off", "readahead=0", "retry-timeout=3")
+        more = ("background=off", "readahead=0", "retry-timeout=1")
         with proxy(tmp_path, uri(source), *more) as server:
             handle = server.connect()
             data = handle.pread(4096, 0)
             source.kill()
             refuses.touch()
             source.start()
+            wait_for(lambda: "the source refused 'seal'" in trouble(server), "that", PATIENCE_S)
             with pytest.raises(nbd.Error, match="EIO"):
                 handle.pread(4096, 1 << 20)
             assert handle.pread(4096, 0) == data
-            assert "the source refused 'seal'" in trouble(server)
             assert server.process.poll() is None
 
 

@@ -108,6 +108,7 @@ def test_what_was_heard_can_not_be_said_again(tmp_path: Path, secret: Path) -> N
         with pytest.raises(ShutOutError):
             heard = Endpoint(server.uri).with_export(handle.get_export_name())
             Source(replace(heard, further=False))._ask("identify", _reading(heard), 0)
+        handle.shutdown()
 
 
 def _reading(endpoint: Endpoint) -> Any:

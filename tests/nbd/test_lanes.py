@@ -57,8 +57,7 @@ def test_connections_that_are_opened_while_all_are_closed_end_too(tmp_path: Path
             server.connect().pwrite(b"z" * BLOCK, last)  # before it knows whom it is connected to
             assert server.wait()["state"] == "complete"
             wait_for(lambda: sockets(source) <= alone, "the end of all connections")
-            source.process.send_signal(signal.SIGTERM)
-            assert source.process.wait(20) == 0, "nothing holds the source's server back"
+            assert source.end(20) == 0, "nothing holds the source's server back"
 
 
 @pytest.mark.parametrize("slow", [("delay", "rdelay=100ms"), ("rate", "rate=20M")])
@@ -76,8 +75,7 @@ def test_a_proxy_that_is_ended_in_mid_copy_takes_what_it_is_owed(
                 wait_for(lambda: sockets(source) == 5, "an end of the look at the file systems")
                 assert server.status()["in_flight_bytes"]
                 server.handles.clear()
-                server.process.send_signal(signal.SIGTERM)
-                assert server.process.wait(20) == 0
+                assert server.end(20) == 0
         said = source.log.read_text()
     assert "Broken pipe" not in said and "reset" not in said
 
@@ -87,7 +85,7 @@ def test_what_one_connection_owed_comes_by_the_others_if_it_can_not_come_back(
     tmp_path: Path, demand: str
 ) -> None:
     (tmp_path / "disk.img").write_bytes(source_bytes(2 << 20))
-    delay = ["--filter=delay", "file", str(tmp_path / "disk.img"), "rdelay=50ms"]
+    delay = ["--filter=delay", "file", str(tmp_path / "disk.img"), "rdelay=20ms"]
     slow = [*TARGET_FLAGS, *delay]
     keys = ("connections=4", "window=1M", f"demand={demand}", "background=off")
     with (

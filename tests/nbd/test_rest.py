@@ -1,7 +1,6 @@
 """What was written last comes with the seal: as if it had been copied ahead, and never instead of
 what the guest writes at the destination."""
 
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -40,7 +39,7 @@ def _slow(self, buffer, offset):
     _read(self, buffer, offset)
 _Rest.read_into = _slow
 """
-#: a source that takes its time the first time that somebody makes ready for a seal
+#: a source that lets who makes ready for a seal wait until it is told to, the first time
 _LATE = """
 import time as _time
 from relocator.running.verbs import Verbs as _Verbs
@@ -49,7 +48,8 @@ def _late(self, name, *admitted):
     if name.startswith("control/seal/") and _first:
         _first.clear()
         Path(GO).write_text("asked")
-        _time.sleep(3)
+        while Path(GO).read_text() == "asked":
+            _time.sleep(0.01)
         Path(GO).write_text("opened")
     return _open(self, name, *admitted)
 _Verbs.open_export = _late
@@ -141,8 +141,7 @@ def test_a_disk_that_was_in_step_is_complete_by_the_seal_alone(tmp_path: Path, s
         assert done["background_bytes"] == before["background_bytes"] + 5 * BLOCK
         assert done["on_demand_bytes"] == 0
         guest.shutdown()
-        target.process.send_signal(signal.SIGTERM)
-        assert target.process.wait(20) == 0, "nothing holds the source's server back"
+        assert target.end(20) == 0, "nothing holds the source's server back"
     assert (tmp_path / "store" / "disk.img").read_bytes() == site.model
 
 
@@ -198,10 +197,10 @@ def test_what_becomes_ready_too_late_does_not_hold_the_source_back(
         wait_for(lambda: site.has("asked"), "the connection for the seal")
         proxy.control.call("activate", wait=True)
         proxy.wait()
+        site.go_on()
         wait_for(lambda: site.has("opened"), "that connection to be ready")
         time.sleep(0.5)  # until both ends have it
-        target.process.send_signal(signal.SIGTERM)
-        assert target.process.wait(20) == 0
+        assert target.end(20) == 0
     assert (tmp_path / "store" / "disk.img").read_bytes() == site.model
 
 

@@ -1,7 +1,6 @@
 """What was written last comes with the seal in parts, each over a connection of its own."""
 
 import random
-import signal
 import time
 from pathlib import Path
 
@@ -78,8 +77,7 @@ def site(tmp_path: Path) -> Site:
 
 def ends(target: Server) -> None:
     """Whether nothing holds the source's server back."""
-    target.process.send_signal(signal.SIGTERM)
-    assert target.process.wait(20) == 0
+    assert target.end(20) == 0
 
 
 def resets(target: Server) -> list[str]:

@@ -73,23 +73,22 @@ class Server:
             with suppress(nbd.Error):  # it may have been closed, or its server killed
                 handle.shutdown()
         self.handles.clear()
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            if not self._ends(GRACE_S):
-                self.kill()
+        if self.process.poll() is None and self.end() is None:
+            self.kill()
 
-    def _ends(self, patience_s: float) -> bool:
-        """Whether it ends in time.
+    def end(self, patience_s: float = GRACE_S) -> int | None:
+        """Ask it to end, and wait; its status, None if it goes on.
 
         Who serves its control socket looks up twice a second, or when somebody comes: so somebody
         comes.
         """
+        self.process.send_signal(signal.SIGTERM)
         give_up_s = time.monotonic() + patience_s
         while self.process.poll() is None and time.monotonic() < give_up_s:
             time.sleep(0.02)
             with suppress(OSError), socket.socket(socket.AF_UNIX) as knock:
                 knock.connect(str(self.control_path))
-        return self.process.poll() is not None
+        return self.process.poll()
 
 
 def _await(server: Server) -> None:
