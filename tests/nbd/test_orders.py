@@ -73,7 +73,7 @@ def test_what_the_guest_read_at_the_source_comes_first_block_by_block(tmp_path: 
 
 
 def test_a_guests_access_pulls_its_group_forward(tmp_path: Path, source: Server) -> None:
-    with proxy(tmp_path, source, "order=sequential", "rate=8M", "readahead=0") as server:
+    with proxy(tmp_path, source, "order=sequential", "rate=24M", "readahead=0") as server:
         server.connect().pread(BLOCK, 14 << 20)
         copied_first(server, 4 << 20)
         assert cost(server, 14 << 20, GROUP) == 0
@@ -81,7 +81,7 @@ def test_a_guests_access_pulls_its_group_forward(tmp_path: Path, source: Server)
 
 
 def test_without_pull_forward_the_order_alone_decides(tmp_path: Path, source: Server) -> None:
-    keys = ("order=sequential", "rate=8M", "readahead=0", "pull-forward=no")
+    keys = ("order=sequential", "rate=24M", "readahead=0", "pull-forward=no")
     with proxy(tmp_path, source, *keys) as server:
         server.connect().pread(BLOCK, 14 << 20)
         copied_first(server, 4 << 20)
@@ -91,7 +91,7 @@ def test_without_pull_forward_the_order_alone_decides(tmp_path: Path, source: Se
 def test_a_trace_that_the_proxy_starts_with_comes_first(tmp_path: Path, source: Server) -> None:
     trace = tmp_path / "trace"
     trace.write_text(f"{9 << 20},{GROUP}\n{5 << 20},{GROUP}\n")
-    keys = (f"order=trace:{trace}", "rate=8M", "readahead=0", "pull-forward=no")
+    keys = (f"order=trace:{trace}", "rate=24M", "readahead=0", "pull-forward=no")
     with proxy(tmp_path, source, *keys) as server:
         copied_first(server, 2 << 20)
         assert cost(server, 9 << 20, GROUP) == 0
@@ -110,7 +110,7 @@ def test_a_trace_comes_first_and_an_order_can_be_changed_in_flight(
 ) -> None:
     trace = tmp_path / "trace"
     trace.write_text("# offset,length\n" + f"{9 << 20},{1 << 20}\n{5 << 20},{1 << 20}\n")
-    with proxy(tmp_path, source, "order=sequential", "rate=8M", "readahead=0") as server:
+    with proxy(tmp_path, source, "order=sequential", "rate=24M", "readahead=0") as server:
         server.control.call("set", order=f"trace:{trace},sequential")
         copied_first(server, 4 << 20)
         assert server.status()["order"] == f"trace:{trace},sequential"

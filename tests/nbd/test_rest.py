@@ -106,14 +106,14 @@ def site(tmp_path: Path) -> Site:
 
 
 @contextmanager
-def in_step(tmp_path: Path, target: Server, *keys: str) -> Iterator[Server]:
+def in_step(tmp_path: Path, target: Server, *keys: str, **more: Any) -> Iterator[Server]:
     """A proxy in standby with all copied ahead, which from now on copies nothing by itself.
 
     How much may come is told: a size of its own choice it would take a moment after the copy.
     """
     wanted = (f"store={tmp_path / 'store'}", f"source={target.uri}", "mode=standby", "refresh=off")
     keys = keys if any(key.startswith("seal-brings=") for key in keys) else (*keys, BRINGS)
-    with plugin(tmp_path, "proxy", *wanted, *keys) as proxy:
+    with plugin(tmp_path, "proxy", *wanted, *keys, **more) as proxy:
         try:
             wait_for(lambda: absent(proxy) == 0, "the copy ahead")
             proxy.control.call("pause")

@@ -10,7 +10,7 @@ from relocator.errors import RelocatorError
 from relocator.source.endpoint import Endpoint
 from relocator.source.remote import Source
 from tests.nbd.test_rest import BLOCK, SIZE_BYTES, Site, absent, in_step
-from tests.support.servers import Server, wait_for
+from tests.support.servers import Server, impatient, wait_for
 
 #: one for demand, five that bring a part each
 SIX = "connections=6"
@@ -198,8 +198,8 @@ def test_a_seal_that_is_refused_leaves_no_part_unread(tmp_path: Path, site: Site
 
 
 def test_a_part_that_never_comes_holds_nobody_back(tmp_path: Path, site: Site) -> None:
-    mistake = _NOTING + _MUTE.replace("PATIENCE_S", "60")
-    with site.serve(mistake=mistake) as target, in_step(tmp_path, target, SIX) as proxy:
+    mistake, file = _NOTING + _MUTE.replace("PATIENCE_S", "60"), impatient(tmp_path)
+    with site.serve(mistake=mistake) as target, in_step(tmp_path, target, SIX, file=file) as proxy:
         guest = target.connect()
         wait_for(lambda: site.has("5 of 5"), "all connections for the seal")
         site.write(guest, 300, 40)

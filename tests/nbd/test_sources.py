@@ -26,9 +26,9 @@ from tests.support.servers import wait_for
 from tests.support.sources import SIZE_BYTES, Daemon, daemon, image
 
 
-def proxy(directory: Path, port: int, *keys: str) -> Any:
+def proxy(directory: Path, port: int, *keys: str, **more: Any) -> Any:
     """A proxy of the server at `port`."""
-    return servers.proxy(directory, f"nbd://127.0.0.1:{port}/disk", *keys)
+    return servers.proxy(directory, f"nbd://127.0.0.1:{port}/disk", *keys, **more)
 
 
 def test_requests_keep_to_the_block_sizes_that_the_server_asks_for(tmp_path: Path) -> None:
@@ -74,7 +74,8 @@ def test_a_source_that_hangs_and_goes_on_costs_no_error(tmp_path: Path) -> None:
     model = source_bytes(SIZE_BYTES)
     got: list[bytes] = []
     with daemon(tmp_path, "source", lambda port: nbdkit_file(tmp_path, port)) as source:
-        with proxy(tmp_path, source.port, "rate=1M", "readahead=0") as server:
+        file = servers.impatient(tmp_path)
+        with proxy(tmp_path, source.port, "rate=1M", "readahead=0", file=file) as server:
             handle = server.connect()
             handle.pread(4096, 0)
             source.signal(signal.SIGSTOP)

@@ -20,6 +20,7 @@ from tests.support.model import source_bytes
 PLUGIN = Path(__file__).parents[2] / "relocator" / "plugin.py"
 READY_S = 20.0
 GRACE_S = 10.0
+IMPATIENT_S = 3.0
 TARGET_FLAGS = ("-t", "1")  # with more, nbdkit before 1.34 may abort when a client is killed
 
 
@@ -176,6 +177,21 @@ def mistaken(directory: Path, mistake: str) -> Path:
     """A plugin that is ours with a mistake put in, since no real part makes it."""
     path = directory / "wrong.py"
     path.write_text(PLUGIN.read_text().replace("__file__", repr(str(PLUGIN))) + f"\n{mistake}")
+    return path
+
+
+def impatient(directory: Path) -> Path:
+    """A plugin that is ours and waits `IMPATIENT_S` where it else waits 10 s for a silent source.
+
+    For what comes after that, however long it was.
+    """
+    path = directory / "impatient.py"
+    sooner = "from relocator.source import handles\nhandles.CONNECT_S = {0}\n"
+    sooner += "from relocator.source import connection\nconnection.STALL_S = {0}\n"
+    first = "from relocator import config as settings\n"
+    text = PLUGIN.read_text().replace("__file__", repr(str(PLUGIN)))
+    assert first in text
+    path.write_text(text.replace(first, sooner.format(IMPATIENT_S) + first))
     return path
 
 

@@ -18,7 +18,7 @@ from tests.nbd.test_rest import BLOCK, SIZE_BYTES, Site, absent
 from tests.nbd.test_rounds import at_work
 from tests.support.link import SOURCE_ADDRESS, Link
 from tests.support.model import source_bytes
-from tests.support.servers import Server, plugin, wait_for
+from tests.support.servers import Server, impatient, plugin, wait_for
 from tests.support.storage_daemon import storage_daemon
 
 PORT = 10809
@@ -45,8 +45,9 @@ def reached(link: Link, socket: Path) -> Iterator[None]:
 def standby(directory: Path, link: Link, *keys: str, export: str = "") -> Any:
     """A proxy at the other site, which copies ahead."""
     keys = (f"source=nbd://{SOURCE_ADDRESS}:{PORT}/{export}", "mode=standby", *keys)
-    within = link.within(link.proxy)
-    return plugin(directory, "proxy", f"store={directory / 'store'}", *keys, within=within)
+    within, file = link.within(link.proxy), impatient(directory)
+    store = f"store={directory / 'store'}"
+    return plugin(directory, "proxy", store, *keys, within=within, file=file)
 
 
 @contextmanager
@@ -85,7 +86,7 @@ def test_a_cut_while_the_seal_s_blocks_come_is_made_good(link: Link, tmp_path: P
         server.control.call("activate")
         wait_for(lambda: server.status()["brought_bytes"], "what comes")
         link.cut()
-        threading.Timer(12.0, link.mend).start()
+        threading.Timer(5.0, link.mend).start()
         assert server.status()["brought_bytes"] < BRINGS * BLOCK
         here = server.connect()
         site.model[110 * BLOCK : 112 * BLOCK] = b"m" * (2 * BLOCK)
