@@ -116,7 +116,7 @@ def test_a_source_that_dies_while_it_is_surveyed_can_not_be_reached(tmp_path: Pa
 
 
 def test_a_source_that_dies_while_it_is_asked_for_hints_ends_nothing(tmp_path: Path) -> None:
-    argv = faulty(tmp_path, "delay-read=2")  # the survey's first round takes as long
+    argv = faulty(tmp_path, "delay-read=700ms")  # the survey's first round takes as long
     with daemon(tmp_path, "source", argv) as source:
         with proxy(tmp_path, source.port, "background=off", "readahead=0") as server:
             handle = server.connect()

@@ -120,7 +120,8 @@ def test_a_cut_above_the_limit_fails_reads_of_absent_blocks_only(
     link: Link, tmp_path: Path
 ) -> None:
     model = source_bytes(SIZE_BYTES)
-    with source(tmp_path, link), proxy(tmp_path, link, "rate=1M", "retry-timeout=1") as server:
+    keys, file = ("rate=1M", "retry-timeout=1"), impatient(tmp_path)
+    with source(tmp_path, link), proxy(tmp_path, link, *keys, file=file) as server:
         server.connect().pread(QUARTER, 0)
         guest = server.connect()
         link.cut()
@@ -153,7 +154,7 @@ def test_a_proxy_that_is_started_during_a_cut_serves_what_it_has(
             server.connect().pread(QUARTER, 0)
             server.kill()
         link.cut()
-        with proxy(tmp_path, link, "retry-timeout=60") as server:
+        with proxy(tmp_path, link, "retry-timeout=60", file=impatient(tmp_path)) as server:
             at_work_locally(server, model, 30)
             link.mend()
             server.wait(MENDED_S)
