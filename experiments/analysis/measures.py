@@ -2,13 +2,14 @@
 
 docs/metrics.md says in words how each is computed and why so. The terms that recur:
 
+- *the move* begins with what is copied ahead of the guest, of whichever system.
 - *local* is the guest's own disk before the move, in the same run: the phase `source`.
 - *slow* is a read that took more than twice the local 99th percentile.
 - a *miss* is a read that took at least 0.9 round trips: its block was at the other site.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,7 @@ WINDOW_READS = 100  # of which at most one may be slow: their p99 is the second 
 FEWEST_LOCAL = 50
 MISS_RTTS = 0.9
 SLOW_TIMES = 2.0
+AHEAD = 0.01  # of what is copied ahead: then the copy has begun, and not only the connection
 SHORTEST_COPY_S = 0.2  # the byte counters are sampled this often
 BIN_S = 1.0
 
@@ -41,9 +43,39 @@ def ios(run: Run, kind: str, start_s: float, end_s: float) -> pd.DataFrame:
     return table[inside].sort_values("t_s", kind="stable")
 
 
+def copies_ahead(run: Run) -> bool:
+    """Whether the relocator copied the disk before the event `move-started`, as it is prepared."""
+    return (run.parameters.get("settings") or {}).get("preseed", "no") != "no"
+
+
+def move_s(run: Run) -> float:
+    """When the move began, on the run clock.
+
+    Where the disk was copied ahead, that is when the copy began: at the last sample of link C
+    before a hundredth of what came until `move-started` had come.
+    """
+    began_s = float(run.summary["move_s"])
+    if not copies_ahead(run):
+        return began_s
+    rows = run.links[(run.links["link"] == "C") & (run.links["t_s"] <= began_s)]
+    brought = rows["rx_bytes"] - rows["rx_bytes"].min()
+    if not brought.max() > 0:
+        return began_s
+    return float(rows["t_s"][brought <= AHEAD * brought.max()].max())
+
+
+def phases(run: Run) -> Mapping[str, Sequence[float]]:
+    """The run's phases; what is copied ahead is `pre-copy`, not `source`, of whichever system."""
+    found = run.document["phases"]
+    if not run.moves or not copies_ahead(run):
+        return found
+    start_s, end_s = found["source"]
+    return {**found, "source": (start_s, move_s(run)), "pre-copy": (move_s(run), end_s)}
+
+
 def local_p99_s(run: Run) -> float | None:
     """99th percentile of the reads before the move."""
-    start_s, end_s = run.document["phases"]["source"]
+    start_s, end_s = phases(run)["source"]
     values = ios(run, "read", start_s, end_s)["latency_s"].to_numpy(float)
     return percentile(values, 99) if len(values) >= FEWEST_LOCAL else None
 
@@ -77,7 +109,7 @@ def recovered_s(run: Run) -> float | None:
 
 def during(run: Run, kind: str) -> Array:
     """Latencies of the I/Os that were under way from the move's start until independence."""
-    start_s = run.summary["move_s"]
+    start_s = move_s(run)
     done_s = complete_s(run)
     end_s = run.end_s if done_s is None else done_s
     table = run.latency[run.latency["kind"] == kind]
@@ -123,6 +155,9 @@ def copy_bounds(run: Run) -> tuple[float, float] | None:
     """The time in which the disk was copied as a whole, on the run clock."""
     if not run.relocates or complete_s(run) is None:
         return None
+    ready_s = run.time_of("destination-started")
+    if copies_ahead(run) and ready_s is not None:
+        return move_s(run), ready_s
     pairs = (
         ("copy-first-started", "copy-first-done"),
         ("background-started", "relocation-complete"),
@@ -172,7 +207,7 @@ def lost_work_s(run: Run, stay: Run) -> dict[str, float]:
 
     The kinds are those of work.csv; where there are none, the reads and writes of latency.csv.
     """
-    start_s, end_s = run.summary["move_s"], min(run.end_s, stay.end_s)
+    start_s, end_s = move_s(run), min(run.end_s, stay.end_s)
     lost = {}
     for kind, done, could in _done(run, stay, start_s, end_s):
         if could > 0 and end_s > start_s:

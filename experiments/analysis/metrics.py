@@ -151,7 +151,7 @@ def _summary(key: str) -> Callable[[Run], Value]:
 
 def _from_move_s(run: Run) -> float | None:
     done_s = measures.complete_s(run)
-    return None if done_s is None else done_s - run.summary["move_s"]
+    return None if done_s is None else done_s - measures.move_s(run)
 
 
 def _wan_over_allocated(run: Run) -> float | None:
@@ -235,10 +235,11 @@ def _lost(run: Run, stay: Run | None) -> Row:
 def _by_phase(run: Run) -> Row:
     """Percentiles and I/Os a second by kind and phase."""
     row: Row = {}
+    phases = measures.phases(run)
     for phase in PHASES:
-        if phase not in run.document["phases"]:
+        if phase not in phases:
             continue
-        start_s, end_s = run.document["phases"][phase]
+        start_s, end_s = phases[phase]
         end_s = min(end_s, run.end_s)
         for kind in KINDS:
             values = measures.ios(run, kind, start_s, end_s)["latency_s"].to_numpy(float)

@@ -138,6 +138,45 @@ def test_an_io_that_began_before_independence_belongs_to_the_move(run: Run) -> N
     assert measures.during(with_reads(run, reads), "read").tolist() == [0.7]
 
 
+def ahead(run: Run) -> Run:
+    """The run, of a relocator that connects at 1 s, copies from 2 to 4 s, and is ready at 4.5 s."""
+    at_s = [round(0.2 * i, 1) for i in range(61)]
+    came = [10_000 * (t >= 1) + 10_000_000 * min(max(t - 2, 0), 2) for t in at_s]
+    links = pd.DataFrame({"t_s": at_s, "link": "C", "rx_bytes": came, "tx_bytes": 0})
+    wan = links.assign(link="wan")
+    parameters = {**run.parameters, "settings": {"preseed": "rounds"}}
+    return replace(
+        run,
+        document={**run.document, "parameters": parameters},
+        links=pd.concat([links, wan], ignore_index=True),
+        events=[{"event": "destination-started", "t_s": 4.5}, *run.events],
+    )
+
+
+def test_what_is_copied_ahead_is_part_of_the_move_of_whichever_system(run: Run) -> None:
+    early = ahead(run)
+    assert run.summary["move_s"] == measures.move_s(run) > 4.5
+    assert measures.move_s(early) == 2.0, "the connection alone is no copy"
+    assert measures.phases(early)["source"] == (0.0, 2.0)
+    assert measures.phases(early)["pre-copy"][0] == 2.0
+    sooner_s = run.summary["move_s"] - 2.0
+    from_move_s, at_once_s = (metrics.MEASURES["relocation_from_move_s"](r) for r in (early, run))
+    assert from_move_s == pytest.approx(at_once_s + sooner_s)
+    slow = with_reads(early, [*steady(0.0, 150, 0.0001), (3.0, 0.5), (3.1, 0.4)])
+    assert measures.local_p99_s(slow) == 0.0001, "no local read waited for the copy"
+    assert metrics.MEASURES["during_read_max_s"](slow) == 0.5
+    assert measures.copy_bounds(early) == (2.0, 4.5)
+    assert measures.link_use(early) == pytest.approx(20e6 / 2.5 / early.link_bytes_per_s)
+
+
+def test_who_copied_nothing_ahead_began_to_move_when_told(run: Run) -> None:
+    early = ahead(run)
+    assert (
+        measures.move_s(replace(early, links=early.links.assign(rx_bytes=0)))
+        == (run.summary["move_s"])
+    )
+
+
 def test_a_unit_under_way_counts_by_its_share(run: Run) -> None:
     work = pd.DataFrame({"kind": "compile", "start_s": [0.0, 4.0], "end_s": [4.0, 6.0]})
     assert measures.progress(replace(run, work=work), "compile", 3.0, 5.0) == pytest.approx(0.75)
