@@ -45,7 +45,8 @@ def ios(run: Run, kind: str, start_s: float, end_s: float) -> pd.DataFrame:
 
 def copies_ahead(run: Run) -> bool:
     """Whether the relocator copied the disk before the event `move-started`, as it is prepared."""
-    return (run.parameters.get("settings") or {}).get("preseed", "no") != "no"
+    settings = run.parameters.get("settings") or {}
+    return settings.get("preseed", "no") != "no" and run.time_of("copy-first-started") is None
 
 
 def move_s(run: Run) -> float:

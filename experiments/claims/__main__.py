@@ -7,8 +7,8 @@ does besides doesn't matter), and prints for each claim the figure that is publi
 measured here, and whether the claim holds. The table is left in DIR/claims.md. Ctrl-C ends it, and
 the same command goes on. `--list` shows the claims and the commands that make their runs.
 
-Exit status: 0 all claims hold; 1 one doesn't, or a run is missing; 2 a wrong argument or claim;
-130 interrupted.
+Exit status: 0 all claims hold; 1 one doesn't or can't be told, or a run is missing; 2 a wrong
+argument or claim; 130 interrupted.
 """
 
 import argparse
@@ -45,14 +45,16 @@ def rows(found: Sequence[Claim], published: Path, measured: Path) -> list[list[s
     result = []
     for one in found:
         was, now = (one.figure(table) for table in tables)
-        verdict = "no run" if math.isnan(now) else "holds" if one.holds(now) else "DOES NOT HOLD"
+        verdict = "not told" if math.isnan(now) else "holds" if one.holds(now) else "DOES NOT HOLD"
         texts = [_text(one, was), _text(one, now), one.expected, verdict]
         result.append([one.says, one.paper or "–", *texts])
     return result
 
 
 def _text(one: Claim, figure: float) -> str:
-    return "–" if math.isnan(figure) else f"{figure:.3g}{one.suffix}"
+    if math.isnan(figure):
+        return "–"
+    return "∞" if math.isinf(figure) else f"{figure:.3g}{one.suffix}"
 
 
 def markdown(table: Sequence[Sequence[str]]) -> str:

@@ -1,11 +1,10 @@
-"""A claim is one figure that must be above or below something.
+"""A claim is one figure that must be above or below something, or between two bounds.
 
 The figure is a metric of a run, or a metric of one run over the same of another, so a claim can be
 looked up in any table of metrics: the published one, and one made here and now.
 """
 
 import math
-import operator
 import re
 import tomllib
 from collections.abc import Sequence
@@ -19,21 +18,21 @@ from experiments.scenarios.cells import Cell
 from experiments.scenarios.schema import ScenarioError, nearest
 
 CLAIMS = Path(__file__).with_name("claims.toml")
-_HOLDS = re.compile(r"(<=|>=) (\d+(?:\.\d+)?)")
-_COMPARE = {"<=": operator.le, ">=": operator.ge}
+_NUMBER = r"(\d+(?:\.\d+)?)"
+_HOLDS = re.compile(rf"<= {_NUMBER}|>= {_NUMBER}|{_NUMBER} to {_NUMBER}")
 _KEYS = {"says", "figure", "holds", "unit", "paper", "beside"}
 
 
 @dataclass(frozen=True)
 class Claim:
-    """`metric` of the run `of` (over that of `over`) is to be `compare` `bound`."""
+    """`metric` of the run `of` (over that of `over`) is to be from `low` to `high`."""
 
     says: str
     metric: str
     of: str
     over: str | None
-    compare: str
-    bound: float
+    low: float = -math.inf
+    high: float = math.inf
     unit: str = ""
     paper: str = ""
     beside: tuple[str, ...] = ()
@@ -46,20 +45,34 @@ class Claim:
     @property
     def expected(self) -> str:
         """What the figure is to be, for a person."""
-        return f"{'at most' if self.compare == '<=' else 'at least'} {self.bound:g}{self.suffix}"
+        if math.isinf(self.low):
+            return f"at most {self.high:g}{self.suffix}"
+        if math.isinf(self.high):
+            return f"at least {self.low:g}{self.suffix}"
+        return f"{self.low:g} to {self.high:g}{self.suffix}"
 
     @property
     def suffix(self) -> str:
         return f" {self.unit}" if self.unit else " ×" if self.over else ""
 
     def figure(self, metrics: pd.DataFrame) -> float:
-        """The figure in a table of metrics; NaN where a run isn't there or did not end well."""
+        """The figure in a table of metrics.
+
+        NaN where a run isn't there or did not end well, or it never happened in it. What may be
+        zero or below, such as lost work, has a quotient where it is above zero: over nothing it
+        is infinite, and that of nothing is NaN.
+        """
         one = _value(metrics, self.of, self.metric)
-        return one / _value(metrics, self.over, self.metric) if self.over else one
+        if self.over is None:
+            return one
+        other = _value(metrics, self.over, self.metric)
+        if math.isnan(other) or not one > 0:
+            return math.nan
+        return one / other if other > 0 else math.inf
 
     def holds(self, figure: float) -> bool:
         """Whether a figure bears it out; NaN never does."""
-        return bool(_COMPARE[self.compare](figure, self.bound))
+        return self.low <= figure <= self.high
 
 
 def _value(metrics: pd.DataFrame, cell: str, metric: str) -> float:
@@ -88,7 +101,9 @@ def _claim(path: Path, number: int, given: dict[str, object]) -> Claim:
         raise ScenarioError(path, f"{where}: figure", figure[0], nearest(figure[0], columns()))
     holds = _HOLDS.fullmatch(str(given.get("holds")))
     if holds is None:
-        raise ScenarioError(path, f"{where}: holds", given.get("holds"), "'<= N' or '>= N'")
+        right = "'<= N', '>= N' or 'N to N'"
+        raise ScenarioError(path, f"{where}: holds", given.get("holds"), right)
+    most, least, low, high = (None if text is None else float(text) for text in holds.groups())
     beside = given.get("beside", [])
     assert isinstance(beside, list)
     return Claim(
@@ -96,8 +111,8 @@ def _claim(path: Path, number: int, given: dict[str, object]) -> Claim:
         metric=figure[0],
         of=figure[1],
         over=figure[2] if len(figure) == 3 else None,
-        compare=holds[1],
-        bound=float(holds[2]),
+        low=next((bound for bound in (least, low) if bound is not None), -math.inf),
+        high=next((bound for bound in (most, high) if bound is not None), math.inf),
         unit=str(given.get("unit", "")),
         paper=str(given.get("paper", "")),
         beside=tuple(beside),

@@ -38,6 +38,21 @@ def test_a_figure_of_one_run_may_have_a_largest_value(tmp_path: Path) -> None:
     assert not one.holds(one.figure(table(a=4.6)))
 
 
+def test_a_figure_may_have_to_lie_between_two(tmp_path: Path) -> None:
+    text = 'says = "a trip"\nfigure = ["copy_s", "e2/a/s1"]\nholds = "2 to 2.5"\nunit = "s"\n'
+    one = loaded(tmp_path, text)
+    assert [one.holds(value) for value in (1.9, 2.0, 2.5, 2.6)] == [False, True, True, False]
+    assert one.expected == "2 to 2.5 s"
+
+
+def test_a_quotient_of_nothing_bears_nothing_out(tmp_path: Path) -> None:
+    one = loaded(tmp_path, QUOTIENT)
+    assert not one.holds(one.figure(table(a=-6.0, b=-3.0))), "both did better than if they stayed"
+    assert math.isnan(one.figure(table(a=0.0, b=0.0)))
+    assert one.holds(one.figure(table(a=6.0, b=0.0))), "some against nothing"
+    assert one.holds(one.figure(table(a=6.0, b=-1.0)))
+
+
 def test_a_run_that_is_missing_or_failed_bears_nothing_out(tmp_path: Path) -> None:
     one = loaded(tmp_path, QUOTIENT)
     failed = table(a=6.0, b=3.0)
@@ -62,7 +77,7 @@ def test_the_table_says_which_claims_do_not_hold(tmp_path: Path) -> None:
     [
         ('figure = ["copy", "e2/a/s1"]\nholds = ">= 2"', "did you mean 'copy_s'"),
         ('figure = "copy_s"\nholds = ">= 2"', "[METRIC, CELL]"),
-        ('figure = ["copy_s", "e2/a/s1"]\nholds = "2"', "'<= N' or '>= N'"),
+        ('figure = ["copy_s", "e2/a/s1"]\nholds = "2"', "'<= N', '>= N' or 'N to N'"),
         ('figure = ["copy_s", "e2/a/s1"]\nholds = ">= 2"\nseed = 1', "known: beside"),
     ],
 )
@@ -85,6 +100,6 @@ def test_what_is_claimed_is_of_cells_that_there_are_and_was_published() -> None:
 
 
 def test_a_cell_that_there_is_not_is_refused_by_name() -> None:
-    one = claim.Claim("it", "copy_s", "e2/relocatr/s1", None, "<=", 1.0)
+    one = claim.Claim("it", "copy_s", "e2/relocatr/s1", None, high=1.0)
     with pytest.raises(ScenarioError, match="did you mean 'e2/relocator/s1'"):
         claim.cells_of([one], cells.quick_or_full(quick=True))
