@@ -175,8 +175,9 @@ def tiles(frame: pd.DataFrame) -> list[tuple[str, str]]:
         ("wan_over_allocated", "times the disk's data went over the WAN"),
         ("link_use", "of the link used while the disk was copied"),
     ):
-        value = rows[column].median() if len(rows) else math.nan
-        if not math.isnan(value):
+        values = rows[column].fillna(math.inf) if column == "independent_s" else rows[column]
+        value = values.median() if len(rows) else math.nan
+        if math.isfinite(value):
             found.append((_tile(column, float(value)), what))
     return found
 

@@ -14,6 +14,7 @@ TITLES = {
     "on-demand": "On-demand copy alone",
     "background": "With background copy",
 }
+ALIKE = 1.5  # so much longer a read may take to take as long
 SCALE = {"ms": 1e3, "s": 1.0, "MB": 1e-6}
 
 
@@ -81,9 +82,10 @@ def conclusion(runs: Runs, windows: Windows) -> str:
     )
     if before is None or end is None or run.independent_s is None:
         return ""
+    alike = "as before the move" if end <= before * ALIKE else "more than before the move"
     return (
         f"With both, the whole disk has arrived {run.independent_s:.0f} s after the switch: the "
-        f"source may be switched off, and a read takes {quantity(end, 'ms')}, as before the move "
+        f"source may be switched off, and a read takes {quantity(end, 'ms')}, {alike} "
         f"({quantity(before, 'ms')}). Without them every read of a block that stayed behind costs "
         "a round trip, however long one waits."
     )

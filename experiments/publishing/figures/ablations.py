@@ -84,11 +84,19 @@ def _times(axes: Axes, frame: pd.DataFrame, names: list[str], colours: dict[str,
 
 def _order_words(frame: pd.DataFrame, names: list[str]) -> list[str]:
     mean = frame.groupby("name")[["miss_s", "recovered_s"]].mean()
+
+    def listed(column: str) -> str:
+        values = mean[column]
+        return ", ".join(
+            f"{name} {'not seen' if pd.isna(values[name]) else draw.s(values[name])}"
+            for name in names
+        )
+
     known = mean["miss_s"].dropna()
     if known.empty:
         return ["On this link a miss can't be told from a local read."]
-    listed = ", ".join(f"{name} {draw.s(known[name])}" for name in names if name in known)
-    said = [f"The guest meets missing blocks for (miss ratio summed over time): {listed}."]
+    sums = listed("miss_s")
+    said = [f"The guest meets missing blocks for (miss ratio summed over time): {sums}."]
     if "oracle" in known and len(known) > 1 and known["oracle"] > 0:
         best = known.drop("oracle").idxmin()
         ratio = known[best] / known["oracle"]
@@ -96,10 +104,8 @@ def _order_words(frame: pd.DataFrame, names: list[str]) -> list[str]:
             f"The best order that doesn't know the future is {best}, {draw.times(ratio)} times the "
             "oracle's."
         )
-    recovered = mean["recovered_s"].dropna()
-    if len(recovered):
-        listed = ", ".join(f"{n} {draw.s(recovered[n])}" for n in names if n in recovered)
-        said.append(f"Reads are as before the move after: {listed}.")
+    if mean["recovered_s"].notna().any():
+        said.append(f"Reads are as before the move after: {listed('recovered_s')}.")
     return said
 
 
@@ -212,6 +218,7 @@ def _outage_words(run: Run, event: str, name: str, seeds: int) -> str:
     lasted = sum(end_s - start_s for start_s, end_s in cuts(run))
     cut = f" (cut for {draw.s(lasted)})" if lasted else ""
     done = run.independent_s
-    ended = f"; the source may go after {draw.s(done)}" if done is not None else ""
+    ended = "the source could not be freed while it was watched"
+    ended = ended if done is None else f"the source may go after {draw.s(done)}"
     more = f", in the first of {seeds} seeds" if seeds > 1 else ""
-    return f"{name}, {event}{cut}: longest read {longest}{ended}; {errors}{more}."
+    return f"{name}, {event}{cut}: longest read {longest}; {ended}; {errors}{more}."

@@ -5,7 +5,7 @@ import math
 import pandas as pd
 from matplotlib.axes import Axes
 
-from experiments.analysis.estimates import Estimate, estimate
+from experiments.analysis.estimates import Estimate, estimate, paired_ratio
 from experiments.publishing.figures import draw
 from experiments.publishing.figures.evidence import Drawn, Evidence, fraction, size_bytes
 
@@ -185,6 +185,8 @@ def _end_words(rows: pd.DataFrame, condition: str) -> list[str]:
         return []
     far, near = mean.loc["remote", "end_p50_s"], mean.loc["relocator", "end_p50_s"]
     done = mean.loc["relocator", "independent_s"]
+    if math.isnan(done) or math.isnan(near):
+        return [f"{condition}: the source could not be freed while it was watched."]
     instead = (
         ", where none came back from a disk that stayed"
         if math.isnan(far)
@@ -197,7 +199,7 @@ def _end_words(rows: pd.DataFrame, condition: str) -> list[str]:
 
 
 def clocks(evidence: Evidence) -> Drawn:
-    """Real over virtual for each figure; 1 is agreement."""
+    """Real over virtual for each figure, seed by seed; 1 is agreement."""
     frame, notes = evidence.scenario("clocks"), evidence.notes("clocks")
     if frame.empty or frame["axis_clock"].nunique() < 2:
         return Drawn(CLOCKS_TITLE, notes=notes)
@@ -209,11 +211,14 @@ def clocks(evidence: Evidence) -> Drawn:
         axes.axvline(1, color="#444", linewidth=1)
         for shift, name in enumerate(names):
             for y, column in enumerate(CLOCK_COLUMNS):
-                found = draw.by(frame[frame["name"] == name], ["axis_clock"], column)
-                real, virtual = found.get("real"), found.get("virtual")
-                if real is None or virtual is None or virtual.mean <= 0:
+                rows = frame[frame["name"] == name]
+                real, virtual = (
+                    rows[rows["axis_clock"] == clock].set_index("seed")[column]
+                    for clock in ("real", "virtual")
+                )
+                ratio = paired_ratio(real, virtual)
+                if ratio is None:
                     continue
-                ratio = real.scaled(1 / virtual.mean)
                 ratios[name, column] = ratio.mean
                 place = y + (shift - (len(names) - 1) / 2) * 0.2
                 draw.bar(axes, place, ratio, draw.COLOURS.get(name, "#444"), log=True)

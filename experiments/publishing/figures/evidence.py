@@ -85,9 +85,14 @@ class Evidence:
         ]
 
     def _unsteady(self, name: str) -> list[str]:
-        """What happened with some seeds only: a mean of the others is not the whole of it."""
+        """What happened with some seeds only: a mean of the others is not the whole of it. And a
+        copy that was to end and never did, which figures of times can't show."""
         said = []
         for (axes, system), rows in self.scenario(name).groupby(["axes", "name"]):
+            copied = rows["wan_over_allocated"].notna() & (rows["background"] == "on")
+            if copied.all() and rows["independent_s"].isna().all():
+                where = " at ".join(part for part in (system, axes) if part)
+                said.append(f"Never: {where}: {MAY_LACK['independent_s']} while it was watched.")
             for column, what in MAY_LACK.items():
                 lacking = int(rows[column].isna().sum())
                 if 0 < lacking < len(rows):

@@ -84,11 +84,14 @@ def _e4_words(frame: pd.DataFrame, names: list[str]) -> list[str]:
             continue
         less = f", and {draw.s(work.mean)} of work are lost against staying" if work else ""
         said.append(f"{name}: half of the reads take {draw.s(half.mean)} or more{less}.")
-    alone, both = lost.get("on-demand"), lost.get("background")
-    if alone and both and alone.mean > 0:
-        relieved = 1 - both.mean / alone.mean
-        verb = "relieves" if relieved > 0.02 else "doesn't relieve"
-        said.append(f"Background copy {verb} it: {relieved * 100:.0f} % less work lost.")
+    by_seed = frame.pivot_table(index="seed", columns="name", values="lost_work_s")
+    if {"on-demand", "background"} <= set(by_seed):
+        mean = by_seed[["on-demand", "background"]].dropna().mean()
+        if mean["on-demand"] > 0:
+            relieved = 1 - mean["background"] / mean["on-demand"]
+            verb = "relieves" if relieved > 0.02 else "doesn't relieve"
+            less = "less" if relieved >= 0 else "more"
+            said.append(f"Background copy {verb} it: {abs(relieved) * 100:.0f} % {less} work lost.")
     return said
 
 
