@@ -87,6 +87,7 @@ def test_the_page_s_link_system_and_workload_are_found_and_travel(
     project = Project(tmp_path / "mine", installed)
     Page(PAGE).run("Links, systems and workloads of your own", {"mine": project})
     run = json.loads((project.directory / "run" / "run.json").read_text())
+    installed("pip", "install", "--quiet", ".", cwd=project.directory)  # as after a change
     installed("pip", "uninstall", "--yes", "--quiet", "mine")
     assert (run["outcome"], run["parameters"]["system"]) == ("ok", "dd")
     assert any(check["name"] == "log" and "none torn" in check["detail"] for check in run["checks"])

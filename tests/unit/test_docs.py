@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import shlex
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,20 @@ def test_links_between_documents_lead_somewhere() -> None:
         for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
             if "://" not in link:
                 assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+def test_the_commands_that_a_reader_begins_with_are_understood() -> None:
+    begun = [
+        re.findall(r"^    (relocator .*)$", (ROOT / name).read_text(), re.MULTILINE)
+        for name in ("README.md", "docs/index.md")
+    ]
+    assert begun[0] == begun[1]
+    for line in begun[0]:
+        for command in line.split("&&"):
+            build_parser().parse_args(shlex.split(command, comments=True)[1:])
+
+
+def test_no_page_has_the_package_installed_by_a_name_that_is_somebody_else_s() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        found = re.search(r"pip install [-\w ]*'?relocator\b(?!-)", page.read_text())
+        assert found is None, f"{page.name}: {found}: PyPI has another program under that name"
