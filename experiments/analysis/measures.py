@@ -120,7 +120,8 @@ def during(run: Run, kind: str) -> Array:
 
 
 def misses(run: Run) -> pd.DataFrame | None:
-    """Reads after the switch: t_s since the switch, miss (bool); None if it can't be told.
+    """Reads after the switch: t_s since the switch, latency_s, miss (bool); None if it can't be
+    told.
 
     It can be told where the round trip is well above what a local read takes.
     """
@@ -129,18 +130,26 @@ def misses(run: Run) -> pd.DataFrame | None:
     if local is None or threshold_s < SLOW_TIMES * local:
         return None
     reads = ios(run, "read", switch_done_s(run), math.inf)
-    return pd.DataFrame(
-        {"t_s": reads["t_s"] - run.switch_s, "miss": reads["latency_s"] >= threshold_s}
-    )
+    table = reads[["t_s", "latency_s"]].assign(miss=reads["latency_s"] >= threshold_s)
+    return table.assign(t_s=table["t_s"] - run.switch_s)
 
 
 def miss_series(run: Run, width_s: float = BIN_S) -> pd.DataFrame | None:
-    """t_s (middle of a bin, since the switch) and its ratio of misses; without empty bins."""
+    """t_s (middle of a bin, since the switch) and the misses among the reads that ended in it.
+
+    A bin in which none ended since one waited all through it is all misses; others are left out.
+    """
     table = misses(run)
     if table is None:
         return None
-    bins = np.floor(table["t_s"] / width_s)
-    ratio = table["miss"].groupby(bins).mean()
+    ratio = table["miss"].groupby(np.floor(table["t_s"] / width_s)).mean()
+    long = table[table["miss"] & (table["latency_s"] >= width_s)]
+    for end_s, latency_s in zip(long["t_s"], long["latency_s"], strict=True):
+        first = max(0, math.ceil((end_s - latency_s) / width_s))
+        for waited in range(first, math.floor(end_s / width_s)):
+            if waited not in ratio.index:
+                ratio.loc[waited] = 1.0
+    ratio = ratio.sort_index()
     return pd.DataFrame({"t_s": (ratio.index + 0.5) * width_s, "miss_ratio": ratio.to_numpy(float)})
 
 

@@ -195,6 +195,8 @@ MEASURES: dict[str, Callable[[Run], Value]] = {
     "during_read_p99_s": _during("read", 99),
     "during_read_max_s": _during("read", 100),
     "during_write_p99_s": _during("write", 99),
+    "during_reads": lambda run: len(measures.during(run, "read")),
+    "during_writes": lambda run: len(measures.during(run, "write")),
     "miss_ratio": _miss_ratio,
     "miss_s": measures.miss_s,
     "allocated_bytes": _summary("allocated_bytes"),

@@ -118,17 +118,18 @@ def summary(evidence: Evidence, drawn: Mapping[str, Drawn]) -> list[str]:
 
 def content(evidence: Evidence, drawn: Mapping[str, Drawn]) -> dict[str, Any]:
     """What both the page and summary.md say."""
-    front = duels.front(evidence.scenario("compare"))
+    compared = evidence.scenario("compare")
+    front = duels.front(compared)
     return {
         "counts": summary(evidence, drawn),
         "verdicts": drawn["compare"].sentences,
-        "terms": TERMS,
+        "terms": " ".join(filter(None, (TERMS, duels.few(compared)))),
         "chosen": CHOSEN,
         "scored": [measure.label.replace("\n", " ") for measure in duels.SCORED],
         "front": front,
         "tally": duels.tally(front) if front else "",
-        "alone": duels.alone(evidence.scenario("compare")),
-        "scores": duels.scores(evidence.scenario("compare")),
+        "alone": duels.alone(compared),
+        "scores": duels.scores(compared),
         "drawn": drawn,
         "questions": {name: _about(name) for name in drawn},
     }

@@ -219,3 +219,11 @@ def test_a_disk_that_was_not_there_in_time_is_not_said_to_stay() -> None:
     assert "its disk stays" not in verdicts.verdicts(frame)[0]
     frame.loc[1, "wan_over_allocated"] = math.nan
     assert "its disk stays" in verdicts.verdicts(frame)[0]
+
+
+def test_a_p99_of_few_is_said_to_be_the_slowest() -> None:
+    frame = compared().assign(during_reads=[99, 100], during_writes=[100, math.nan])
+    assert duels.few(frame) == (
+        "A p99 of fewer than 100 is the slowest of them: of reads in 1 of 2 runs."
+    )
+    assert duels.few(frame.assign(during_reads=100)) == ""

@@ -113,6 +113,15 @@ def test_a_miss_is_a_read_of_nine_tenths_of_a_round_trip(run: Run) -> None:
     assert measures.miss_s(with_reads(run, reads)) == 0.5
 
 
+def test_seconds_in_which_a_read_waited_are_seconds_of_misses(run: Run) -> None:
+    at_s = measures.switch_done_s(run) + 0.01
+    local = steady(0.0, 150, 0.0001)
+    waiting = with_reads(run, [*local, (at_s + 0.1, 0.0001), (at_s + 10.2, 10.0)])
+    assert measures.miss_s(waiting) == 10.0
+    idle = with_reads(run, [*local, (at_s + 0.1, 0.0001), (at_s + 10.2, 0.05)])
+    assert measures.miss_s(idle) == 1.0
+
+
 def test_misses_cannot_be_told_without_a_round_trip_to_tell_them_by(run: Run) -> None:
     assert measures.misses(with_reads(run, steady(1, 60, 0.010))) is None
 
@@ -165,6 +174,7 @@ def test_what_is_copied_ahead_is_part_of_the_move_of_whichever_system(run: Run) 
     slow = with_reads(early, [*steady(0.0, 150, 0.0001), (3.0, 0.5), (3.1, 0.4)])
     assert measures.local_p99_s(slow) == 0.0001, "no local read waited for the copy"
     assert metrics.MEASURES["during_read_max_s"](slow) == 0.5
+    assert metrics.MEASURES["during_reads"](slow) == 2
     assert measures.copy_bounds(early) == (2.0, 4.5)
     assert measures.link_use(early) == pytest.approx(20e6 / 2.5 / early.link_bytes_per_s)
 

@@ -55,6 +55,7 @@ MEASURES = (
 #: those of which a ratio can be told
 SCORED = [measure for measure in MEASURES if measure.log]
 ALIKE = 1.1
+P99_NEEDS = 100
 KEYS = ["axis_rtt", "axis_rate"]
 #: ours; `hybrid` copies ahead and keeps in step, `relocator` copies after the switch
 OURS = ("relocator", "hybrid")
@@ -286,6 +287,18 @@ def scores(frame: pd.DataFrame) -> dict[str, list[Score | None]]:
         peer + where(frame, peer): [duel.score for duel in duels(frame, peer) if duel.measure.log]
         for peer in peers(frame)
     }
+
+
+def few(frame: pd.DataFrame) -> str:
+    """In how many runs a p99 is of too few to be anything but the slowest; empty if in none."""
+    counts = {kind: frame[f"during_{kind}s"].dropna() for kind in ("read", "write")}
+    said = [
+        f"of {kind}s in {(count < P99_NEEDS).sum()} of {len(count)} runs"
+        for kind, count in counts.items()
+        if (count < P99_NEEDS).any()
+    ]
+    told = f"A p99 of fewer than {P99_NEEDS} is the slowest of them: {draw.joined(said or [''])}."
+    return told if said else ""
 
 
 def where(frame: pd.DataFrame, peer: str) -> str:
