@@ -4,16 +4,17 @@
 
 Takes metrics, tables and figures, not the raw runs; README.md says what they are of and what they
 show, and names every run that failed or was refused under the figure that lacks it. All runs must
-be there, of one version of the product and the test bed: otherwise nothing is written. What was
-published in DIRECTORY before is replaced.
+be there, of one version of the product and the test bed, and the metrics must be of them: otherwise
+nothing is written. What was published in DIRECTORY before is replaced.
 
 Exit status: 0 published; 1 it can't be.
 """
 
+import csv
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +47,23 @@ class PublishError(Exception):
 
 
 def _document(out: Path, cell: Cell) -> dict[str, Any]:
-    """The cell.json of a run that is whole."""
+    """The cell.json of a run that is whole, and its `outcome`."""
     place = out / "runs" / cell.id
     try:
-        json.loads((place / "run.json").read_text(encoding="utf-8"))
-        return dict(json.loads((place / "cell.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise PublishError(f"{cell.id}: the run can't be read: {error}") from error
+        run = json.loads((place / "run.json").read_text(encoding="utf-8"))
+        document = json.loads((place / "cell.json").read_text(encoding="utf-8"))
+        return {**document, "outcome": run["outcome"]}
+    except (OSError, ValueError, KeyError) as error:
+        raise PublishError(f"{cell.id}: the run can't be read: {error!r}") from error
+
+
+def _check_metrics(path: Path, outcomes: Mapping[str, str]) -> None:
+    """That the table is of these runs (cell -> outcome), and not of those of another day."""
+    with path.open(encoding="utf-8", newline="") as file:
+        table = {row["cell"]: row["outcome"] for row in csv.DictReader(file)}
+    wrong = sorted(cell for cell in {*table, *outcomes} if table.get(cell) != outcomes.get(cell))
+    if wrong:
+        raise PublishError(f"{path}: is not of these runs: {', '.join(wrong[:3])}: make it anew")
 
 
 def readme(out: Path, directory: Path) -> str:
@@ -62,10 +73,15 @@ def readme(out: Path, directory: Path) -> str:
     versions = sorted({document["code"]["run"] for document in documents})
     if len(versions) > 1:
         raise PublishError(f"the runs are of {len(versions)} versions: {', '.join(versions)}")
+    outcomes = {cell.id: one["outcome"] for cell, one in zip(matrix, documents, strict=True)}
+    _check_metrics(out / "metrics.csv", outcomes)
     clocks = [cell.clock for cell in matrix if cell.same_as is None]
     counted = [f"{clocks.count(one)} on the {one} clock" for one in sorted(set(clocks))]
     quick = "quick" in out.name
-    machine = {key: str(value) for key, value in documents[0]["machine"].items()}
+    machine = {
+        key: " and ".join(sorted({str(document["machine"][key]) for document in documents}))
+        for key in ("processors", "kernel", "python", "lab_image")
+    }
     return README.format(
         title="The quick evaluation" if quick else "The evaluation",
         command=_command(matrix, quick),
@@ -82,9 +98,18 @@ def readme(out: Path, directory: Path) -> str:
 
 
 def _command(matrix: Sequence[Cell], quick: bool) -> str:
-    seeds, usual = (max(cell.seed for cell in c) for c in (matrix, cells.quick_or_full(quick)))
-    given = [" QUICK=1"] * quick + [f" SEEDS={seeds}"] * (seeds != usual)
+    seeds, usual = (_seeds(found) for found in (matrix, cells.quick_or_full(quick)))
+    as_usual = all(usual.get(scenario) == count for scenario, count in seeds.items())
+    given = [" QUICK=1"] * quick + [f" SEEDS={max(seeds.values())}"] * (not as_usual)
     return "make reproduce" + "".join(given)
+
+
+def _seeds(found: Sequence[Cell]) -> dict[str, int]:
+    """How many seeds each scenario has."""
+    seeds: dict[str, int] = {}
+    for cell in found:
+        seeds[cell.scenario] = max(cell.seed, seeds.get(cell.scenario, 0))
+    return seeds
 
 
 def publish(out: Path, directory: Path) -> None:
