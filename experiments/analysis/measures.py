@@ -108,6 +108,21 @@ def recovered_s(run: Run) -> float | None:
     return float(reads["t_s"].iloc[first] - run.switch_s)
 
 
+def slow_until_s(run: Run) -> float | None:
+    """From the switch until, at least, reads were not as before; 0 if they always were.
+
+    It is known where too few reads were left to show since when they are: of two slow ones within
+    a window the last first.
+    """
+    local = local_p99_s(run)
+    if local is None:
+        return None
+    reads = ios(run, "read", switch_done_s(run), math.inf)
+    slow = np.flatnonzero(reads["latency_s"].to_numpy(float) > SLOW_TIMES * local)
+    close = np.flatnonzero(np.diff(slow) < WINDOW_READS)
+    return float(reads["t_s"].iloc[slow[close[-1]]] - run.switch_s) if len(close) else 0.0
+
+
 def during(run: Run, kind: str) -> Array:
     """Latencies of the I/Os that were under way from the move's start until independence."""
     start_s = move_s(run)

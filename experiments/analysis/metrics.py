@@ -189,6 +189,7 @@ MEASURES: dict[str, Callable[[Run], Value]] = {
     "relocation_from_move_s": _from_move_s,
     "independent_s": lambda run: run.independent_s,
     "recovered_s": measures.recovered_s,
+    "slow_until_s": measures.slow_until_s,
     "observed_s": lambda run: run.end_s - run.switch_s,
     "local_read_p99_s": measures.local_p99_s,
     "during_read_p50_s": _during("read", 50),

@@ -11,7 +11,12 @@ from experiments.publishing.figures import duels, verdicts
 def compared(**peer: float) -> pd.DataFrame:
     """relocator, 1 everywhere, and a mirror with these figures."""
     base: dict[str, Any] = {measure.column: 1.0 for measure in duels.MEASURES}
-    base |= {"handover_s": 0.03, "background_delay_s": 0.0, "observed_s": 60.0}
+    base |= {
+        "handover_s": 0.03,
+        "background_delay_s": 0.0,
+        "observed_s": 60.0,
+        "slow_until_s": 60.0,
+    }
     base["wan_over_allocated"] = 1.0
     rows = [{**base, "name": "relocator"}, {**base, **peer, "name": "mirror"}]
     return pd.DataFrame(rows).assign(axis_rtt="20ms", axis_rate="100mbit", seed=1)
@@ -36,6 +41,14 @@ def test_a_verdict_says_what_the_runs_show_to_be_the_reason() -> None:
     assert "costs a round trip, our read p99 is 1.2" in said
     (said,) = verdicts.verdicts(compared(independent_s=0.3).assign(background_delay_s=8.0))
     assert "was told to start 8 s after the switch" in said
+
+
+def test_a_handover_explains_no_more_than_it_took() -> None:
+    frame = compared(downtime_s=0.5, handover_s=0.001)
+    (said,) = verdicts.verdicts(frame)
+    assert "30 ms on average are the handover of the disk; the other 470 ms are not" in said
+    (said,) = verdicts.verdicts(frame.assign(handover_s=[0.4, 0.001]))
+    assert "400 ms on average are the handover of the disk." in said
 
 
 def test_what_differs_by_less_than_a_tenth_is_no_victory() -> None:
@@ -138,6 +151,10 @@ def test_what_was_watched_for_less_time_is_not_said_to_never_happen() -> None:
     frame = seeds(independent_s=([30.0], [math.nan]))
     assert scored(frame, "independent_s")[0] == duels.Score("there: never", "ok")
     assert scored(frame.assign(observed_s=10.0), "independent_s") == (None, None)
+    frame = seeds(recovered_s=([2.5], [math.nan]))
+    assert scored(frame, "recovered_s")[0] == duels.Score("there: not seen", "ok")
+    few = frame.assign(slow_until_s=0.2)
+    assert scored(few, "recovered_s") == (None, None), "it may have been as before since 0.2 s"
 
 
 def test_what_was_not_measured_is_no_defeat() -> None:

@@ -140,6 +140,20 @@ def test_nobody_has_recovered_without_a_hundred_good_reads(run: Run) -> None:
     assert measures.recovered_s(with_reads(run, late)) is None
 
 
+def test_until_when_reads_were_slow_is_known_without_a_hundred_good_ones(run: Run) -> None:
+    at_s = measures.switch_done_s(run) + 0.01
+    local = steady(0.0, 150, 0.0001)
+    few = [(at_s + 0.1, 0.0001), (at_s + 1.0, 0.02), (at_s + 3.0, 0.02), (at_s + 3.1, 0.0001)]
+    late = with_reads(run, [*local, *few])
+    assert measures.recovered_s(late) is None
+    assert measures.slow_until_s(late) == pytest.approx(at_s + 1.0 - run.switch_s)
+    assert measures.slow_until_s(with_reads(run, [*local, *few[:2]])) == 0.0, "one is none"
+    assert measures.slow_until_s(with_reads(run, few)) is None, "what is slow is not known"
+    rows = [*local, *few, *steady(at_s + 4.0, 200, 0.0001)]
+    recovered_s = measures.recovered_s(with_reads(run, rows))
+    assert recovered_s == pytest.approx(at_s + 3.0 - run.switch_s), "the next read's end"
+
+
 def test_an_io_that_began_before_independence_belongs_to_the_move(run: Run) -> None:
     done = measures.complete_s(run)
     assert done is not None

@@ -6,7 +6,7 @@ the same guest and the same load. Of several seeds a difference counts if their 
 
 What never happened is worse than any time: with some seeds only it decides, unless the others, and
 most of all, say the contrary. That can only be said of a run that was watched for as long as the
-other needed.
+other needed, and was slow for as long: a few reads don't show that it is not.
 """
 
 from collections import Counter
@@ -22,13 +22,15 @@ from experiments.publishing.figures.evidence import seconds
 
 @dataclass(frozen=True)
 class Measure:
-    """`never` is what is said where it did not happen; empty: then it was not measured."""
+    """`never` is what is said where it did not happen; empty: then it was not measured. The column
+    `until` has until when, at least, it had not."""
 
     column: str
     label: str
     better: str  # what a system does that has less of it
     never: str = ""
     log: bool = True
+    until: str = "observed_s"
 
 
 MEASURES = (
@@ -49,6 +51,7 @@ MEASURES = (
         "switch until the read p99\nis within 2x local (s)",
         "is at local speed sooner",
         "not seen",
+        until="slow_until_s",
     ),
     Measure("lost_work_s", "work lost\n(s)", "loses less work", log=False),
 )
@@ -200,11 +203,11 @@ def _meet(
 
 
 def _never(one: pd.DataFrame, other: pd.DataFrame, measure: Measure) -> int:
-    """With how many seeds it happened to the other only, though both were watched for so long."""
+    """With how many seeds it happened to the other only, and had not so long after the switch."""
     if not measure.never:
         return 0
     known_s = other[measure.column]
-    return int((one[measure.column].isna() & (one["observed_s"] >= known_s)).sum())
+    return int((one[measure.column].isna() & (one[measure.until] >= known_s)).sum())
 
 
 def peers(frame: pd.DataFrame) -> list[str]:
@@ -315,5 +318,6 @@ def alone(frame: pd.DataFrame) -> dict[str, list[Score | None]]:
     if len(ours) < 2 or not others:
         return {}
     return {
-        name: [_duel(frame, [name], others, measure).score for measure in SCORED] for name in ours
+        name + where(frame, name): [_duel(frame, [name], others, one).score for one in SCORED]
+        for name in ours
     }

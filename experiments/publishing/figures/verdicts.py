@@ -135,11 +135,8 @@ def _why(frame: pd.DataFrame, peer: str, losses: Sequence[Duel]) -> str:
     ours = mean.loc[mine]
     lost = {duel.measure.column: duel for duel in losses}
     said = []
-    if "downtime_s" in lost and ours["handover_s"] > theirs["handover_s"]:
-        took = draw.s(float(ours["handover_s"]))
-        there = ", which is sealed at the source; there nothing is"
-        there = there if theirs["handover_s"] < NOTHING_S else ""
-        said.append(f"of {mine}'s downtime {took} on average are the handover of the disk{there}")
+    if "downtime_s" in lost and (handover := _handover(lost["downtime_s"], mean)):
+        said.append(handover)
         if "during_write_p99_s" in lost:
             said.append("a write that meets the switch waits for its end")
     if math.isnan(theirs["wan_over_allocated"]):
@@ -150,11 +147,27 @@ def _why(frame: pd.DataFrame, peer: str, losses: Sequence[Duel]) -> str:
         if trips := _round_trips(lost.get("independent_s")):
             said.append(f"ours brings the rest after the switch, in {trips} round trips")
     if trips := _round_trips(lost.get(READS)):
-        said.append(f"a block that is not here yet costs a round trip, our read p99 is {trips}")
+        said.append(
+            f"a block that is not here yet costs a round trip, our read p99 is {trips} of them"
+        )
     if lost.keys() & {"independent_s", "relocation_from_move_s"} and ours["background_delay_s"] > 0:
         delay = draw.s(float(ours["background_delay_s"]))
         said.append(f"{mine}'s background copy was told to start {delay} after the switch")
     return f": {'; '.join(said)}" if said else ""
+
+
+def _handover(duel: Duel, mean: pd.DataFrame) -> str:
+    """What of a longer downtime is the handover of the disk; empty if the peer's takes longer."""
+    pairs = [pair for pair in duel.of("bad") if pair.ratio is not None]
+    mine, peer = pairs[0].ours, pairs[0].theirs
+    took_s, theirs_s = mean.loc[mine, "handover_s"], mean.loc[peer, "handover_s"]
+    if not took_s > theirs_s:
+        return ""
+    there = ", which is sealed at the source; there nothing is" if theirs_s < NOTHING_S else ""
+    gap_s = float(np.mean([one.ours_s * (1 - one.ratio.mean) for one in pairs if one.ratio]))
+    only = "" if took_s >= gap_s / 2 else f"; the other {draw.s(gap_s - took_s)} are not"
+    took = draw.s(float(took_s))
+    return f"of {mine}'s downtime {took} on average are the handover of the disk{there}{only}"
 
 
 def _round_trips(duel: Duel | None) -> str:
