@@ -202,6 +202,14 @@ def test_never_in_one_condition_is_not_never() -> None:
     assert "nan" not in said
 
 
+def test_conditions_in_which_nothing_can_be_told_are_counted() -> None:
+    far = compared(recovered_s=math.nan).assign(axis_rtt="100ms", slow_until_s=0.2)
+    frame = pd.concat([compared(recovered_s=3.0), far])
+    assert scored(frame, "recovered_s")[0] == duels.Score("3 × (known in 1 of 2)", "ok")
+    (said,) = verdicts.verdicts(frame)
+    assert "is at local speed sooner (3 times in 1 of 2 conditions)" in said
+
+
 def test_conditions_in_which_a_peer_failed_are_counted() -> None:
     far = compared().assign(axis_rtt="100ms")
     frame = pd.concat([compared(downtime_s=3.0), far[far["name"] == "relocator"]])

@@ -131,10 +131,12 @@ def _told(ratio: Estimate | None) -> bool:
 
 @dataclass(frozen=True)
 class Duel:
-    """One measure against a peer: a pair for each condition in which the two can be compared."""
+    """One measure against a peer: a pair for each condition in which the two can be compared, of
+    `ran` in which both ended well."""
 
     measure: Measure
     pairs: tuple[Pair, ...]
+    ran: int
 
     @property
     def kind(self) -> str:
@@ -161,7 +163,8 @@ class Duel:
         for who, count in (("ours", sum(ours)), ("there", sum(theirs))):
             often = "" if count == runs else f" in {count} of {runs} runs"
             said += [f"{who}: {self.measure.never}{often}"] if count else []
-        return Score("; ".join(said), self.kind)
+        told = "" if len(self.pairs) == self.ran else f" (known in {len(self.pairs)} of {self.ran})"
+        return Score("; ".join(said) + told, self.kind)
 
     def of(self, kind: str) -> list[Pair]:
         return [pair for pair in self.pairs if pair.kind == kind]
@@ -176,8 +179,13 @@ def _duel(
     frame: pd.DataFrame, ours: Sequence[str], theirs: Sequence[str], measure: Measure
 ) -> Duel:
     """The best of `theirs` in each condition over the best of `ours`."""
-    met = (_meet(here, seconds(rtt), ours, theirs, measure) for rtt, _, here in by_condition(frame))
-    return Duel(measure, tuple(pair for pair in met if pair is not None))
+    both = [
+        (seconds(rtt), here)
+        for rtt, _, here in by_condition(frame)
+        if all(here["name"].isin(names).any() for names in (ours, theirs))
+    ]
+    met = (_meet(here, round_trip_s, ours, theirs, measure) for round_trip_s, here in both)
+    return Duel(measure, tuple(pair for pair in met if pair is not None), len(both))
 
 
 def _meet(

@@ -79,7 +79,7 @@ def _range(values: Sequence[float]) -> str:
 
 def _told(duel: Duel, kind: str) -> str:
     """Where ours (`ok`) or the peer (`bad`) is ahead: how many times, and where the other never."""
-    total, ahead = len(duel.pairs), duel.of(kind)
+    total, ahead = duel.ran, duel.of(kind)
     ratios = [pair.ratio.mean for pair in ahead if pair.ratio is not None]
     known = [value if kind == "ok" else 1 / value for value in ratios]
     times = [value for value in known if value >= ALIKE]
