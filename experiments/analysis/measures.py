@@ -220,10 +220,11 @@ def ascending(offsets: list[int]) -> float | None:
 
 
 def progress(run: Run, kind: str, start_s: float, end_s: float) -> float:
-    """Units of work done between two instants; one under way counts by its share inside."""
-    rows = run.work[run.work["kind"] == kind]
+    """Units of work that ended between two instants; one under way at the first counts by its share
+    inside. One under way at the second does not: of a run that ended there it is not known."""
+    rows = run.work[(run.work["kind"] == kind) & (run.work["end_s"] <= end_s)]
     from_s, to_s = rows["start_s"].to_numpy(float), rows["end_s"].to_numpy(float)
-    inside = np.clip(np.minimum(to_s, end_s) - np.maximum(from_s, start_s), 0, None)
+    inside = np.clip(to_s - np.maximum(from_s, start_s), 0, None)
     return float((inside / np.maximum(to_s - from_s, 1e-9)).sum())
 
 

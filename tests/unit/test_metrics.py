@@ -203,7 +203,18 @@ def test_who_copied_nothing_ahead_began_to_move_when_told(run: Run) -> None:
 
 def test_a_unit_under_way_counts_by_its_share(run: Run) -> None:
     work = pd.DataFrame({"kind": "compile", "start_s": [0.0, 4.0], "end_s": [4.0, 6.0]})
-    assert measures.progress(replace(run, work=work), "compile", 3.0, 5.0) == pytest.approx(0.75)
+    assert measures.progress(replace(run, work=work), "compile", 3.0, 6.0) == pytest.approx(1.25)
+
+
+def test_the_longer_of_two_equal_runs_has_done_no_more(run: Run) -> None:
+    """The stay's last unit stands nowhere, since it had not ended."""
+    starts_s = [run.summary["move_s"] + i for i in range(5)]
+    work = pd.DataFrame({"kind": "compile", "start_s": starts_s})
+    work = work.assign(end_s=work["start_s"] + 0.8)
+    end_s = starts_s[-1] + 0.4
+    events = [{"event": "workloads-ended", "t_s": end_s}]
+    stay = replace(run, work=work[work["end_s"] <= end_s], events=events)
+    assert measures.lost_work_s(replace(run, work=work), stay) == {"compile": 0.0}
 
 
 def test_what_is_wanted_is_what_was_read_or_partly_written_after_the_switch(run: Run) -> None:
