@@ -76,16 +76,18 @@ def evaluate(out: Path) -> dict[str, Drawn]:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """The table for people: each estimate as mean (low to high), or the mean alone of one seed."""
-    hidden = {name for name in table.columns if name.endswith(("_low", "_high"))}
-    names = [name for name in table.columns if name not in hidden]
+    """The table for people: each estimate as mean (low to high), or the mean alone of one seed; and
+    of how many seeds, if it did not happen in all."""
+    names = [name for name in table.columns if not name.endswith(("_low", "_high", "_seeds"))]
     lines = [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
     for _, row in table.iterrows():
         cells = []
         for name in names:
             low, high = row.get(f"{name}_low", math.nan), row.get(f"{name}_high", math.nan)
             spread = "" if pd.isna(low) else f" ({_number(low)} to {_number(high)})"
-            cells.append(f"{_number(row[name])}{spread}")
+            count = row.get(f"{name}_seeds", 0)
+            some = f" in {count} of {row['seeds']}" if 0 < count < row.get("seeds", 0) else ""
+            cells.append(f"{_number(row[name])}{spread}{some}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from experiments.analysis import metrics, series
 from experiments.publishing import evaluation, wording
-from experiments.publishing.figures import ablations, conditions, paper, programs
+from experiments.publishing.figures import ablations, conditions, draw, paper, programs
 from experiments.publishing.figures.evidence import Evidence
 from experiments.running.rundir import load_run
 from tests.support.synthetic_run import Synthetic, write_run
@@ -100,6 +100,15 @@ def test_a_copy_that_never_ended_is_named_where_its_time_would_have_been(tmp_pat
     assert said == [
         "Never: relocator at window=64K: the source could not be freed while it was watched."
     ]
+
+
+def test_a_table_says_of_how_many_seeds_a_mean_is() -> None:
+    frame = of("recovered_s", relocator=[1.0, 3.0, math.nan], remote=[math.nan] * 3)
+    table = draw.summary_table(frame, ["name"], ["recovered_s"])
+    assert table["recovered_s_seeds"].tolist() == [2, 0]
+    _, _, ours, theirs = evaluation.markdown(table).splitlines()
+    assert ours == "| relocator | 3 | 2 (-10.71 to 14.71) in 2 of 3 |"
+    assert theirs == "| remote | 3 | – |"
 
 
 def test_a_median_is_not_of_those_alone_that_got_there() -> None:

@@ -208,7 +208,10 @@ def joined(parts: Sequence[str]) -> str:
 
 
 def summary_table(frame: pd.DataFrame, keys: list[str], names: Sequence[str]) -> pd.DataFrame:
-    """Mean, bounds and count of each metric for each group, as it goes into OUT/tables."""
+    """Mean, bounds and count of each metric for each group, as it goes into OUT/tables.
+
+    The count is that of the seeds in which it happened: the mean is of those alone.
+    """
     rows = []
     for key, group in frame.groupby(keys, sort=False, dropna=False):
         labels = dict(zip(keys, key if isinstance(key, tuple) else (key,), strict=True))
@@ -220,6 +223,7 @@ def summary_table(frame: pd.DataFrame, keys: list[str], names: Sequence[str]) ->
             several = found is not None and found.count > 1
             row[f"{name}_low"] = found.low if several and found else math.nan
             row[f"{name}_high"] = found.high if several and found else math.nan
+            row[f"{name}_seeds"] = 0 if found is None else found.count
         rows.append(row)
     return pd.DataFrame(rows)
 
