@@ -99,19 +99,19 @@ def _number(value: Any) -> str:
 
 
 def summary(evidence: Evidence, drawn: Mapping[str, Drawn]) -> list[str]:
-    """What the page says first: how many runs, then ours against each peer, then the rest."""
+    """What the page says first: how many cells (some share a run), and what came of them."""
     frame = evidence.frame
     bad = frame[frame["outcome"] != "ok"]
     said = []
     if len(bad):
         counted = ", ".join(f"{n} {what}" for what, n in bad["outcome"].value_counts().items())
-        said.append(f"{len(frame)} runs; {counted} (marked in the table, in no figure).")
+        said.append(f"{len(frame)} cells; {counted} (marked in the table, in no figure).")
         findings = bad[[evidence.finding(row) is not None for _, row in bad.iterrows()]]
         for name, rows in findings.groupby("name"):
             known = evidence.finding(rows.iloc[0])
             said.append(f"{name} failed in {len(rows)} of them, a finding: {known}.")
     else:
-        said.append(f"{len(frame)} runs, all of which passed all of their checks.")
+        said.append(f"{len(frame)} cells; every run passed all of its checks.")
     lacking = [name for name, one in drawn.items() if one.png is None]
     if lacking:
         said.append(f"Nothing to draw for: {', '.join(lacking)}.")

@@ -63,6 +63,8 @@ def test_the_summary_names_what_the_page_names(out: Path) -> None:
     assert f"Not shown: {FAILED} failed: checksums: 3 files differ" in said
     assert "Not run yet: e7/offline/s1." in said
     assert "- Against offline: ours " in said
+    rows = len(evidence.read_metrics(out / "metrics.csv"))
+    assert f"{rows} cells; 1 failed (marked" in said, "cells that share a run are no two runs"
 
 
 def test_a_failed_run_is_named_and_in_the_table(out: Path) -> None:
