@@ -5,12 +5,12 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.publishing.figures import duels, verdicts
+from experiments.publishing.figures import duels, pairs, verdicts
 
 
 def compared(**peer: float) -> pd.DataFrame:
     """relocator, 1 everywhere, and a mirror with these figures."""
-    base: dict[str, Any] = {measure.column: 1.0 for measure in duels.MEASURES}
+    base: dict[str, Any] = {measure.column: 1.0 for measure in pairs.MEASURES}
     base |= {
         "handover_s": 0.03,
         "background_delay_s": 0.0,
@@ -65,7 +65,7 @@ def test_never_is_worse_than_any_time() -> None:
 def test_the_table_says_how_many_times_better_and_who_is_ahead() -> None:
     peer = compared(downtime_s=3.0, during_read_p99_s=0.5, during_write_p99_s=1.04)
     scores = duels.scores(peer.assign(recovered_s=[1.0, math.nan]))["mirror"]
-    found = dict(zip((m.column for m in duels.SCORED), scores, strict=True))
+    found = dict(zip((m.column for m in pairs.SCORED), scores, strict=True))
     assert found["downtime_s"] == duels.Score("3 ×", "ok")
     assert found["during_read_p99_s"] == duels.Score("0.5 ×", "bad")
     assert found["during_write_p99_s"] == duels.Score("1.04 ×", "")
@@ -77,7 +77,7 @@ def test_the_first_table_has_the_best_of_both_sides() -> None:
     base = {**frame.iloc[0].to_dict(), "name": "hybrid", "during_read_p99_s": 0.51}
     worse = {**frame.iloc[1].to_dict(), "name": "offline", "downtime_s": 9.0}
     (row,) = duels.front(pd.concat([frame, pd.DataFrame([base, worse])])).values()
-    found = dict(zip((m.column for m in duels.SCORED), row, strict=True))
+    found = dict(zip((m.column for m in pairs.SCORED), row, strict=True))
     assert found["downtime_s"] in (
         duels.Score("3 ×: mirror to relocator", "ok"),
         duels.Score("3 ×: mirror to hybrid", "ok"),
@@ -93,7 +93,7 @@ def test_each_peer_meets_the_better_of_ours() -> None:
     seeded = {**base, "name": "seeded", "downtime_s": 0.1}
     frame = pd.concat([frame, pd.DataFrame([hybrid, seeded])])
     (scores,) = duels.scores(frame).values()
-    found = dict(zip((m.column for m in duels.SCORED), scores, strict=True))
+    found = dict(zip((m.column for m in pairs.SCORED), scores, strict=True))
     assert found["independent_s"] == duels.Score("2 ×", "ok")
     assert found["during_write_p99_s"] == duels.Score("1 ×", "")
     assert found["downtime_s"] == duels.Score("0.5 ×", "bad"), "seeded is neither"
@@ -119,7 +119,7 @@ def seeds(**columns: tuple[list[float], list[float]]) -> pd.DataFrame:
 
 def scored(frame: pd.DataFrame, column: str) -> tuple[duels.Score | None, duels.Score | None]:
     """Of one measure: against the mirror, and in the first table's first row."""
-    which = [measure.column for measure in duels.SCORED].index(column)
+    which = [measure.column for measure in pairs.SCORED].index(column)
     (against,) = duels.scores(frame).values()
     first, *_ = duels.front(frame).values()
     return against[which], first[which]
@@ -172,7 +172,7 @@ def test_seeds_that_do_not_tell_two_apart_give_no_verdict() -> None:
         "who is down for less time (1.23 times)."
     )
     assert "not told apart by these seeds in 6, another in none." in duels.tally(
-        {"20ms": [first] * len(duels.SCORED)}
+        {"20ms": [first] * len(pairs.SCORED)}
     )
     _, first = scored(seeds(downtime_s=([1.0] * 3, [1.9, 2.0, 2.1])), "downtime_s")
     assert first is not None and first.kind == "ok"
@@ -200,6 +200,22 @@ def test_never_in_one_condition_is_not_never() -> None:
     (said,) = verdicts.verdicts(pd.concat([compared(recovered_s=0.5), far]))
     assert "(2 times in 1 of 2 conditions, ours: not seen in 1 of 2 conditions)" in said
     assert "nan" not in said
+
+
+def test_nobody_is_ahead_of_whom_may_have_been_sooner() -> None:
+    frame = compared(recovered_s=math.nan).assign(slow_until_s=[60.0, 0.2])
+    offline = frame[frame["name"] == "mirror"].assign(name="offline", recovered_s=3.0)
+    both = pd.concat([frame, offline])
+    (row,) = duels.front(both).values()
+    assert row[-1] == duels.Score("3 ×: offline to relocator; mirror: not known", "untold")
+    assert duels.alone(pd.concat([both, frame[:1].assign(name="hybrid")]))["hybrid"][-1] == (
+        duels.Score("3 ×", "untold")
+    )
+    (row,) = duels.front(both.assign(slow_until_s=60.0)).values()
+    assert row[-1] == duels.Score("3 ×: offline to relocator", "ok")
+    frame.loc[0, "recovered_s"], frame.loc[0, "slow_until_s"] = math.nan, 0.2
+    frame.loc[1, "recovered_s"] = 3.0
+    assert duels.front(frame)["20ms, 100mbit"][-1] is None, "ours may have been sooner too"
 
 
 def test_conditions_in_which_nothing_can_be_told_are_counted() -> None:

@@ -1,12 +1,7 @@
 """Ours against each peer, over all conditions of the comparison: in ratios.
 
 Ours is the better of relocator and hybrid, chosen anew for each measure in each condition; `alone`
-says how each of them fares by itself. Systems are compared seed by seed: one seed is the same disk,
-the same guest and the same load. Of several seeds a difference counts if their interval says so.
-
-What never happened is worse than any time: with some seeds only it decides, unless the others, and
-most of all, say the contrary. That can only be said of a run that was watched for as long as the
-other needed, and was slow for as long: a few reads don't show that it is not.
+says how each of them fares by itself. `pairs` says who is ahead in one condition.
 """
 
 from collections import Counter
@@ -15,49 +10,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from experiments.analysis.estimates import Estimate, paired_ratio
+from experiments.analysis.estimates import Estimate
 from experiments.publishing.figures import draw
 from experiments.publishing.figures.evidence import seconds
+from experiments.publishing.figures.pairs import MEASURES, SCORED, Measure, Pair, meet
 
-
-@dataclass(frozen=True)
-class Measure:
-    """`never` is what is said where it did not happen; empty: then it was not measured. The column
-    `until` has until when, at least, it had not."""
-
-    column: str
-    label: str
-    better: str  # what a system does that has less of it
-    never: str = ""
-    log: bool = True
-    until: str = "observed_s"
-
-
-MEASURES = (
-    Measure("downtime_s", "downtime\n(s)", "is down for less time"),
-    Measure(
-        "independent_s", "switch until\nthe source may go (s)", "frees the source sooner", "never"
-    ),
-    Measure(
-        "relocation_from_move_s",
-        "move's start until\nthe source may go (s)",
-        "moves in less time",
-        "never",
-    ),
-    Measure("during_read_p99_s", "guest read p99\nmeanwhile (s)", "reads faster meanwhile"),
-    Measure("during_write_p99_s", "guest write p99\nmeanwhile (s)", "writes faster meanwhile"),
-    Measure(
-        "recovered_s",
-        "switch until the read p99\nis within 2x local (s)",
-        "is at local speed sooner",
-        "not seen",
-        until="slow_until_s",
-    ),
-    Measure("lost_work_s", "work lost\n(s)", "loses less work", log=False),
-)
-#: those of which a ratio can be told
-SCORED = [measure for measure in MEASURES if measure.log]
-ALIKE = 1.1
 P99_NEEDS = 100
 KEYS = ["axis_rtt", "axis_rate"]
 #: ours; `hybrid` copies ahead and keeps in step, `relocator` copies after the switch
@@ -84,49 +41,6 @@ class Score:
 
     text: str
     kind: str
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One measure of two systems in one condition.
-
-    `ratio` is theirs over ours where it happened to both, `ours_s` our mean there; the numbers of
-    seeds: that both ran (`runs`), and in which it happened to one of them only.
-    """
-
-    ours: str
-    theirs: str
-    round_trip_s: float
-    ratio: Estimate | None
-    ours_s: float
-    runs: int
-    ours_never: int
-    theirs_never: int
-
-    @property
-    def lean(self) -> str:
-        """`ok`, `bad` or empty, by the mean of what is known."""
-        if self.ours_never != self.theirs_never and self.ratio is None:
-            return "bad" if self.ours_never > self.theirs_never else "ok"
-        mean = 1.0 if self.ratio is None else self.ratio.mean
-        return "ok" if mean >= ALIKE else "bad" if mean <= 1 / ALIKE else ""
-
-    @property
-    def kind(self) -> str:
-        """The same as a verdict, as in `Score`."""
-        often = 2 * (self.ours_never + self.theirs_never) > self.runs
-        if self.ours_never and self.theirs_never:
-            return "untold"
-        if self.theirs_never:
-            return "ok" if self.lean != "bad" or often else "untold"
-        if self.ours_never:
-            return "bad" if self.lean != "ok" or often else "untold"
-        return self.lean if not self.lean or _told(self.ratio) else "untold"
-
-
-def _told(ratio: Estimate | None) -> bool:
-    """Whether the seeds, where there are several, tell it from 1."""
-    return ratio is None or ratio.count == 1 or not ratio.low <= 1 <= ratio.high
 
 
 @dataclass(frozen=True)
@@ -184,38 +98,8 @@ def _duel(
         for rtt, _, here in by_condition(frame)
         if all(here["name"].isin(names).any() for names in (ours, theirs))
     ]
-    met = (_meet(here, round_trip_s, ours, theirs, measure) for round_trip_s, here in both)
+    met = (meet(here, round_trip_s, ours, theirs, measure) for round_trip_s, here in both)
     return Duel(measure, tuple(pair for pair in met if pair is not None), len(both))
-
-
-def _meet(
-    here: pd.DataFrame,
-    round_trip_s: float,
-    ours: Sequence[str],
-    theirs: Sequence[str],
-    measure: Measure,
-) -> Pair | None:
-    """The best of both sides in one condition; None where they can't be compared."""
-    names = [best(here, side, measure) for side in (ours, theirs)]
-    if not measure.log or None in names:
-        return None
-    mine, peer = (here[here["name"] == name].set_index("seed") for name in names)
-    both = mine.index.intersection(peer.index)
-    mine, peer = mine.loc[both], peer.loc[both]
-    never = (_never(mine, peer, measure), _never(peer, mine, measure))
-    ratio = paired_ratio(peer[measure.column], mine[measure.column])
-    if ratio is None and not any(never):
-        return None
-    mean_s = float(mine[measure.column].mean())
-    return Pair(str(names[0]), str(names[1]), round_trip_s, ratio, mean_s, len(both), *never)
-
-
-def _never(one: pd.DataFrame, other: pd.DataFrame, measure: Measure) -> int:
-    """With how many seeds it happened to the other only, and had not so long after the switch."""
-    if not measure.never:
-        return 0
-    known_s = other[measure.column]
-    return int((one[measure.column].isna() & (one[measure.until] >= known_s)).sum())
 
 
 def peers(frame: pd.DataFrame) -> list[str]:
@@ -237,10 +121,10 @@ def front(frame: pd.DataFrame) -> dict[str, list[Score | None]]:
 def _front(
     here: pd.DataFrame, round_trip_s: float, others: Sequence[str], measure: Measure
 ) -> Score | None:
-    pair = _meet(here, round_trip_s, OURS, others, measure)
+    pair = meet(here, round_trip_s, OURS, others, measure)
     if pair is None:
         return None
-    if pair.ratio is None and not pair.ours_never:
+    if pair.ratio is None and not pair.ours_never and not pair.theirs_open:
         return Score(f"nobody else: {measure.never}", pair.kind)
     ratio = "" if pair.ratio is None else f"{_interval(pair.ratio)}: "
     said = f"{ratio}{pair.theirs} to {pair.ours}"
@@ -249,19 +133,8 @@ def _front(
     for who, count in ((pair.ours, pair.ours_never), (pair.theirs, pair.theirs_never)):
         often = "" if count == pair.runs else f" with {count} of {pair.runs} seeds"
         said += f"; {who}: {measure.never}{often}" if count else ""
+    said += "".join(f"; {who}: not known" for who in (*pair.ours_open, *pair.theirs_open))
     return Score(said, pair.kind)
-
-
-def best(here: pd.DataFrame, names: Sequence[str], measure: Measure) -> str | None:
-    """Which of the systems has least; one that it happened to more often comes first.
-
-    None if none of them ran, or nothing was measured that must have happened.
-    """
-    values = here[here["name"].isin(names)].groupby("name")[measure.column]
-    found = pd.DataFrame({"lacks": values.apply(lambda v: v.isna().mean()), "mean": values.mean()})
-    if not measure.never:
-        found = found.dropna()
-    return None if found.empty else str(found.sort_values(["lacks", "mean"]).index[0])
 
 
 def tally(rows: Mapping[str, Sequence[Score | None]]) -> str:

@@ -7,8 +7,9 @@ from matplotlib.axes import Axes
 
 from experiments.analysis.estimates import estimate
 from experiments.publishing.figures import draw
-from experiments.publishing.figures.duels import KEYS, MEASURES, Measure, conditions
+from experiments.publishing.figures.duels import KEYS, conditions
 from experiments.publishing.figures.evidence import Drawn, Evidence
+from experiments.publishing.figures.pairs import MEASURES, Measure
 from experiments.publishing.figures.verdicts import verdicts
 
 TITLE = "All systems, over round-trip time and rate"

@@ -8,17 +8,8 @@ import pandas as pd
 
 from experiments.analysis.estimates import paired_ratio
 from experiments.publishing.figures import draw
-from experiments.publishing.figures.duels import (
-    ALIKE,
-    MEASURES,
-    OURS,
-    Duel,
-    best,
-    by_condition,
-    duels,
-    peers,
-    where,
-)
+from experiments.publishing.figures.duels import OURS, Duel, by_condition, duels, peers, where
+from experiments.publishing.figures.pairs import ALIKE, MEASURES, best
 
 READS = "during_read_p99_s"
 LITTLE_S = 0.1  # of lost work
