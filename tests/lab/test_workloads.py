@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from tests.lab import workloads_inside as inside
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 PROJECT = Path(__file__).parents[2]
+TASKS = ("loads", "bank", "layouts", "link")
 # What a workload logs besides the ledger: kind of I/O or of work -> at least, in WORK_S seconds.
 LEAST = {
     "ledger": {},
@@ -41,8 +44,16 @@ def in_lab(task: str, out: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def loads(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = in_lab("loads", tmp_path_factory.mktemp("loads"))
+def left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Any]]]:
+    """What every task leaves behind, which is there when it is asked for; two tasks at a time."""
+    top = tmp_path_factory.mktemp("workloads")
+    with ThreadPoolExecutor(2) as pool:
+        yield {task: pool.submit(in_lab, task, top / task) for task in TASKS}
+
+
+@pytest.fixture(scope="module")
+def loads(left: dict[str, Future[Any]]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = left["loads"].result()
     return found
 
 
@@ -69,8 +80,8 @@ def test_a_workload_is_moderate_and_on_the_clock(
     assert inside.WORK_S - 0.5 < last_s < inside.WORK_S + 1
 
 
-def test_what_is_lost_or_damaged_in_a_bank_is_found(tmp_path: Path) -> None:
-    found = in_lab("bank", tmp_path)
+def test_what_is_lost_or_damaged_in_a_bank_is_found(left: dict[str, Future[Any]]) -> None:
+    found = left["bank"].result()
     lost = found.pop("twice as many acknowledged")
     assert lost and all("commits are lost" in one for one in lost)
     assert "page verification failed" in " ".join(found.pop("a page is damaged"))
@@ -84,8 +95,8 @@ def test_every_job_file_is_tried() -> None:
     assert names == {*inside.FIO, "common"}
 
 
-def test_a_file_system_in_a_partition_is_the_guests(tmp_path: Path) -> None:
-    found = in_lab("layouts", tmp_path)
+def test_a_file_system_in_a_partition_is_the_guests(left: dict[str, Future[Any]]) -> None:
+    found = left["layouts"].result()
     for layout, (kind, changed, table) in found.items():
         file_system, partition = layout.split()
         assert (kind, changed) == (file_system, [])
@@ -93,8 +104,8 @@ def test_a_file_system_in_a_partition_is_the_guests(tmp_path: Path) -> None:
         assert table.startswith(label)
 
 
-def test_a_cut_loses_all_and_a_new_rate_and_delay_nothing(tmp_path: Path) -> None:
-    found = in_lab("link", tmp_path)
+def test_a_cut_loses_all_and_a_new_rate_and_delay_nothing(left: dict[str, Future[Any]]) -> None:
+    found = left["link"].result()
     answers = dict(found["answers"])  # number of the ping, one every 0.1 s -> round trip in ms
     assert found["done"]
     assert len(found["events"]) == 4

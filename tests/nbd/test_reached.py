@@ -64,6 +64,16 @@ def test_a_socket_behind_ssh_is_reached_anew_when_ssh_has_given_up(tmp_path: Pat
     assert not ssh_of(os.getpid())
 
 
+#: the command, which doesn't wait for a first read and write where no guest makes any
+_QUIET = """
+import runpy
+from relocator.moving import steps
+
+steps.FIRST_IO_S = 0.0
+runpy.run_module("relocator.cli.main", run_name="__main__")
+"""
+
+
 @contextmanager
 def waiting(directory: Path, proxy: Server, target: Server) -> Iterator[Path]:
     """A move that waits for the word at the socket that is returned; it moves after the block.
@@ -71,14 +81,7 @@ def waiting(directory: Path, proxy: Server, target: Server) -> Iterator[Path]:
     `link-source` and `link-destination` are the ways to its QEMUs.
     """
     word = directory / "word"
-    argv = [
-        sys.executable,
-        "-m",
-        "relocator.cli.main",
-        "migrate",
-        "--uri",
-        f"unix:{directory / 'memory'}",
-    ]
+    argv = [sys.executable, "-c", _QUIET, "migrate", "--uri", f"unix:{directory / 'memory'}"]
     argv += ["--from", str(directory / "link-source"), "--to", str(directory / "link-destination")]
     argv += ["--disk", f"{target.control_path},{proxy.control_path}", "--hold", str(word)]
     with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as process:
