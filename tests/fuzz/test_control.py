@@ -18,7 +18,7 @@ from relocator.client import Client
 from relocator.errors import ConfigError, RelocatorError
 from relocator.running import control
 from relocator.running.control import MOST_CLIENTS, MOST_LINE_BYTES, ControlServer, answer
-from tests.support.servers import moving, wait_for
+from tests.support.servers import mistaken, moving, wait_for
 
 STATUS = b'{"verb": "status"}\n'
 SIZE_BYTES = 4 << 20
@@ -105,7 +105,10 @@ def test_lines_of_one_client_are_answered_in_order_however_they_arrive(tmp_path:
         assert [reply["arguments"]["number"] for reply in replies(link)] == [*range(50)]
 
 
-def test_clients_that_never_speak_or_never_read_give_way_to_others(tmp_path: Path) -> None:
+def test_clients_that_never_speak_or_never_read_give_way_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "SILENT_S", 0.5)
     long_answer = {"text": "x" * (1 << 20)}
     with serving(tmp_path, lambda _verb, _arguments: long_answer) as path:
         rude = [socket.socket(socket.AF_UNIX) for _ in range(MOST_CLIENTS + 20)]
@@ -198,7 +201,8 @@ def test_an_answer_that_is_none_is_said_in_a_line(tmp_path: Path, said: bytes, w
 
 def test_a_thousand_clients_stop_neither_each_other_nor_the_guest(tmp_path: Path) -> None:
     """Half of them ask; the others are silent, hang up in a line, or send what is no line."""
-    with moving(tmp_path, SIZE_BYTES, "background=off", "readahead=0") as server:
+    hasty = mistaken(tmp_path, "from relocator.running import control\ncontrol.SILENT_S = 0.5")
+    with moving(tmp_path, SIZE_BYTES, "background=off", "readahead=0", file=hasty) as server:
         guest = server.connect()
         before = open_files(server.process.pid)
         links = [socket.socket(socket.AF_UNIX) for _ in range(1000)]

@@ -159,11 +159,11 @@ def proxy(directory: Path, source: Server | str | None, *keys: str, **more: Any)
 
 
 @contextmanager
-def moving(directory: Path, size_bytes: int, *keys: str) -> Iterator[Server]:
+def moving(directory: Path, size_bytes: int, *keys: str, **more: Any) -> Iterator[Server]:
     """A proxy of `nbdkit file`, which serves so many bytes of source data."""
     (directory / "disk.img").write_bytes(source_bytes(size_bytes))
     with nbdkit(directory, "source", ["file", str(directory / "disk.img")]) as source:
-        with proxy(directory, source, *keys) as server:
+        with proxy(directory, source, *keys, **more) as server:
             yield server
 
 
