@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +29,7 @@ class Sites:
         self.ends = ExitStack()
         self.targets: list[Server] = []
         self.proxies: list[Server] = []
+        self.guests: list[Qemu] = []
         self.uri = f"unix:{self.b / 'memory'}"
         for site in (self.a, self.b):
             site.mkdir()
@@ -52,6 +53,10 @@ class Sites:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        for guest in self.guests:
+            guest.kill()
+        for server in self.proxies:  # a source's server waits for them
+            server.stop()
         self.ends.close()
 
     @staticmethod
@@ -91,6 +96,7 @@ class Sites:
         disks = [server.socket for server in servers]
         made = Qemu(site, name, disks, incoming, list(flags), self.within(site))
         self.ends.callback(made.stop)
+        self.guests.append(made)
         return made
 
     def new_destination(self) -> None:
@@ -162,13 +168,17 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "relocator.cli.main", "migrate", *arguments]
 
 
-def stopped(sites: Sites, place: str, *more: str) -> AbstractContextManager[subprocess.Popen[str]]:
+def stopped(
+    sites: Sites, place: str, environment: Mapping[str, str] | None = None
+) -> AbstractContextManager[subprocess.Popen[str]]:
     """`relocator migrate`, begun and standing at `place`; it goes on when told by a line."""
-    return standing(place, *sites.arguments(*more))
+    return standing(place, *sites.arguments(), environment=environment)
 
 
 @contextmanager
-def standing(place: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+def standing(
+    place: str, *arguments: str, environment: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
     """The same, with these arguments."""
     with subprocess.Popen(
         command("--stop-at", place, *arguments),
@@ -176,6 +186,7 @@ def standing(place: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env=environment,
     ) as process:
         try:
             assert process.stderr is not None

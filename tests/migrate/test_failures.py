@@ -7,6 +7,7 @@ from pathlib import Path
 
 from testbed.hosts.ssh import keys, known, sshd_command
 from tests.migrate.sites import Sites, settled_owner, stopped, wait_for
+from tests.support.command import impatient
 from tests.support.link import PROXY_ADDRESS, SOURCE_ADDRESS, Link
 from tests.support.link import sites as namespaces
 from tests.support.servers import Server
@@ -77,7 +78,7 @@ class Apart(Sites):
 
 def test_a_link_that_is_cut_while_the_guest_stands_still_brings_it_back(tmp_path: Path) -> None:
     with namespaces() as link, Apart(tmp_path, link) as sites:
-        with stopped(sites, "continued") as process:
+        with stopped(sites, "continued", impatient(tmp_path)) as process:
             link.cut()
             assert process.stdin is not None
             process.stdin.write("\n")

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.migrate.sites import Sites, settled_owner, stopped
+from tests.support.command import impatient
 
 # In the order in which a move comes by; at the first of AFTER the release has been sent.
 BEFORE = ["starting", "memory", "paused", "continued", "switching", "arrived", "sealed"]
@@ -61,7 +62,7 @@ def silence_target(sites: Sites, process: subprocess.Popen[str]) -> None:
     sites.targets[-1].process.send_signal(signal.SIGSTOP)
     try:
         go_on(process)
-        time.sleep(4)
+        time.sleep(2.5)
     finally:
         sites.targets[-1].process.send_signal(signal.SIGCONT)
 
@@ -96,9 +97,10 @@ def _cases() -> list[Any]:
 
 @pytest.mark.parametrize(("place", "break_it"), _cases())
 def test_one_site_has_the_guest_whatever_fails(tmp_path: Path, place: str, break_it: Break) -> None:
-    keys = ("retry-timeout=2",) if break_it is silence_target else ()
+    keys = ("retry-timeout=1",) if break_it is silence_target else ()
+    environment = impatient(tmp_path) if break_it is kill_proxy else None  # its QEMU hangs
     with Sites(tmp_path, 2, *keys) as sites:
-        with stopped(sites, place) as process:
+        with stopped(sites, place, environment) as process:
             break_it(sites, process)
             out, err = process.communicate(timeout=60)
         said = out + err

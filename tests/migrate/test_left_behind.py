@@ -16,6 +16,7 @@ import pytest
 
 from tests.migrate.sites import command
 from tests.support import servers
+from tests.support.command import impatient
 from tests.support.fake_guest import FakeAgent, FakeMonitor
 from tests.support.servers import wait_for
 
@@ -52,8 +53,14 @@ class Way:
 
     def run(self, *more: str) -> subprocess.CompletedProcess[str]:
         """`relocator migrate`, to its end."""
-        argv = self.argv(*more)
-        return subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+        return subprocess.run(
+            self.argv(*more),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            env=impatient(self.directory),
+        )
 
     def begin(
         self, *more: str, before: Sequence[str] = (), **streams: Any

@@ -17,6 +17,7 @@ from relocator.moving.ends import Disk, of_all, open_disk
 from relocator.moving.reach import reaching
 from testbed.hosts.ssh import keys, known, sshd_command
 from tests.support import servers
+from tests.support.command import impatient
 from tests.support.machine import machine
 from tests.support.relay import relay
 from tests.support.servers import Server, wait_for
@@ -64,16 +65,6 @@ def test_a_socket_behind_ssh_is_reached_anew_when_ssh_has_given_up(tmp_path: Pat
     assert not ssh_of(os.getpid())
 
 
-#: the command, which doesn't wait for a first read and write where no guest makes any
-_QUIET = """
-import runpy
-from relocator.moving import steps
-
-steps.FIRST_IO_S = 0.0
-runpy.run_module("relocator.cli.main", run_name="__main__")
-"""
-
-
 @contextmanager
 def waiting(directory: Path, proxy: Server, target: Server) -> Iterator[Path]:
     """A move that waits for the word at the socket that is returned; it moves after the block.
@@ -81,10 +72,12 @@ def waiting(directory: Path, proxy: Server, target: Server) -> Iterator[Path]:
     `link-source` and `link-destination` are the ways to its QEMUs.
     """
     word = directory / "word"
-    argv = [sys.executable, "-c", _QUIET, "migrate", "--uri", f"unix:{directory / 'memory'}"]
+    argv = [sys.executable, "-m", "relocator.cli.main", "migrate"]
+    argv += ["--uri", f"unix:{directory / 'memory'}"]
     argv += ["--from", str(directory / "link-source"), "--to", str(directory / "link-destination")]
     argv += ["--disk", f"{target.control_path},{proxy.control_path}", "--hold", str(word)]
-    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as process:
+    environment = impatient(directory)  # there is no guest that would read anything
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env=environment) as process:
         try:
             wait_for(lambda: "in step" in waits_for(word), "the copy ahead")
             yield word
