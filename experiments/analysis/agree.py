@@ -56,6 +56,8 @@ METRICS = {
     "during_read_p50_s": Tolerance(0.20, 0.001),
     "during_read_p99_s": Tolerance(0.30, 0.005),
     "during_write_p99_s": Tolerance(0.30, 0.002),
+    "due_read_p99_s": Tolerance(0.30, 0.005),
+    "due_write_p99_s": Tolerance(0.30, 0.005),
     "miss_s": Tolerance(0.20, 0.25),
     "lost_work_s": Tolerance(0.20, 1.0),
     "copy_s": Tolerance(0.10, 0.05),

@@ -5,6 +5,7 @@ docs/metrics.md says in words how each is computed and why so. The terms that re
 - *the move* begins with what is copied ahead of the guest, of whichever system.
 - *local* is the guest's own disk before the move, in the same run: the phase `source`.
 - *slow* is a read that took more than twice the local 99th percentile.
+- an I/O is *due* when the load's rate says so; one that the last one holds up begins later.
 - a *miss* is a read that took at least 0.9 round trips: its block was at the other site.
 """
 
@@ -132,6 +133,40 @@ def during(run: Run, kind: str) -> Array:
     began_s = table["t_s"] - table["latency_s"]
     inside = (table["t_s"] >= start_s) & (began_s < end_s)
     return table[inside]["latency_s"].to_numpy(float)
+
+
+def paced_at(run: Run, kind: str) -> float | None:
+    """I/Os of a kind a second, where the load has a fixed rate (`mixed`) and is all there is."""
+    asked = run.parameters
+    loads = asked.get("workloads") or ()
+    mixed = "mixed" in loads and not any(load.startswith("fio:") for load in loads)
+    return asked.get(f"{kind}_iops") if mixed and asked.get("guest", "dm") == "dm" else None
+
+
+def since_due(run: Run, kind: str) -> Array | None:
+    """What each I/O that was due from the move's start until independence would have taken then.
+
+    The load keeps its rate by catching up: one that takes seconds delays those after it, which then
+    take little each. They are due at fixed intervals from the first on, in their order, and one
+    takes what is left of the one that was under way when it was due, and its own latency; not the
+    others' that were waiting as well. None where the rate is not known.
+    """
+    per_s = paced_at(run, kind)
+    table = run.latency[run.latency["kind"] == kind]
+    if not per_s or table.empty:
+        return None
+    end_s, latency_s = (table[name].to_numpy(float) for name in ("t_s", "latency_s"))
+    order = np.argsort(end_s - latency_s, kind="stable")
+    end_s, latency_s = end_s[order], latency_s[order]
+    began_s = end_s - latency_s
+    due_s = np.arange(len(order)) / per_s
+    due_s += (began_s - due_s).min()
+    before = np.minimum(np.searchsorted(began_s, due_s, side="right"), np.arange(len(order))) - 1
+    left_s = np.where(before >= 0, np.maximum(end_s[before] - due_s, 0.0), 0.0)
+    took_s = left_s + latency_s
+    done_s = complete_s(run)
+    until_s = run.end_s if done_s is None else done_s
+    return took_s[(due_s + took_s >= move_s(run)) & (due_s < until_s)]
 
 
 def misses(run: Run) -> pd.DataFrame | None:

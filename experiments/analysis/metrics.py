@@ -167,6 +167,14 @@ def _during(kind: str, percent: float) -> Callable[[Run], Value]:
     return read
 
 
+def _due(kind: str) -> Callable[[Run], Value]:
+    def read(run: Run) -> Value:
+        values = measures.since_due(run, kind)
+        return None if values is None or not len(values) else measures.percentile(values, 99)
+
+    return read
+
+
 def _copy_s(run: Run) -> float | None:
     bounds = measures.copy_bounds(run)
     return None if bounds is None else bounds[1] - bounds[0]
@@ -196,6 +204,8 @@ MEASURES: dict[str, Callable[[Run], Value]] = {
     "during_read_p99_s": _during("read", 99),
     "during_read_max_s": _during("read", 100),
     "during_write_p99_s": _during("write", 99),
+    "due_read_p99_s": _due("read"),
+    "due_write_p99_s": _due("write"),
     "during_reads": lambda run: len(measures.during(run, "read")),
     "during_writes": lambda run: len(measures.during(run, "write")),
     "miss_ratio": _miss_ratio,

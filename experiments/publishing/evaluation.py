@@ -48,7 +48,8 @@ SHARES = ("link_use", "wan_over_allocated")
 TERMS = """\
 Differences below 10 % are not counted, nor, of several seeds, those whose 95 % interval includes 1.
 Downtime is the time in which the guest stands still; “meanwhile” is from the move's start
-until the source may go."""
+until the source may go. A read or write is due when the load's rate says so: where the last one was
+still under way then, it has waited since."""
 CHOSEN = """\
 Which of the two is chosen anew for each figure in each condition, as is the best of the others; a
 move is made with one of them."""

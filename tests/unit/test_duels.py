@@ -23,7 +23,7 @@ def compared(**peer: float) -> pd.DataFrame:
 
 
 def test_a_verdict_says_where_each_is_ahead() -> None:
-    (said,) = verdicts.verdicts(compared(downtime_s=3.0, during_read_p99_s=0.5, lost_work_s=4.0))
+    (said,) = verdicts.verdicts(compared(downtime_s=3.0, due_read_p99_s=0.5, lost_work_s=4.0))
     assert "Against mirror: ours is down for less time (3 times)" in said
     assert "mirror reads faster meanwhile (2 times)" in said
     assert "mirror loses 3 s more of work" in said
@@ -35,8 +35,8 @@ def test_a_verdict_says_what_the_runs_show_to_be_the_reason() -> None:
     assert "there nothing is" not in said
     (said,) = verdicts.verdicts(compared(downtime_s=0.5, handover_s=2e-6))
     assert "the handover of the disk, which is sealed at the source; there nothing is" in said
-    slow = compared(during_read_p99_s=0.0005)
-    slow.loc[0, "during_read_p99_s"] = 0.024
+    slow = compared(due_read_p99_s=0.0005)
+    slow.loc[0, "due_read_p99_s"] = 0.024
     (said,) = verdicts.verdicts(slow)
     assert "costs a round trip, our read p99 is 1.2" in said
     (said,) = verdicts.verdicts(compared(independent_s=0.3).assign(background_delay_s=8.0))
@@ -63,18 +63,18 @@ def test_never_is_worse_than_any_time() -> None:
 
 
 def test_the_table_says_how_many_times_better_and_who_is_ahead() -> None:
-    peer = compared(downtime_s=3.0, during_read_p99_s=0.5, during_write_p99_s=1.04)
+    peer = compared(downtime_s=3.0, due_read_p99_s=0.5, due_write_p99_s=1.04)
     scores = duels.scores(peer.assign(recovered_s=[1.0, math.nan]))["mirror"]
     found = dict(zip((m.column for m in pairs.SCORED), scores, strict=True))
     assert found["downtime_s"] == duels.Score("3 ×", "ok")
-    assert found["during_read_p99_s"] == duels.Score("0.5 ×", "bad")
-    assert found["during_write_p99_s"] == duels.Score("1.04 ×", "")
+    assert found["due_read_p99_s"] == duels.Score("0.5 ×", "bad")
+    assert found["due_write_p99_s"] == duels.Score("1.04 ×", "")
     assert found["recovered_s"] == duels.Score("there: not seen", "ok")
 
 
 def test_the_first_table_has_the_best_of_both_sides() -> None:
-    frame = compared(downtime_s=3.0, during_read_p99_s=0.5, recovered_s=math.nan)
-    base = {**frame.iloc[0].to_dict(), "name": "hybrid", "during_read_p99_s": 0.51}
+    frame = compared(downtime_s=3.0, due_read_p99_s=0.5, recovered_s=math.nan)
+    base = {**frame.iloc[0].to_dict(), "name": "hybrid", "due_read_p99_s": 0.51}
     worse = {**frame.iloc[1].to_dict(), "name": "offline", "downtime_s": 9.0}
     (row,) = duels.front(pd.concat([frame, pd.DataFrame([base, worse])])).values()
     found = dict(zip((m.column for m in pairs.SCORED), row, strict=True))
@@ -82,20 +82,20 @@ def test_the_first_table_has_the_best_of_both_sides() -> None:
         duels.Score("3 ×: mirror to relocator", "ok"),
         duels.Score("3 ×: mirror to hybrid", "ok"),
     )
-    assert found["during_read_p99_s"] == duels.Score("0.98 ×: mirror to hybrid", "")
+    assert found["due_read_p99_s"] == duels.Score("0.98 ×: mirror to hybrid", "")
     assert found["recovered_s"] == duels.Score("nobody else: not seen", "ok")
 
 
 def test_each_peer_meets_the_better_of_ours() -> None:
     frame = compared(downtime_s=0.5, independent_s=0.2)
     base = frame.iloc[0].to_dict()
-    hybrid = {**base, "name": "hybrid", "independent_s": 0.1, "during_write_p99_s": 3.0}
+    hybrid = {**base, "name": "hybrid", "independent_s": 0.1, "due_write_p99_s": 3.0}
     seeded = {**base, "name": "seeded", "downtime_s": 0.1}
     frame = pd.concat([frame, pd.DataFrame([hybrid, seeded])])
     (scores,) = duels.scores(frame).values()
     found = dict(zip((m.column for m in pairs.SCORED), scores, strict=True))
     assert found["independent_s"] == duels.Score("2 ×", "ok")
-    assert found["during_write_p99_s"] == duels.Score("1 ×", "")
+    assert found["due_write_p99_s"] == duels.Score("1 ×", "")
     assert found["downtime_s"] == duels.Score("0.5 ×", "bad"), "seeded is neither"
     *_, last = verdicts.verdicts(frame.assign(wan_over_allocated=[1.0, 1.0, 1.0, 0.2]))
     assert "0.2 times the bytes over the WAN, 1 times the time" in last
@@ -158,8 +158,8 @@ def test_what_was_watched_for_less_time_is_not_said_to_never_happen() -> None:
 
 
 def test_what_was_not_measured_is_no_defeat() -> None:
-    assert scored(seeds(during_write_p99_s=([0.1], [math.nan])), "during_write_p99_s")[0] is None
-    assert verdicts.verdicts(seeds(during_write_p99_s=([0.1], [math.nan]))) == []
+    assert scored(seeds(due_write_p99_s=([0.1], [math.nan])), "due_write_p99_s")[0] is None
+    assert verdicts.verdicts(seeds(due_write_p99_s=([0.1], [math.nan]))) == []
 
 
 def test_seeds_that_do_not_tell_two_apart_give_no_verdict() -> None:
@@ -256,7 +256,7 @@ def test_lost_work_is_compared_seed_by_seed() -> None:
 
 
 def test_a_disk_that_was_not_there_in_time_is_not_said_to_stay() -> None:
-    frame = seeds(independent_s=([2.0], [math.nan]), during_read_p99_s=([0.02], [0.01]))
+    frame = seeds(independent_s=([2.0], [math.nan]), due_read_p99_s=([0.02], [0.01]))
     assert "its disk stays" not in verdicts.verdicts(frame)[0]
     frame.loc[1, "wan_over_allocated"] = math.nan
     assert "its disk stays" in verdicts.verdicts(frame)[0]

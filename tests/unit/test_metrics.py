@@ -113,6 +113,29 @@ def test_a_miss_is_a_read_of_nine_tenths_of_a_round_trip(run: Run) -> None:
     assert measures.miss_s(with_reads(run, reads)) == 0.5
 
 
+def test_a_read_that_the_last_one_held_up_has_waited_since_it_was_due(run: Run) -> None:
+    paced = {**run.parameters, "workloads": ["mixed", "compile"], "guest": "dm", "read_iops": 25}
+    at_s = run.summary["move_s"]
+    on_time = [(0.3 + 0.04 * i + 0.0001, 0.0001) for i in range(400) if 0.3 + 0.04 * i < at_s]
+    first = 0.3 + 0.04 * len(on_time)  # it takes 2 s, and then the next 51 are there at once
+    held_up = [(first + 2.0 + 0.001 * i, 0.0001 if i else 2.0) for i in range(52)]
+    then = [(first + 0.04 * i + 0.0001, 0.0001) for i in range(52, 210)]
+    moved = with_reads(run, [*on_time, *held_up, *then])
+    moved = replace(moved, document={**moved.document, "parameters": paced})
+    assert metrics.MEASURES["during_read_p99_s"](moved) == 0.0001, "one in 200 took long"
+    waits_s = measures.since_due(moved, "read")
+    assert waits_s is not None
+    assert sorted(waits_s)[-3:] == pytest.approx([1.9201, 1.9601, 2.0], abs=1e-4)
+    assert metrics.MEASURES["due_read_p99_s"](moved) == pytest.approx(1.9601, abs=1e-4)
+    assert measures.percentile(waits_s, 50) == 0.0001, "who is on time has not waited"
+    behind = [(0.3 + 0.1 * (i + 1), 0.1) for i in range(200)]  # 10 a second, of 25 that are due
+    behind = replace(with_reads(run, behind), document=moved.document)
+    assert 0.1 < metrics.MEASURES["due_read_p99_s"](behind) <= 0.2, "no queue that grows for ever"
+    for other in ({"workloads": ["fio:a.fio"]}, {"workloads": ["mixed"], "guest": "qemu"}):
+        document = {**moved.document, "parameters": {**paced, **other}}
+        assert measures.since_due(replace(moved, document=document), "read") is None
+
+
 def test_seconds_in_which_a_read_waited_are_seconds_of_misses(run: Run) -> None:
     at_s = measures.switch_done_s(run) + 0.01
     local = steady(0.0, 150, 0.0001)

@@ -42,7 +42,8 @@ def compare(evidence: Evidence) -> Drawn:
             draw.log_x(axes) if measure.log else draw.wide_x(axes)
             axes.set_xlabel(measure.label)
         content = draw.png(made, evidence.caption("compare"))
-    table = draw.summary_table(frame, [*KEYS, "name"], [m.column for m in MEASURES])
+    columns = [*(m.column for m in MEASURES), "during_read_p99_s", "during_write_p99_s"]
+    table = draw.summary_table(frame, [*KEYS, "name"], columns)
     return Drawn(TITLE, content, verdicts(frame), notes, table)
 
 

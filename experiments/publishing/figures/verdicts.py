@@ -11,7 +11,7 @@ from experiments.publishing.figures import draw
 from experiments.publishing.figures.duels import OURS, Duel, by_condition, duels, peers, where
 from experiments.publishing.figures.pairs import ALIKE, MEASURES, best
 
-READS = "during_read_p99_s"
+READS = "due_read_p99_s"
 LITTLE_S = 0.1  # of lost work
 NOTHING_S = 1e-4  # a handover in which nothing is done
 
@@ -128,7 +128,7 @@ def _why(frame: pd.DataFrame, peer: str, losses: Sequence[Duel]) -> str:
     said = []
     if "downtime_s" in lost and (handover := _handover(lost["downtime_s"], mean)):
         said.append(handover)
-        if "during_write_p99_s" in lost:
+        if "due_write_p99_s" in lost:
             said.append("a write that meets the switch waits for its end")
     if math.isnan(theirs["wan_over_allocated"]):
         if READS in lost:
