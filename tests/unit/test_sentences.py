@@ -8,7 +8,15 @@ import pandas as pd
 
 from experiments.analysis import metrics, series
 from experiments.publishing import evaluation, wording
-from experiments.publishing.figures import ablations, conditions, draw, paper, programs
+from experiments.publishing.figures import (
+    ablations,
+    conditions,
+    draw,
+    pairs,
+    paper,
+    programs,
+    systems,
+)
 from experiments.publishing.figures.evidence import Evidence
 from experiments.running.rundir import load_run
 from tests.support.synthetic_run import Synthetic, write_run
@@ -109,6 +117,14 @@ def test_a_table_says_of_how_many_seeds_a_mean_is() -> None:
     _, _, ours, theirs = evaluation.markdown(table).splitlines()
     assert ours == "| relocator | 3 | 2 (-10.71 to 14.71) in 2 of 3 |"
     assert theirs == "| remote | 3 | – |"
+
+
+def test_a_figure_tells_what_came_late_from_what_is_not_known() -> None:
+    (measure,) = (one for one in pairs.MEASURES if one.column == "recovered_s")
+    frame = of("recovered_s", remote=[math.nan], mirror=[math.nan]).assign(observed_s=4.0)
+    axes = draw.figure(4, 4).subplots()
+    systems._panel(axes, frame.assign(slow_until_s=[3.9, 0.1]), ["remote", "mirror"], measure)
+    assert [text.get_text() for text in axes.texts] == ["not seen ▸", "not known"]
 
 
 def test_a_median_is_not_of_those_alone_that_got_there() -> None:

@@ -73,7 +73,7 @@ def _times(axes: Axes, frame: pd.DataFrame, names: list[str], colours: dict[str,
     for y, name in enumerate(names):
         value = estimate(frame[frame["name"] == name]["recovered_s"].tolist())
         if value is None:
-            draw.never(axes, y, colours[name], "not known")
+            draw.never(axes, y, colours[name], draw.UNKNOWN)
         else:
             draw.bar(axes, y, value, colours[name])
     axes.set_xlim(left=0)

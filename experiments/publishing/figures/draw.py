@@ -37,6 +37,7 @@ ORDER = list(COLOURS)
 #: an axis that spans less than so much has ticks at these digits; else at powers of ten
 SUBS = ((15, (1, 2, 5)), (60, (1, 3)))
 READ_OFF = "read off the paper"
+UNKNOWN = "not known"
 
 
 @contextmanager
@@ -93,9 +94,9 @@ def _error(value: Estimate, log: bool) -> list[list[float]] | None:
 
 
 def never(axes: Axes, y: float, colour: Any, text: str = "never") -> None:
-    """At the right edge, for what did not happen within the observation."""
+    """At the right edge, for what did not happen within the observation: with an arrow if later."""
     axes.annotate(
-        f"{text} ▸",
+        text if text == UNKNOWN else f"{text} ▸",
         (1, y),
         xycoords=("axes fraction", "data"),
         xytext=(-3, 0),

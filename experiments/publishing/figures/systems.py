@@ -54,6 +54,8 @@ def _panel(axes: Axes, here: pd.DataFrame, names: Sequence[str], measure: Measur
         if value is not None:
             draw.bar(axes, y, value, draw.COLOURS.get(name, "#444"), measure.log)
         elif len(rows) and measure.never:
-            draw.never(axes, y, draw.COLOURS.get(name, "#444"), measure.never)
+            late = (rows[measure.until] >= rows["observed_s"] / 2).all()
+            text = measure.never if late else draw.UNKNOWN
+            draw.never(axes, y, draw.COLOURS.get(name, "#444"), text)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
