@@ -59,7 +59,7 @@ METRICS = {
     "due_read_p99_s": Tolerance(0.30, 0.005),
     "due_write_p99_s": Tolerance(0.30, 0.005),
     "miss_s": Tolerance(0.20, 0.25),
-    "lost_work_s": Tolerance(0.20, 1.0),
+    "lost_work_s": Tolerance(0.20, 0.2),
     "copy_s": Tolerance(0.10, 0.05),
     "link_use": Tolerance(0.05, 0.0),
     "wan_over_allocated": Tolerance(0.03, 0.0),

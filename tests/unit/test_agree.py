@@ -85,6 +85,7 @@ def test_an_interval_of_two_seeds_excuses_nothing(agreed: Any) -> None:
 def test_a_short_time_that_is_thrice_as_long_differs(agreed: Any) -> None:
     assert agreed([row(independent_s=0.09)], [row(independent_s=0.27)]) == 1
     assert agreed([row(independent_s=0.09)], [row(independent_s=0.10)]) == 0
+    assert agreed([row(lost_work_s=0.3)], [row(lost_work_s=1.2)]) == 1
 
 
 def test_what_the_guests_writes_wait_is_compared(agreed: Any) -> None:
