@@ -143,7 +143,7 @@ def tally(rows: Mapping[str, Sequence[Score | None]]) -> str:
     count = Counter(score.kind for score in told)
     said = f"Of {len(told)} cells ours is ahead in {count['ok']}"
     said += f", no further than 10 % apart in {count['']}" if count[""] else ""
-    said += f", not told apart by these seeds in {count['untold']}" if count["untold"] else ""
+    said += f", not told apart in {count['untold']}" if count["untold"] else ""
     if not count["bad"]:
         return (
             f"{said}, another in none." if count["untold"] else f"{said}; nobody is ahead of ours."
