@@ -12,7 +12,7 @@ from typing import Any
 from relocator.errors import RelocatorError
 from tests.support.bootguest import PLACES, Qemu, make_disk, on_disk
 from tests.support.model import source_bytes
-from tests.support.servers import Server, plugin, wait_for
+from tests.support.servers import PLUGIN, Server, plugin, wait_for
 
 SIZE_BYTES = 4 << 20
 
@@ -21,6 +21,7 @@ class Sites:
     """The guest at site a with `disks` disks, the proxies and a waiting QEMU at site b."""
 
     source_flags: Sequence[str] = ()
+    file = PLUGIN  # the proxies'
 
     def __init__(self, directory: Path, disks: int = 2, *keys: str) -> None:
         self.a, self.b = directory / "a", directory / "b"
@@ -72,8 +73,8 @@ class Sites:
     def proxy(self, at: int) -> Server:
         """A disk's server at the destination; again: after it was killed."""
         keys = (f"store={self.b / f'store{at}'}", f"source={self.way(at)}", "mode=standby")
-        flags = {"within": self.within(self.b)}
-        return self.ends.enter_context(plugin(self.b, f"proxy{at}", *keys, *self.keys, **flags))  # type: ignore[no-any-return]
+        more = {"within": self.within(self.b), "file": self.file}
+        return self.ends.enter_context(plugin(self.b, f"proxy{at}", *keys, *self.keys, **more))  # type: ignore[no-any-return]
 
     def way(self, at: int) -> str:
         """How a proxy reaches its source."""
@@ -117,7 +118,9 @@ class Sites:
         return self.run(*self.arguments(*more))
 
     @staticmethod
-    def run(*arguments: str, timeout_s: float = 90) -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: str, timeout_s: float = 90, environment: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """`relocator migrate`."""
         return subprocess.run(
             command(*arguments),
@@ -126,6 +129,7 @@ class Sites:
             timeout=timeout_s,
             check=False,
             stdin=subprocess.DEVNULL,
+            env=environment,
         )
 
     def moved(self, *more: str) -> dict[str, Any]:

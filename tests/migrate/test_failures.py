@@ -7,7 +7,7 @@ from pathlib import Path
 
 from testbed.hosts.ssh import keys, known, sshd_command
 from tests.migrate.sites import Sites, settled_owner, stopped, wait_for
-from tests.support.command import impatient
+from tests.support import command, servers
 from tests.support.link import PROXY_ADDRESS, SOURCE_ADDRESS, Link
 from tests.support.link import sites as namespaces
 from tests.support.servers import Server
@@ -56,6 +56,7 @@ class Apart(Sites):
     def __init__(self, directory: Path, link: Link) -> None:
         super().__init__(directory, 2, "retry-timeout=3")
         self.link = link
+        self.file = servers.impatient(directory)
         self.uri = f"tcp:{PROXY_ADDRESS}:4444"
 
     def within(self, site: Path) -> list[str]:
@@ -78,7 +79,7 @@ class Apart(Sites):
 
 def test_a_link_that_is_cut_while_the_guest_stands_still_brings_it_back(tmp_path: Path) -> None:
     with namespaces() as link, Apart(tmp_path, link) as sites:
-        with stopped(sites, "continued", impatient(tmp_path)) as process:
+        with stopped(sites, "continued", command.impatient(tmp_path)) as process:
             link.cut()
             assert process.stdin is not None
             process.stdin.write("\n")

@@ -7,17 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-#: of a move: what else is 10 s to connect, 30 s for an answer, 20 s to arrive, 5 s for a first read
+#: what else is 10 s to connect, 30 s for an answer, 20 s to arrive or to freeze, 5 s to first read
 _SOONER = """
-from relocator.moving import monitor, steps
+from relocator.moving import freezing, monitor, steps
 
-monitor.CONNECT_S, steps.ARRIVE_S, steps.FIRST_IO_S = 3.0, 5.0, 0.5
+monitor.CONNECT_S, freezing.PATIENCE_S = 3.0, 3.0
+steps.ARRIVE_S, steps.FIRST_IO_S = 5.0, 0.5
 monitor.Monitor.call.__defaults__ = (5.0,)
 """
 
 
 def impatient(directory: Path) -> dict[str, str]:
-    """An environment in which a move, and its guard, don't wait for long for a QEMU or a guest.
+    """An environment in which a move and its guard wait less for a QEMU, an agent and a guest.
 
     For what comes after that, however long it was.
     """

@@ -16,6 +16,7 @@ from testbed.guest.prepared import Prepared
 from testbed.guest.site import Server
 from testbed.guest.vm import Vm
 from tests.migrate.sites import Sites, standing
+from tests.support.command import impatient
 from tests.vm.moves import World, control
 
 pytestmark = pytest.mark.timeout(600)
@@ -148,7 +149,7 @@ def test_an_agent_that_can_not_be_reached_is_named_and_nothing_has_begun(frozen:
     nowhere = frozen.arguments(
         freeze=f"{frozen.directory / 'nowhere'},{frozen.other.directory / 'agent'}"
     )
-    done = Sites.run(*nowhere, *FAST)
+    done = Sites.run(*nowhere, *FAST, environment=impatient(frozen.directory))
     assert done.returncode == 1
     assert "the guest agent at the source" in done.stderr
     assert "No such file or directory" in done.stderr
