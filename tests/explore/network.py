@@ -188,7 +188,7 @@ def progress(handle: Handle, _timeout_s: float, _wake_fd: int | None = None) -> 
     return True
 
 
-def hang_up(handle: Handle, _owed: Callable[[], bool]) -> None:
+def hang_up(handle: Handle) -> None:
     """In place of `hear_out`: with nothing in between."""
     handle.aio_disconnect(0)
 
