@@ -25,6 +25,9 @@ os.environ["PATH"] += f"{os.pathsep}{Path(sys.executable).parent}"
 # those of directories that are not listed, before all others.
 LONG_FIRST = ("lab", "migrate", "nbd", "crash", "docs", "hosts", "vm", "wan", "unit")
 
+# In the lab a test may take both cores; the packages are built, and installed, once for all.
+TOGETHER = {"lab", "packages"}
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The order of the directories."""
@@ -54,11 +57,11 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 class ByModule(LoadScopeScheduling):
-    """A worker takes a module, in order, or all of tests/lab, where a test may take both cores."""
+    """A worker takes a module, in order, or all of a directory of `TOGETHER`."""
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.partition("::")[0]
-        return str(Path(path).parent) if Path(path).parent.name == "lab" else path
+        return str(Path(path).parent) if Path(path).parent.name in TOGETHER else path
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByModule:
