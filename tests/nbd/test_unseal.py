@@ -207,7 +207,9 @@ def test_the_site_behind_an_outdated_one_is_outdated_too(sites: Sites, tmp_path:
     with sites.target() as target, sites.proxy() as middle:
         middle.control.call("activate", wait=True)
         keys = (f"store={last / 'store'}", f"source={middle.uri}", "background=off")
-        with plugin(last, "proxy", *keys, "retry-timeout=2") as end:
+        often = "from relocator.running import afterwards\nafterwards.AGAIN_S = 1.0"  # else 30
+        file = mistaken(last, often)
+        with plugin(last, "proxy", *keys, "retry-timeout=2", file=file) as end:
             end.connect().pwrite(MINE, 0)
             target.control.call("unseal", force=True)
             with suppress(nbd.Error):
