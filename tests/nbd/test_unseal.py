@@ -204,12 +204,11 @@ def test_a_hold_that_outlasts_its_seal_is_found_out_at_the_release(sites: Sites)
 def test_the_site_behind_an_outdated_one_is_outdated_too(sites: Sites, tmp_path: Path) -> None:
     last = tmp_path / "last"
     last.mkdir()
-    with sites.target() as target, sites.proxy() as middle:
+    often = mistaken(last, "from relocator.running import afterwards\nafterwards.AGAIN_S = 1.0")
+    with sites.target() as target, sites.proxy(file=often) as middle:
         middle.control.call("activate", wait=True)
         keys = (f"store={last / 'store'}", f"source={middle.uri}", "background=off")
-        often = "from relocator.running import afterwards\nafterwards.AGAIN_S = 1.0"  # else 30
-        file = mistaken(last, often)
-        with plugin(last, "proxy", *keys, "retry-timeout=2", file=file) as end:
+        with plugin(last, "proxy", *keys, "retry-timeout=2", file=often) as end:
             end.connect().pwrite(MINE, 0)
             target.control.call("unseal", force=True)
             with suppress(nbd.Error):
