@@ -54,7 +54,9 @@ def faulty(directory: Path, *keys: str) -> Callable[[int], list[str]]:
 def test_reads_that_fail_at_random_are_made_again_by_the_copy(tmp_path: Path) -> None:
     argv = faulty(tmp_path, "error-pread=EIO", "error-pread-rate=10%", "delay-read=2ms")
     with daemon(tmp_path, "source", argv) as source:
-        with proxy(tmp_path, source.port, "window=1M") as server:
+        soon = "from relocator.copying import pacer\npacer.HOLD_S = 0.1"
+        file = servers.mistaken(tmp_path, soon)
+        with proxy(tmp_path, source.port, "window=1M", file=file) as server:
             server.wait()
     assert (tmp_path / "store" / "disk.img").read_bytes() == source_bytes(SIZE_BYTES)
 

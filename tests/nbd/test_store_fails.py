@@ -29,7 +29,7 @@ def room(tmp_path: Path) -> Room:
 
 def proxy(tmp_path: Path, room: Room, uri: str, *keys: str) -> Any:
     wanted = (f"store={room.path / 'store'}", f"source={uri}")
-    if PATIENT not in keys:
+    if not any(key.startswith("retry-timeout=") for key in keys):
         keys = (*keys, "retry-timeout=3")
     return plugin(tmp_path, "proxy", *wanted, *keys, within=room.within)
 
@@ -142,7 +142,7 @@ def test_a_source_that_forgot_its_seal_is_read_once_its_new_name_is_noted(
     image(tmp_path)
     with ExitStack() as running:
         first = running.enter_context(source(tmp_path))
-        keys = ("background=off", "readahead=0")
+        keys = ("background=off", "readahead=0", "retry-timeout=1")
         server = running.enter_context(proxy(tmp_path, room, first.uri, *keys))
         guest, expected = server.connect(), source_bytes(SIZE_BYTES)
         assert guest.pread(BLOCK, 0) == expected[:BLOCK]
@@ -168,7 +168,7 @@ def test_what_was_written_before_it_was_sealed_again_is_never_read(
     image(tmp_path)
     with ExitStack() as running:
         first = running.enter_context(source(tmp_path))
-        keys = ("background=off", "readahead=0")
+        keys = ("background=off", "readahead=0", "retry-timeout=1")
         server = running.enter_context(proxy(tmp_path, room, first.uri, *keys))
         guest = server.connect()
         guest.pread(BLOCK, 0)
