@@ -235,7 +235,7 @@ def _serve(collector: StatusCollector, host: str, port: int) -> tuple[Any, threa
         from prometheus_client import CollectorRegistry, start_http_server
     except ImportError as error:
         raise RelocatorError(
-            "metrics needs the Python package prometheus-client: pip install 'relocator[metrics]'"
+            "metrics needs the Python package prometheus-client: pip install prometheus-client"
         ) from error
     registry = CollectorRegistry()
     registry.register(collector)

@@ -106,7 +106,7 @@ def _library() -> Any:
     except ImportError as error:
         raise RelocatorError(
             "relocator migrate needs the Python package qemu.qmp: "
-            "pip install 'relocator[migrate]' (or scripts/install)"
+            "pip install qemu.qmp (or, in a checkout, make install)"
         ) from error
     return qemu.qmp
 

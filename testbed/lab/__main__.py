@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from testbed import ending
+from testbed.discovery import AnnouncementError
 from testbed.lab import build, image
 from testbed.lab.entry import (
     CLOCKS,
@@ -188,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         say(str(error))
         return 2
-    except LabError as error:
+    except (LabError, AnnouncementError) as error:
         say(str(error))
         return 1
     except KeyboardInterrupt:

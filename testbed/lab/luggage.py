@@ -46,7 +46,7 @@ class Luggage:
                     found[f"project/{name}"] = read(path)
         announcing = (name for name in discovery.announcing() if name != OURS)
         for name in sorted({*self.distributions, *announcing}):
-            found |= _distribution(name)
+            found |= _distribution(name, self.project)
         total_bytes = sum(len(file.content) for file in found.values())
         if total_bytes > LIMIT_BYTES:
             largest = max(found, key=lambda name: len(found[name].content))
@@ -57,7 +57,7 @@ class Luggage:
         return found
 
 
-def _distribution(name: str) -> dict[str, cpio.File]:
+def _distribution(name: str, project: Path | None) -> dict[str, cpio.File]:
     try:
         found = metadata.distribution(name)
     except metadata.PackageNotFoundError as error:
@@ -66,6 +66,11 @@ def _distribution(name: str) -> dict[str, cpio.File]:
     if files is None:
         raise LabError(f"package '{name}': it doesn't say which files are its own (no RECORD)")
     in_place = any(file.name.startswith("__editable__") for file in files)
+    if in_place and project is None:
+        raise LabError(
+            f"package '{name}': is installed in place, so its code would not come along: "
+            "give its directory (--project), or install it without -e"
+        )
     result: dict[str, cpio.File] = {}
     for file in files:
         path = Path(str(found.locate_file(file)))

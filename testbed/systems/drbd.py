@@ -32,7 +32,7 @@ def _ends(here: str, there: str) -> tuple[str, str]:
 
 
 class Drbd(System):
-    """See the module."""
+    """DRBD, asynchronous (protocol A): replicated as it is written, roles swapped at the switch."""
 
     name = "drbd"
     copies_first = True

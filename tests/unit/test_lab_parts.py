@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.lab import build, entry, image, native, payload, vm
+from testbed.lab import build, entry, image, luggage, native, payload, vm
 from testbed.lab.__main__ import main
 
 
@@ -318,3 +318,22 @@ def test_an_interrupt_lets_a_native_program_clean_up(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         process.wait(timeout=10)
     assert (tmp_path / "cleaned up").exists()
+
+
+def test_a_package_that_is_installed_in_place_needs_its_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    about = tmp_path / "zonal-1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: zonal\nVersion: 1\n")
+    (tmp_path / "__editable__.zonal-1.pth").write_text("/nowhere\n")
+    (about / "RECORD").write_text(
+        "__editable__.zonal-1.pth,,\nzonal-1.dist-info/METADATA,,\nzonal-1.dist-info/RECORD,,\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    project = tmp_path / "project"
+    project.mkdir()
+    with pytest.raises(image.LabError, match=r"'zonal': is installed in place.*--project"):
+        luggage.Luggage(None, ("zonal",)).files()
+    found = luggage.Luggage(project, ("zonal",)).files()
+    assert "packages/zonal-1.dist-info/METADATA" in found
