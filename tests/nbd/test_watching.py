@@ -76,7 +76,7 @@ def test_metrics_are_read_at_the_scrape_and_a_lost_plugin_leaves_no_stale_ones(
                 assert "Address already in use" in taken.stderr
 
 
-def test_metrics_without_its_package_names_the_extra() -> None:
+def test_metrics_without_its_package_names_it() -> None:
     code = (
         "import sys; sys.modules['prometheus_client'] = None\n"
         "from relocator.cli.main import main; sys.exit(main(['metrics', '/c']))"

@@ -173,10 +173,15 @@ def target(directory: Path, size_bytes: int, *keys: str, **more: Any) -> Any:
     return plugin(directory, "target", f"disk={directory / 'disk.img'}", *keys, **more)
 
 
+def _plugin_text() -> str:
+    """Ours, to be changed and put anywhere: it finds its package all the same."""
+    return PLUGIN.read_text().replace("__file__", repr(str(PLUGIN)))
+
+
 def mistaken(directory: Path, mistake: str) -> Path:
     """A plugin that is ours with a mistake put in, since no real part makes it."""
     path = directory / "wrong.py"
-    path.write_text(PLUGIN.read_text().replace("__file__", repr(str(PLUGIN))) + f"\n{mistake}")
+    path.write_text(f"{_plugin_text()}\n{mistake}")
     return path
 
 
@@ -189,7 +194,7 @@ def impatient(directory: Path) -> Path:
     sooner = "from relocator.source import handles\nhandles.CONNECT_S = {0}\n"
     sooner += "from relocator.source import connection\nconnection.STALL_S = {0}\n"
     first = "from relocator import config as settings\n"
-    text = PLUGIN.read_text().replace("__file__", repr(str(PLUGIN)))
+    text = _plugin_text()
     assert first in text
     path.write_text(text.replace(first, sooner.format(IMPATIENT_S) + first))
     return path
