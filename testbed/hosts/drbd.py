@@ -8,6 +8,7 @@ it connects it and sets its role.
 import contextlib
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,9 @@ from testbed.hosts.supervise import Process, ProcessError, Supervisor, run
 
 META_BYTES = 4 << 20  # the bitmap of a disk of up to 100 GiB
 ROLE_LIMIT_S = 600.0
+DOWN_LIMIT_S = 30.0
+#: what drbdsetup says while the last change of its state is not over ("retry after")
+_IN_TRANSIENT_STATE = "(-18)"
 #: for a long link: as much under way as the buffers hold, zeros not sent, no rate but the link's
 _DISK = (
     *("--c-plan-ahead=20", "--c-fill-target=4M", "--c-max-rate=4G", "--c-min-rate=0"),
@@ -58,6 +62,22 @@ class Node:
         """`primary` or `secondary`."""
         run(["drbdsetup", role, str(self.minor), *flags], timeout_s=ROLE_LIMIT_S)
 
+    def end(self) -> None:
+        """Take it down, once its last change of state, such as the end of its connection, is over.
+
+        Raises:
+            ProcessError: it can't be, or is not within 30 s.
+        """
+        deadline = time.monotonic() + DOWN_LIMIT_S
+        while True:
+            try:
+                run(["drbdsetup", "down", self.name])
+                return
+            except ProcessError as error:
+                if _IN_TRANSIENT_STATE not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.1)
+
     def disks(self) -> str:
         """The state of its disk and of the other node's, such as `UpToDate/Inconsistent`; empty
         before there is one."""
@@ -81,7 +101,7 @@ def held(node: Node, image: Path, meta: Path) -> Iterator[None]:
         minor = str(node.minor)
         run(["drbdmeta", "--force", minor, "v08", loops[1], "flex-external", "create-md"])
         run(["drbdsetup", "new-resource", node.name])
-        ends.callback(run, ["drbdsetup", "down", node.name])
+        ends.callback(node.end)
         run(["drbdsetup", "new-minor", node.name, minor, "0"])
         run(["drbdsetup", "attach", minor, *loops, "flexible", *_DISK])
         yield

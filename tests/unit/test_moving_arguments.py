@@ -67,7 +67,7 @@ def test_ssh_forwards_the_far_socket_and_runs_nothing_there() -> None:
 
 def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "qemu.qmp", None)
-    with reaching() as reach, pytest.raises(RelocatorError, match=r"relocator\[migrate\]"):
+    with reaching() as reach, pytest.raises(RelocatorError, match=r"pip install qemu\.qmp"):
         Monitor("the source's QEMU", parse("--from", "/nonexistent"), reach).connect()
 
 
