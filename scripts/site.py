@@ -82,11 +82,10 @@ def _drawn_states() -> str:
     dot = shutil.which("dot")
     if dot is None:
         raise SystemExit("graphviz's `dot` draws the states: run scripts/install --docs")
-    lines = ["digraph states {", "rankdir=LR; bgcolor=transparent; nodesep=0.5; ranksep=1.1;"]
-    lines.append(
-        'node [shape=box style="rounded,filled" fillcolor="#eceff1" fontname="sans-serif"];'
-    )
-    lines.append('edge [fontname="sans-serif" fontsize=10 color="#ff6e40" fontcolor="#bf360c"];')
+    lines = ["digraph states {", "rankdir=LR; bgcolor=transparent; nodesep=0.4; ranksep=0.9;"]
+    lines.append('node [shape=box style="rounded,filled" fillcolor="#eceff1"];')
+    lines.append('node [fontname="sans-serif" fontsize=18];')
+    lines.append('edge [fontname="sans-serif" fontsize=15 color="#ff6e40" fontcolor="#bf360c"];')
     lines.append("begin [shape=point width=0.15];")
     lines += [f'begin -> "{state}";' for state in (State.STANDBY, State.ACTIVE)]
     for state, events in TRANSITIONS.items():
