@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,6 +21,13 @@ from tests.support.servers import moving, wait_for
 from tests.support.sources import free_port
 
 SIZE_BYTES = 4 << 20
+STATUS_PAGE = Path(__file__).parents[2] / "docs" / "status.md"
+
+
+def documented_fields() -> set[str]:
+    """Those of the status object."""
+    rows = re.findall(r"^\| (`\w+`.*?) \|", STATUS_PAGE.read_text(), re.MULTILINE)
+    return set(re.findall(r"`(\w+)`", " ".join(rows)))
 
 
 def test_a_relocation_from_target_to_complete(tmp_path: Path) -> None:
@@ -46,6 +54,7 @@ def test_a_relocation_from_target_to_complete(tmp_path: Path) -> None:
             "active",
             SIZE_BYTES,
         )
+        assert documented_fields() == set(shown)
         assert "proxy, active" in relocator("status", f"{proxy}.control").stdout
         assert relocator("set", f"{proxy}.control", "rate=none", "window=1M").returncode == 0
         assert relocator("wait", f"{proxy}.control", "--timeout", "30").returncode == 0

@@ -3,12 +3,18 @@
 import re
 import runpy
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
+from experiments.analysis.metrics import CONDITIONS, PHASES
 from relocator import config
+from relocator.cli import metrics
 from relocator.cli.main import build_parser
+from relocator.copying.recent import LARGEST_PLACES
+from relocator.copying.sharing import MOST_MEMBERS
+from relocator.copying.timetable import MOST_ENTRIES
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,6 +32,40 @@ def test_every_key_of_the_plugin_is_documented() -> None:
     for key in config.KEYS:
         if key != "mode":
             assert f"`{key}=" in page, f"docs/operators.md doesn't mention {key}="
+
+
+def unnamed(names: Iterable[str], page: str) -> list[str]:
+    """Those that a page doesn't name in code, whole or by their end: `_max_s`."""
+    said = re.findall(r"`(\w+)[`{]", (ROOT / "docs" / page).read_text())
+    ends = tuple(word for word in said if word.startswith("_"))
+    return [name for name in names if name not in said and not name.endswith(ends)]
+
+
+def test_every_metric_of_a_run_is_documented() -> None:
+    published = (ROOT / "results" / "quick" / "metrics.csv").read_text()
+    columns = [name for name in published.partition("\n")[0].split(",") if name not in CONDITIONS]
+    phases = tuple(f"_{phase.replace('-', '_')}" for phase in PHASES)
+    assert unnamed([name for name in columns if not name.endswith(phases)], "metrics.md") == []
+
+
+def test_every_metric_of_a_running_plugin_is_documented() -> None:
+    counters = [f"{name}_total" for name, _ in metrics._COUNTERS]
+    gauges = [name for name, *_ in (*metrics._GAUGES, *metrics._ENUMS)]
+    others = ("up", "fault", "requests_total", "request_seconds")
+    names = [f"relocator_{name}" for name in (*counters, *gauges, *others)]
+    assert unnamed(names, "operators.md") == []
+
+
+def test_how_large_a_parameter_may_be_is_documented() -> None:
+    page = (ROOT / "docs" / "operators.md").read_text()
+    for key, most in (
+        ("connections", config.MOST_CONNECTIONS),
+        ("rate", MOST_ENTRIES),
+        ("rate-group", MOST_MEMBERS),
+        ("recent", LARGEST_PLACES),
+    ):
+        (row,) = re.findall(rf"^\| `{key}=.*$", page, re.MULTILINE)
+        assert re.search(rf"\b{most}\b", row), f"docs/operators.md: {key}= is {most} at most"
 
 
 def test_every_command_has_help() -> None:
