@@ -83,6 +83,12 @@ def test_the_debian_package_has_the_version_of_the_code(built: dict[str, Path]) 
     assert said.strip() == __version__
 
 
+def test_the_debian_package_has_the_pages_that_its_operators_guide_leads_to(unpacked: Path) -> None:
+    docs = unpacked / "usr/share/doc/relocator"
+    names = {path.name.removesuffix(".gz") for path in docs.iterdir()}
+    assert {"operators.md", "sources.md", "monitoring.md", "migrate.md", "hypervisors.md"} <= names
+
+
 def test_the_units_are_those_of_the_command(unpacked: Path) -> None:
     units = unpacked / "usr/lib/systemd/system"
     assert {path.name for path in units.iterdir()} == {p.name for p in FOLDER.glob("*.service")}
@@ -97,6 +103,7 @@ def test_the_manual_page_has_every_command_and_option(unpacked: Path) -> None:
     text = packages.run("man", "--local-file", "--encoding=ascii", page, cwd=unpacked)
     words = set(re.findall(r"--[\w-]+|[\w-]+", re.sub(r"-\n\s*", "-", text)))
     assert set(COMMANDS) - words == set()
+    assert "relocator - moves the disk" in packages.run("lexgrog", page, cwd=unpacked)
     (commands,) = (one for one in build_parser()._actions if one.choices and not one.option_strings)
     for parser in commands.choices.values():
         for action in parser._actions:
