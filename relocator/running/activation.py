@@ -24,6 +24,7 @@ from contextlib import suppress
 from typing import Any
 
 from relocator.errors import ConfigError, RelocatorError, StateError, StoreError, UpstreamError
+from relocator.jobs import start
 from relocator.running import states
 from relocator.running.afterwards import AGAIN_S, Afterwards
 from relocator.running.epochs import Epochs
@@ -63,6 +64,8 @@ class Activation:
         self.afterwards = Afterwards(parts, source, self._lock)
         self._settled = threading.Condition()
         self._withdrawing = threading.Event()
+        #: whether the thread may ask for the seal; it is there before, so that the guest waits less
+        self._to_seal = False
         self._thread: threading.Thread | None = None
         self._token = new_token()
         self._sealed = False
@@ -81,10 +84,10 @@ class Activation:
                 with self._lock:
                     self._go_on_locked()
         elif self._lifecycle.state is not State.STANDBY:
-            _start(self.afterwards.run)
+            start("handover", self.afterwards.run)
         elif self.rounds is not None:
             withdrawn = self._is_ours and self._store.meta.takeover is not None
-            _start(self._give_back_later if withdrawn else self._stay_ready)
+            start("handover", self._give_back_later if withdrawn else self._stay_ready)
 
     def join(self) -> None:
         """Wait until nothing is stored any more; once the lifecycle is stopping."""
@@ -137,15 +140,14 @@ class Activation:
         with self._lock:
             already = self._lifecycle.state not in states.PASSING
             if self._lifecycle.state is State.STANDBY:
-                self._failure = None  # that of an earlier one undoes nothing more
+                self._failure, self._to_seal = None, False  # those of an earlier one say nothing
                 self._lifecycle.begin_activation(Takeover(self._token, hold), by_write=by_write)
                 self._parts.requests.watch()
                 if self._parts.transfer is not None:
                     self._parts.transfer.pacer.set_enabled(self._parts.settings.background)
             elif not hold and not by_write:
                 self._lifecycle.release()
-            if seal:
-                self._go_on_locked()
+            self._go_on_locked(seal=seal)
         if wait:
             self._await_activation()
         return already
@@ -177,15 +179,15 @@ class Activation:
                 self._lifecycle.withdraw()
             finally:
                 if taking_over:  # if nothing has changed
-                    self._go_on_locked()
+                    self._go_on_locked(seal=self._to_seal)
             self._parts.faults.report(COMPLETION, None)
             self._sealed = False
         try:
             self._give_back(self._source)
         except StoreError:  # the source knows, but that can't be noted
-            _start(self._give_back_later)
+            start("handover", self._give_back_later)
         except UpstreamError as error:
-            _start(self._give_back_later)
+            start("handover", self._give_back_later)
             raise UpstreamError(
                 "withdrawn here, but the source can't be told, and lets no write pass yet: "
                 f"{error}; it is told as soon as it answers, or unseal it there, with --force"
@@ -210,13 +212,14 @@ class Activation:
         if token == self._token or not self._lifecycle.pass_through:  # else another is at it
             sealing.unprepare()  # such as what became ready while the source was being sealed
 
-    def _go_on_locked(self) -> None:
+    def _go_on_locked(self, *, seal: bool = True) -> None:
         """Let the activation's thread go on with what has been decided."""
         if self._lifecycle.state is not State.ACTIVATING:
             return
+        self._to_seal = self._to_seal or seal
         if self._thread is None or not self._thread.is_alive():
             self._failure = None
-            self._thread = _start(self._take_over)
+            self._thread = start("handover", self._take_over)
         self._tell()
 
     def _await_activation(self) -> None:
@@ -242,6 +245,7 @@ class Activation:
     def _take_over(self) -> None:
         """Seal the source, wait for the release, drop what is stale, be active (a thread)."""
         try:
+            self._wait_while(lambda: not self._to_seal)
             began_s = time.monotonic()
             self._lifecycle.gate.longest_wait_s = 0.0
             self._seal()
@@ -249,11 +253,7 @@ class Activation:
             self._sealed = True
             self._tell()
             changes = self._settle()
-            with self._settled:
-                while self._held and not self._interrupted:
-                    self._settled.wait(0.1)
-            if self._interrupted:
-                return
+            self._wait_while(lambda: self._held)
             self._lifecycle.activate(**changes)
             self._parts.faults.report(HANDOVER, None)
         except _Interrupted:
@@ -262,7 +262,13 @@ class Activation:
             self._give_up(error)
             return
         self._tell()
-        _start(self.afterwards.run)
+        start("handover", self.afterwards.run)
+
+    def _wait_while(self, holds: Callable[[], bool]) -> None:
+        with self._settled:
+            while holds() and not self._interrupted:
+                self._settled.wait(0.1)
+        self._pause(0.0)
 
     @property
     def _interrupted(self) -> bool:
@@ -294,7 +300,7 @@ class Activation:
         with suppress(RelocatorError, OSError):  # the store fails too: later, then
             self._undo()
         self._tell()
-        _start(self._give_back_later)  # the seal's answer may be all that was lost
+        start("handover", self._give_back_later)  # the seal's answer may be all that was lost
 
     def _undo(self) -> None:
         """End an activation that has failed."""
@@ -314,7 +320,7 @@ class Activation:
                 source.call(f"withdrawn/{takeover.token}")
             self._lifecycle.note_given_back()
             self._token = new_token()
-        _start(self._stay_ready)
+        start("handover", self._stay_ready)
 
     def _give_back_later(self) -> None:
         """As `_give_back`, again until the source answers and the store has noted that."""
@@ -342,9 +348,3 @@ class Activation:
 
 class _Interrupted(Exception):
     """The activation has been withdrawn, or the process ends."""
-
-
-def _start(job: Callable[[], None]) -> threading.Thread:
-    thread = threading.Thread(target=job, name="handover", daemon=True)
-    thread.start()
-    return thread

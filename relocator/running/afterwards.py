@@ -15,6 +15,7 @@ from contextlib import suppress
 
 from relocator.copying import hints
 from relocator.errors import OutdatedError, RelocatorError, StateError, StoreError
+from relocator.jobs import start
 from relocator.running.lifecycle import OUTDATED
 from relocator.running.parts import HANDOVER, Parts, Transfer
 from relocator.source.connection import backoff
@@ -110,7 +111,7 @@ class Afterwards:
         if self._parts.faults.told(HANDOVER) != OUTDATED:
             self._parts.faults.report(HANDOVER, OUTDATED)
             print(f"relocator: {self._store.image.path}: {OUTDATED}", file=sys.stderr, flush=True)
-        threading.Thread(target=self._stop_writes, name="outdated", daemon=True).start()
+        start("outdated", self._stop_writes)
 
     def _stop_writes(self) -> None:
         with suppress(RelocatorError):  # not durable: found out again by the next process

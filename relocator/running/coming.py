@@ -4,10 +4,10 @@ A part whose answer is not of the same rest (the source was started again in bet
 comes, has nothing: its blocks are absent and are fetched like others.
 """
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 
 from relocator.errors import RelocatorError, UpstreamError
+from relocator.jobs import start
 from relocator.running.rest import part_bytes
 from relocator.source.remote import Answer
 from relocator.store.geometry import Extent
@@ -83,12 +83,7 @@ class Coming:
 
     def end(self) -> None:
         """Let the last of each come, and hang up, all at once."""
-        threads = [
-            threading.Thread(target=one.end, args=(self._idle,), name="farewell", daemon=True)
-            for one in self._answer.others
-        ]
-        for thread in threads:
-            thread.start()
+        threads = [start("farewell", one.end, self._idle) for one in self._answer.others]
         self._answer.end(self._idle)
         for thread in threads:
             thread.join()

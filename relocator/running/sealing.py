@@ -26,6 +26,7 @@ from typing import Any
 from relocator.copying import hints
 from relocator.copying.claims import Claim
 from relocator.errors import RelocatorError, StateError, UpstreamError
+from relocator.jobs import start
 from relocator.running.coming import Coming
 from relocator.running.insisting import insist
 from relocator.running.parts import Parts, Transfer
@@ -133,7 +134,7 @@ class Sealing:
         self._transfer.hydration.disown_fetches()
         self.dropped_blocks = self._store.drop(stale(self._store, answer))
         coming, claims = self._claim(answer)
-        self._thread = _start(self._bring, coming, claims)
+        self._thread = start("rest", self._bring, coming, claims)
         hints.tell_recent(answer, self._parts.plan)
         return {
             "base": base_of(answer),
@@ -176,7 +177,7 @@ class Sealing:
             part = coming.part_at(at)
             is_within = coming.part_at(at + self._length(claim) - 1) == part
             (of_part[part] if is_within else across).append((claim, at))
-        threads = [_start(self._store_part, coming, some) for some in of_part[1:] if some]
+        threads = [start("rest", self._store_part, coming, some) for some in of_part[1:] if some]
         self._store_part(coming, of_part[0])
         for thread in threads:
             thread.join()
@@ -204,12 +205,6 @@ class Sealing:
         """Wait until nothing is stored any more: once stopping, or for another answer."""
         if self._thread is not None:
             self._thread.join()
-
-
-def _start(job: Callable[..., None], *arguments: object) -> threading.Thread:
-    thread = threading.Thread(target=job, args=arguments, name="rest", daemon=True)
-    thread.start()
-    return thread
 
 
 def _verbs(token: str, most_bytes: int, parts: int) -> list[list[str]]:

@@ -90,6 +90,7 @@ class Verbs:
             "activate": {"hold", "wait", "seal"},
             "unseal": {"force", "withdrawn"},
         }
+        with_status = _switches(verb, {"status": arguments.pop("status", True)})["status"]
         _refuse_unknown(verb, arguments, known.get(verb, set()))
         extra: dict[str, Any] | None = None
         if verb == "wait":
@@ -107,7 +108,7 @@ class Verbs:
             extra = self._actions[verb]()
         elif verb != "status":
             raise StateError(f"'{verb}' is for another site's relocator only")
-        return {**self._status.now(), **(extra or {})}
+        return {**(self._status.now() if with_status else {}), **(extra or {})}
 
     def remote(self, verb: str, argument: str) -> Reply:
         """Carry out a verb from another site; returns its answer with the maps that it needs.

@@ -7,7 +7,6 @@ while the remainder is still on its way. Used by one thread at a time.
 import errno
 import os
 import select
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -17,6 +16,7 @@ from typing import Any
 import nbd
 
 from relocator.errors import RelocatorError, UpstreamError
+from relocator.jobs import start
 from relocator.source.handles import CONNECT_S, aio_pread, hang_up, hear_out, progress
 from relocator.source.replies import AT_ONCE_BYTES, FIRST_READ_BYTES
 from relocator.store.geometry import Extent
@@ -132,7 +132,7 @@ class Incoming:
 def end_later(those: Iterable[Incoming]) -> None:
     """End them while nobody waits for that."""
     for one in those:
-        threading.Thread(target=one.end, name="farewell", daemon=True).start()
+        start("farewell", one.end)
 
 
 def is_quiet(handle: Any) -> bool:

@@ -157,10 +157,11 @@ class Relocator(System):
         if self._told:
             self._client.call("activate", hold=True, seal=False)
             self._armed = True
+            self._client.connect()
 
     def hand_over(self) -> None:
         if self._told:
-            self._client.call("activate", hold=self._armed)
+            self._client.call("activate", hold=self._armed, status=False)
 
     def arrived(self) -> None:
         if self._told:
