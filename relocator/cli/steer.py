@@ -41,7 +41,7 @@ def add(commands: Commands) -> None:
     parser.set_defaults(run=_run_unseal)
     parser = commands.add_parser(
         "set",
-        help="change rate, deadline, window, order or background",
+        help="change rate, deadline, window, order, background or refresh",
         description="Change settings of a running proxy; all of them or, if one is wrong, none.",
     )
     add_control(parser)
@@ -50,7 +50,7 @@ def add(commands: Commands) -> None:
         metavar="KEY=VALUE",
         nargs="+",
         help="rate=BITS/S|none|TIMETABLE, finish-by=TIME|none, window=BYTES|auto, order=LIST, "
-        "background=on|off",
+        "background=on|off, refresh=S|off",
     )
     parser.set_defaults(run=_run_set)
 

@@ -26,7 +26,9 @@ def add(commands: Commands) -> None:
         ("release", _RELEASE, _release),
         ("withdraw", _WITHDRAW, _withdraw),
     ):
-        parser = commands.add_parser(verb, help=text.partition(".")[0].lower(), description=text)
+        parser = commands.add_parser(
+            verb, help=text[0].lower() + text[1:].partition(".")[0], description=text
+        )
         parser.add_argument(
             "controls", metavar="CONTROL", nargs="+", help="the control socket of each disk"
         )

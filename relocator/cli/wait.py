@@ -103,7 +103,9 @@ def _ready(text: str) -> Callable[[dict[str, Any]], str | None]:
         if status["source_offers"] == "blocks":
             raise RelocatorError("--ready: needs a source that is a relocator, or --source-bitmap")
         if status["refresh_s"] is None:
-            raise RelocatorError("--ready: refresh is off; give it with `relocator set refresh=5`")
+            raise RelocatorError(
+                "--ready: refresh is off; give it with `relocator set CONTROL refresh=5`"
+            )
         if status["background"] != "on":
             raise RelocatorError(f"--ready: the background copy is {status['background']}")
         if (trouble := status["faults"]["handover"]) is not None:
