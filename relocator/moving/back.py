@@ -1,10 +1,15 @@
 """The way back: before the disks are released the guest can always go on at its source.
 
 First the disks: a proxy that has given its disk back refuses the destination's writes, whether or
-not its QEMU can be reached. Then the source's QEMU ends its migration, the destination's is ended,
-and only then the guest goes on. For a proxy that can't be reached its source is unsealed by force:
-it holds its writes until somebody releases it, and nobody has; should somebody do so later, it
-finds its seal undone. A guest that was frozen is thawed last.
+not its QEMU can be reached. Then the source's QEMU ends its migration, a guest that has arrived is
+stopped, and only then it goes on at the source; the destination's QEMU is ended last. For a proxy
+that can't be reached its source is unsealed by force: it holds its writes until somebody releases
+it, and nobody has; should somebody do so later, it finds its seal undone. A guest that was frozen
+is thawed once it runs.
+
+A QEMU whose disk has lost its server answers neither `stop` nor `quit` before the server is back,
+or `reconnect-delay` over: it waits for its requests. But `stop` stops the CPUs before that, and an
+event says so. `quit` waits first and stops them then, so it can't stand in for `stop`.
 
 If the source's QEMU can't be reached there is nothing to go back to for now. A guest that has
 arrived is then stopped rather than ended: it may be the only one there is. If its disks are
@@ -17,6 +22,7 @@ from contextlib import suppress
 from relocator.errors import RelocatorError
 from relocator.moving import seen
 from relocator.moving.ends import Disk, of_all
+from relocator.moving.monitor import Monitor, NoAnswerError
 from relocator.moving.parties import Parties
 from relocator.moving.seen import DestVm, SourceVm
 
@@ -35,9 +41,15 @@ def go_back(parties: Parties) -> str:
         _nothing_to_go_back_to(parties)
     withdraw_all(parties)
     _cancel(parties)
-    _end_destination(parties)
+    there = seen.dest_vm(parties.destination)
+    if there in (DestVm.RUNS, DestVm.RECEIVING):
+        _stop(parties.destination)
     _go_on(parties)
-    parties.freeze.thaw_at_source()
+    try:
+        parties.freeze.thaw_at_source()
+    finally:
+        if there in (DestVm.RUNS, DestVm.RECEIVING, DestVm.STOPPED):
+            _end(parties.destination)
     return "back"
 
 
@@ -93,8 +105,7 @@ def _nothing_to_go_back_to(parties: Parties) -> None:
         RelocatorError: always.
     """
     if seen.dest_vm(parties.destination) in (DestVm.RUNS, DestVm.STOPPED):
-        with suppress(RelocatorError):
-            parties.destination.call("stop")
+        _stop(parties.destination)
         raise RelocatorError("the source's QEMU can't be reached, and the disks are not all sealed")
     withdraw_all(parties)
     raise RelocatorError("the source's QEMU can't be reached")
@@ -112,12 +123,26 @@ def _cancel(parties: Parties) -> None:
         time.sleep(0.02)
 
 
-def _end_destination(parties: Parties) -> None:
-    """End a QEMU that has the guest, or half of it. One that waits for a migration may go on to."""
-    state = seen.dest_vm(parties.destination)
-    if state in (DestVm.RUNS, DestVm.STOPPED, DestVm.RECEIVING):
-        with suppress(RelocatorError):  # it may hang up before it answers
-            parties.destination.call("quit")
+def _stop(destination: Monitor) -> None:
+    """Let no guest run there any more; one that can't be told has lost its disks already."""
+    with suppress(RelocatorError):
+        destination.call_until("STOP", "stop")
+
+
+def _end(destination: Monitor) -> None:
+    """End a QEMU that has the guest, or half of it. One that waits for a migration may go on to.
+
+    Raises:
+        RelocatorError: it doesn't end yet.
+    """
+    try:
+        destination.call_until("SHUTDOWN", "quit")
+    except NoAnswerError as error:
+        raise RelocatorError(
+            f"{error}; end it by hand: it has a guest that can't write any more"
+        ) from error
+    except RelocatorError:
+        pass  # it hangs up before it answers
 
 
 def _go_on(parties: Parties) -> None:

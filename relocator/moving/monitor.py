@@ -28,6 +28,10 @@ class MonitorLostError(RelocatorError):
     """QEMU can't be reached, or has ended."""
 
 
+class NoAnswerError(MonitorLostError):
+    """QEMU is there, perhaps, but says nothing in time."""
+
+
 class Event(NamedTuple):
     """What QEMU told: its own clock's time, and this host's when it arrived, both since 1970."""
 
@@ -147,7 +151,7 @@ class Monitor:
         except BaseException as error:
             _Shared.leave()
             if isinstance(error, Late | TimeoutError):
-                raise MonitorLostError(
+                raise NoAnswerError(
                     f"{self.name} ({self.address}): no greeting within {CONNECT_S:.0f} s; "
                     "is another client connected to its QMP socket?"
                 ) from error
@@ -191,20 +195,33 @@ class Monitor:
         """Carry out a command and return what it returns.
 
         Raises:
-            MonitorLostError: QEMU has gone or doesn't answer.
+            NoAnswerError: it doesn't answer in time.
+            MonitorLostError: QEMU has gone.
             RelocatorError: it refused.
         """
         self.connect()
-        library = _library()
         given = {key.replace("_", "-"): value for key, value in arguments.items()}
+        return self._carry_out(command, self._client.execute(command, given), patience_s)
+
+    def call_until(self, event: str, command: str, patience_s: float = COMMAND_S) -> None:
+        """Carry out a command of which an event says as much as the answer, and may come before it.
+
+        QEMU may be at the command still. Errors as of `call`.
+        """
+        self.connect()
+        answer = _or_event(self._client.execute(command), self._client, event)
+        self._carry_out(command, answer, patience_s)
+
+    def _carry_out(self, command: str, answer: Coroutine[Any, Any, Any], patience_s: float) -> Any:
+        library = _library()
         try:
-            return self._loop.run(self._client.execute(command, given), patience_s)
+            return self._loop.run(answer, patience_s)
         except library.ExecuteError as error:
             raise RelocatorError(f"{self.name} refused '{command}': {error}") from error
         except (Late, TimeoutError) as error:
             self.close()
             what = f"no answer to '{command}' within {patience_s:.0f} s"
-            raise MonitorLostError(f"{self.name} ({self.address}): {what}") from error
+            raise NoAnswerError(f"{self.name} ({self.address}): {what}") from error
         except (library.QMPError, OSError) as error:
             self.close()
             raise MonitorLostError(f"{self.name} ({self.address}): it has ended") from error
@@ -218,6 +235,18 @@ class Monitor:
             self._loop.run(client.disconnect(), CLOSE_S)
         self._listening.cancel()
         _Shared.leave()
+
+
+async def _or_event(answer: Coroutine[Any, Any, Any], client: Any, name: str) -> None:
+    """Until the answer is there, or the event `name`."""
+    with client.listener(name) as listener:
+        answered, told = asyncio.create_task(answer), asyncio.create_task(listener.get())
+        try:
+            await asyncio.wait((answered, told), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            told.cancel()
+    if answered.done():
+        answered.result()
 
 
 def _why(error: BaseException) -> str:

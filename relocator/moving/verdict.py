@@ -9,6 +9,10 @@ _RESTART = (
     "To try again, start the destination's QEMU with -incoming (it ends with a failed migration) "
     "and run the same command"
 )
+_END_AND_RESTART = (
+    "The destination's QEMU has a guest; if that was left there by a move that failed, end it. To "
+    "try again, start one with -incoming and run the same command"
+)
 
 _VERDICTS: dict[Stage, str] = {
     Stage.MEMORY: f"The guest runs at the source, with its disks; its memory is sent. {_AGAIN}.",
@@ -68,7 +72,10 @@ def _at_home(found: Seen) -> str:
     if sealed:
         where = "The guest is at the source; a disk is sealed still: `relocator unseal` it there."
     ready = found.destination is DestVm.WAITING and found.together is Disks.STANDBY
-    return f"{where} {_AGAIN if ready else _RESTART}.{_silent(found)}"
+    next_try = _AGAIN if ready else _RESTART
+    if found.destination in (DestVm.RUNS, DestVm.STOPPED):
+        next_try = _END_AND_RESTART
+    return f"{where} {next_try}.{_silent(found)}"
 
 
 def _silent(found: Seen) -> str:

@@ -99,6 +99,28 @@ def test_a_link_that_is_cut_while_the_guest_stands_still_brings_it_back(tmp_path
         sites.prove(sites.source, sites.destination, site=sites.b)
 
 
+def test_a_proxy_that_dies_as_the_guest_arrives_lets_it_go_on_at_the_source(tmp_path: Path) -> None:
+    """Whatever the destination's QEMU waits for: here the move would wait for its answer, too."""
+    with Sites(tmp_path, 2) as sites:
+        with stopped(sites, "arrived", command.patient(tmp_path)) as process:
+            sites.proxies[-1].kill()
+            assert process.stdin is not None
+            process.stdin.write("\n")
+            process.stdin.flush()
+            sites.source.goes_on()
+            assert sites.destination.alive  # it waits for its disk
+            there = len(sites.destination.numbers)
+            sites.proxies[-1] = sites.proxy(sites.disks[-1])
+            _, err = process.communicate(timeout=90)
+        assert process.returncode == 1, err
+        assert "The guest is at the source" in err
+        sites.destination.process.wait(60)
+        assert len(sites.destination.numbers) == there
+        assert settled_owner(sites) == "source"
+        sites.source.kill()
+        sites.prove(sites.source, site=sites.a)
+
+
 def test_the_destination_may_be_reached_through_ssh(tmp_path: Path) -> None:
     options = keys(tmp_path)
     with (

@@ -215,6 +215,30 @@ def test_a_qemu_that_is_lost_just_before_the_switch_is_asked_again_later(way: Wa
     assert way.back
 
 
+def test_a_guest_goes_on_at_the_source_while_its_other_qemu_waits_for_a_dead_disk(way: Way) -> None:
+    """Between `stop` and its answer, which comes when that QEMU's requests have ended."""
+    went_on = []
+
+    def arrive() -> None:
+        way.source.status, way.source.migration = "postmigrate", "completed"
+        way.destination.status = "running"
+        way.proxy.kill()
+
+    def hang() -> None:
+        way.destination.tell("STOP")
+        wait_for(lambda: way.source.status == "running", "the guest to go on at the source")
+        went_on.append(True)
+
+    way.source.before["migrate-continue"] = arrive
+    way.destination.before["stop"] = hang
+    process = way.sending()
+    way.source.stand_still()
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 1, said
+    assert went_on, said
+    assert way.destination.heard[-2:] == ["stop", "quit"]
+
+
 def test_a_guest_that_a_way_back_has_stopped_goes_on_where_its_disks_are_released(way: Way) -> None:
     way.source.close()
     way.destination.status = "paused"

@@ -13,7 +13,13 @@ from relocator.moving import freezing, monitor, steps
 
 monitor.CONNECT_S, freezing.PATIENCE_S = 3.0, 3.0
 steps.ARRIVE_S, steps.FIRST_IO_S = 5.0, 0.5
-monitor.Monitor.call.__defaults__ = (5.0,)
+monitor.Monitor.call.__defaults__ = monitor.Monitor.call_until.__defaults__ = (5.0,)
+"""
+
+_NEVER = """
+from relocator.moving import monitor
+
+monitor.Monitor.call.__defaults__ = monitor.Monitor.call_until.__defaults__ = (600.0,)
 """
 
 
@@ -22,9 +28,18 @@ def impatient(directory: Path) -> dict[str, str]:
 
     For what comes after that, however long it was.
     """
-    place = directory / "impatient"
+    return _with(directory / "impatient", _SOONER)
+
+
+def patient(directory: Path) -> dict[str, str]:
+    """An environment in which a move waits for a QEMU's answer without end, if it waits at all."""
+    return _with(directory / "patient", _NEVER)
+
+
+def _with(place: Path, code: str) -> dict[str, str]:
+    """An environment in which each Python begins with `code`."""
     place.mkdir(exist_ok=True)
-    (place / "sitecustomize.py").write_text(_SOONER)
+    (place / "sitecustomize.py").write_text(code)
     path = os.pathsep.join(filter(None, (str(place), os.environ.get("PYTHONPATH"))))
     return os.environ | {"PYTHONPATH": path}
 

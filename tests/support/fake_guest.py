@@ -7,6 +7,7 @@ agent, which is frozen or deaf.
 import json
 import socket
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,12 @@ class FakeMonitor(_Served):
             "query-memory-size-summary": {"base-memory": 1 << 28},
             "query-migrate-parameters": {"downtime-limit": 300, "max-bandwidth": 1 << 27},
         }.get(command, {})
+
+    def tell(self, event: str) -> None:
+        """An event, to the client that is there."""
+        assert self._client is not None
+        at = {"seconds": int(time.time()), "microseconds": 0}
+        _send(self._client, {"event": event, "data": {}, "timestamp": at})
 
     def lose(self) -> None:
         """From now on it can't be reached, though it runs."""

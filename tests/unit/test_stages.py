@@ -45,6 +45,13 @@ def test_whatever_is_seen_has_a_stage_and_words_for_a_person() -> None:
         assert verdict(seen).endswith(".")
 
 
+def test_a_guest_that_was_left_at_the_destination_is_told() -> None:
+    for seen in EVERYTHING:
+        if stages.find(seen) is Stage.HOME:
+            left = seen.destination in (DestVm.RUNS, DestVm.STOPPED)
+            assert ("QEMU has a guest" in verdict(seen)) is left, seen
+
+
 def test_a_disk_that_may_have_been_written_at_the_destination_never_goes_back() -> None:
     for seen in EVERYTHING:
         if any(disk.released for disk in seen.disks):
