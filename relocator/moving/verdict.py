@@ -41,10 +41,12 @@ def verdict(found: Seen) -> str:
         return _at_home(found)
     text = _VERDICTS[stage]
     if stage in (Stage.MOVED, Stage.COMPLETE) and found.destination is not DestVm.RUNS:
-        state = "stands still" if found.destination is DestVm.STOPPED else "can't be reached"
+        state = "QEMU can't be reached: start the guest there"
+        if found.destination is DestVm.STOPPED:
+            state = "guest stands still: say `cont` to its QEMU's QMP socket, or `virsh resume`"
         text = (
-            f"The disks belong to the destination, whose QEMU {state}: start the guest there; "
-            "at the source it can't write any more. The copy goes on by itself."
+            f"The disks belong to the destination, whose {state}; at the source it can't write any "
+            "more. The copy goes on by itself."
         )
     if stage is Stage.RETURNING and found.source is SourceVm.HOME:
         text = (
