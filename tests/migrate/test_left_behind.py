@@ -26,9 +26,9 @@ SIZE_BYTES = 1 << 20
 class Way:
     """A disk's both ends, and the monitors between which its guest is to move."""
 
-    def __init__(self, directory: Path, ends: ExitStack) -> None:
+    def __init__(self, directory: Path, ends: ExitStack, **target: Any) -> None:
         self.directory = directory
-        self.target = ends.enter_context(servers.target(directory, SIZE_BYTES))
+        self.target = ends.enter_context(servers.target(directory, SIZE_BYTES, **target))
         self.proxy = ends.enter_context(servers.proxy(directory, self.target, "mode=standby"))
         self.source = FakeMonitor(directory / "source.qmp", "running")
         self.destination = FakeMonitor(directory / "destination.qmp", "inmigrate")
@@ -237,6 +237,46 @@ def test_a_guest_goes_on_at_the_source_while_its_other_qemu_waits_for_a_dead_dis
     assert process.returncode == 1, said
     assert went_on, said
     assert way.destination.heard[-2:] == ["stop", "quit"]
+
+
+#: the source is at its seal when there is a file `asked`, and has made it when there is `made`
+_SLOW_SEAL = """
+import time as _time
+from relocator.running.lifecycle import Lifecycle as _Lifecycle
+_seal = _Lifecycle.seal
+def _slow(self, *arguments, **more):
+    Path({at!r}, "asked").touch()
+    while not Path({at!r}, "go").exists():
+        _time.sleep(0.01)
+    _seal(self, *arguments, **more)
+    Path({at!r}, "made").touch()
+_Lifecycle.seal = _slow
+"""
+
+
+def test_a_seal_that_is_made_when_its_proxy_is_dead_and_the_guest_back_is_undone(
+    tmp_path: Path,
+) -> None:
+    asked, made, go = (tmp_path / name for name in ("asked", "made", "go"))
+    file = servers.mistaken(tmp_path, _SLOW_SEAL.format(at=str(tmp_path)))
+
+    def arrive() -> None:
+        way.source.status, way.source.migration = "postmigrate", "completed"
+        way.destination.status = "running"
+
+    with ExitStack() as ends:
+        way = Way(tmp_path, ends, file=file)
+        way.source.before["migrate-continue"] = arrive
+        way.source.before["cont"] = go.touch
+        process = way.sending()
+        way.source.stand_still()
+        wait_for(asked.exists, "the source to be asked for its seal")
+        way.proxy.kill()
+        said, _ = process.communicate(timeout=60)
+        assert process.returncode == 1, said
+        wait_for(made.exists, "the seal")
+        assert way.target.status()["state"] == "complete", said
+        assert way.source.status == "running"
 
 
 def test_a_guest_that_a_way_back_has_stopped_goes_on_where_its_disks_are_released(way: Way) -> None:
