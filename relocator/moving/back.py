@@ -4,7 +4,10 @@ First the disks: a proxy that has given its disk back refuses the destination's 
 not its QEMU can be reached. Then the source's QEMU ends its migration, a guest that has arrived is
 stopped, and only then it goes on at the source; the destination's QEMU is ended last. For a proxy
 that can't be reached its source is unsealed by force: it holds its writes until somebody releases
-it, and nobody has; should somebody do so later, it XX
+it, and nobody has; should somebody do so later, it finds its seal undone. Its seal may be on its
+way still, and it may be back soon, so for a while it is looked again. A guest that was frozen is
+thawed once it runs.
+
 A QEMU whose disk has lost its server answers neither `stop` nor `quit` before the server is back,
 or `reconnect-delay` over: it waits for its requests. But `stop` stops the CPUs before that, and an
 event says so. `quit` waits first and stops them then, so it can't stand in for `stop`.
@@ -25,7 +28,7 @@ from relocator.moving.parties import Parties
 from relocator.moving.seen import DestVm, SourceVm
 
 CANCEL_S = 30.0
-#: so long a seal may be on its way whose proxy can't be asked any more
+#: so long it is looked again after disks whose proxies can't be asked
 LATE_S = 5.0
 _LOOK_EVERY_S = 0.1
 _UNDER_WAY = (SourceVm.SENDING, SourceVm.PAUSED, SourceVm.LAST)
@@ -47,9 +50,9 @@ def go_back(parties: Parties) -> str:
         _stop(parties.destination)
     _go_on(parties)
     try:
-        _undo_late_seals(parties)
         parties.freeze.thaw_at_source()
     finally:
+        _look_again(parties)
         if there in (DestVm.RUNS, DestVm.RECEIVING, DestVm.STOPPED):
             _end(parties.destination)
     return "back"
@@ -82,10 +85,12 @@ def _withdraw(disk: Disk, parties: Parties) -> str | None:
         try:
             _unseal(disk, by_force=status is None)
         except RelocatorError as other:
-            parties.notes.append(
+            note = (
                 f"disk {disk.name}: its source can't be asked ({other}); should it be sealed, "
                 "writes wait there until its proxy can tell it, or `relocator unseal --force` does"
             )
+            if note not in parties.notes:
+                parties.notes.append(note)
     return None
 
 
@@ -100,15 +105,15 @@ def _unseal(disk: Disk, *, by_force: bool) -> None:
         disk.source.unseal(disk.call("identify")["withdrawn"])
 
 
-def _undo_late_seals(parties: Parties) -> None:
-    """A proxy that can't be asked may have asked for a seal that is made only now."""
+def _look_again(parties: Parties) -> None:
+    """A proxy that could not be asked is back, or had asked for a seal that is made only now."""
     silent = [disk for disk in parties.disks if parties.untold and disk.status() is None]
     give_up_s = time.monotonic() + LATE_S
     while silent and time.monotonic() < give_up_s:
-        for disk in silent:
-            with suppress(RelocatorError):  # it is noted already that this source can't be asked
-                _unseal(disk, by_force=True)
         time.sleep(_LOOK_EVERY_S)
+        for disk in silent:
+            _withdraw(disk, parties)
+        silent = [disk for disk in silent if disk.status() is None]
 
 
 def _nothing_to_go_back_to(parties: Parties) -> None:

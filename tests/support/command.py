@@ -18,8 +18,9 @@ monitor.Monitor.call.__defaults__ = monitor.Monitor.call_until.__defaults__ = (5
 """
 
 _NEVER = """
-from relocator.moving import monitor
+from relocator.moving import back, monitor
 
+back.LATE_S = 60.0
 monitor.Monitor.call.__defaults__ = monitor.Monitor.call_until.__defaults__ = (600.0,)
 """
 
@@ -33,7 +34,10 @@ def impatient(directory: Path) -> dict[str, str]:
 
 
 def patient(directory: Path) -> dict[str, str]:
-    """An environment in which a move waits for a QEMU's answer without end, if it waits at all."""
+    """An environment in which a move waits for a QEMU's answer without end, if it waits at all.
+
+    And a minute for a proxy that is to come back.
+    """
     return _with(directory / "patient", _NEVER)
 
 
