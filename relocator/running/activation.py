@@ -141,6 +141,7 @@ class Activation:
             already = self._lifecycle.state not in states.PASSING
             if self._lifecycle.state is State.STANDBY:
                 self._failure, self._to_seal = None, False  # those of an earlier one say nothing
+                self._parts.faults.report(HANDOVER, None)  # nor are they told any more
                 self._lifecycle.begin_activation(Takeover(self._token, hold), by_write=by_write)
                 self._parts.requests.watch()
                 if self._parts.transfer is not None:
@@ -337,9 +338,8 @@ class Activation:
             except RelocatorError as error:
                 of_store = isinstance(error, StoreError)
                 what = "that can't be noted" if of_store else "the source can't be told"
-                self._parts.faults.report(
-                    HANDOVER, f"{self._failure or 'withdrawn'}; {what}: {error}"
-                )
+                why = f"{self._failure or 'withdrawn'}; {what}: {error}"
+                self._parts.faults.report(HANDOVER, why)
             else:
                 failure = self._failure  # of the activation: it stays until the next one
                 self._parts.faults.report(HANDOVER, None if failure is None else str(failure))

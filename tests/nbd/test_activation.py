@@ -14,7 +14,7 @@ import pytest
 from relocator.client import Client
 from relocator.errors import RelocatorError
 from tests.support.model import source_bytes
-from tests.support.servers import Server, mistaken, plugin, wait_for
+from tests.support.servers import PLUGIN, Server, mistaken, plugin, wait_for
 
 SIZE_BYTES = 2 << 20
 BLOCK = 4096
@@ -30,6 +30,16 @@ def _slow(self, *arguments, **more):
         _time.sleep(0.01)
     {after}
 _Lifecycle.seal = _slow
+"""
+
+#: a file shows when a failed activation's way back has come to its end
+_WAY_BACK_TELLS = """
+from relocator.running.activation import Activation as _Activation
+_later = _Activation._give_back_later
+def _tell(self):
+    _later(self)
+    Path({ended!r}).touch()
+_Activation._give_back_later = _tell
 """
 
 
@@ -72,11 +82,11 @@ def source(tmp_path: Path) -> Source:
 
 
 @contextmanager
-def standby(directory: Path, target: Server, *keys: str) -> Iterator[Server]:
+def standby(directory: Path, target: Server, *keys: str, file: Path = PLUGIN) -> Iterator[Server]:
     """A proxy that copies nothing ahead, unless `keys` say so."""
     wanted = (f"store={directory / 'store'}", f"source={target.uri}", "mode=standby")
     background = () if any(key.startswith("background") for key in keys) else ("background=off",)
-    with plugin(directory, "proxy", *wanted, *background, *keys) as server:
+    with plugin(directory, "proxy", *wanted, *background, *keys, file=file) as server:
         try:
             yield server
         except BaseException:
@@ -318,21 +328,34 @@ def test_a_withdrawal_that_the_source_did_not_hear_is_told_it_later(
 def test_what_is_armed_again_is_not_undone_for_what_failed_before(
     tmp_path: Path, source: Source
 ) -> None:
+    ended = tmp_path / "ended"
+    file = mistaken(tmp_path, _WAY_BACK_TELLS.format(ended=str(ended)))
+    with source.serve() as target:
+        with standby(tmp_path, target, "retry-timeout=1", file=file) as proxy:
+            target.kill()
+            with pytest.raises(RelocatorError, match="the disk was not taken over"):
+                proxy.control.call("activate", wait=True)
+            with source.serve():
+                proxy.control.call("activate", hold=True, seal=False)
+                wait_for(ended.exists, "the first failure's way back to end", 60)
+                assert (state(proxy), proxy.status()["held"]) == ("activating", True)
+                proxy.control.call("withdraw")
+                proxy.kill()  # the source would wait for it to go
+
+
+def test_what_failed_before_is_told_until_the_next_activation(
+    tmp_path: Path, source: Source
+) -> None:
     with source.serve() as target, standby(tmp_path, target, "retry-timeout=1") as proxy:
         target.kill()
         with pytest.raises(RelocatorError, match="the disk was not taken over"):
             proxy.control.call("activate", wait=True)
         with source.serve():
-            over = proxy.control.call("identify")["withdrawn"] is None  # it was quicker
-            proxy.control.call("activate", hold=True, seal=False)
-
-            def told() -> bool:
-                """The first failure's way back has come to its end."""
-                return over or not proxy.status()["error"] or state(proxy) == "standby"
-
-            wait_for(told, "the source to be told", 60)
-            assert (state(proxy), proxy.status()["held"]) == ("activating", True)
-            proxy.control.call("withdraw")
+            wait_for(lambda: not proxy.control.call("identify")["withdrawn"], "the source's word")
+            assert "the disk was not taken over" in proxy.status()["error"]
+            armed = proxy.control.call("activate", hold=True, seal=False)
+            assert (armed["state"], armed["error"]) == ("activating", None)
+            proxy.control.call("activate", wait=True)
             proxy.kill()  # the source would wait for it to go
 
 
