@@ -14,6 +14,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from relocator import words
 from relocator.errors import ConfigError, RelocatorError
@@ -51,8 +52,31 @@ class Address:
         try:
             return [self._unix(self.path)] if self.path is not None else self._tcp()
         except OSError as error:
-            where = self.path or f"{self.host}:{self.port}"
-            raise RelocatorError(f"{where}: can't be listened on: {error.strerror}") from error
+            raise self._refused(error) from error
+
+    def _refused(self, error: OSError) -> RelocatorError:
+        where = self.path or f"{self.host}:{self.port}"
+        return RelocatorError(f"{where}: can't be listened on: {error.strerror}")
+
+    def check(self) -> None:
+        """Nobody is there already: nbdkit would find that out, and leave its control socket behind.
+
+        A port is bound and let go, never listened on: nobody can connect to it meanwhile.
+
+        Raises:
+            ConfigError, RelocatorError: somebody is.
+        """
+        if self.path is not None:
+            remove_stale(self.path, "--socket")
+            return
+        try:
+            for family, kind, _, _, address in self._addresses():
+                with socket.socket(family, kind) as one:
+                    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    one.bind(address)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:  # nbdkit says what else is wrong with it
+                raise self._refused(error) from error
 
     def forget(self) -> None:
         """Nobody listens there any more: remove what shows in the file system."""
@@ -71,13 +95,15 @@ class Address:
             raise
         return listener
 
-    def _tcp(self) -> list[socket.socket]:
-        found = socket.getaddrinfo(
+    def _addresses(self) -> Any:
+        return socket.getaddrinfo(
             self.host or None, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
+
+    def _tcp(self) -> list[socket.socket]:
         listeners: list[socket.socket] = []
         try:
-            for family, _, _, _, address in found:
+            for family, _, _, _, address in self._addresses():
                 try:
                     one = socket.create_server(address, family=family, backlog=socket.SOMAXCONN)
                 except OSError as error:

@@ -15,7 +15,6 @@ from relocator.cli.common import Commands
 from relocator.cli.listening import add_address, address_of, inherit
 from relocator.cli.plugin_path import PLUGIN
 from relocator.errors import ConfigError
-from relocator.running.control import remove_stale
 
 #: nbdkit's threads a connection. A proxy's requests may wait for the WAN, so many before others
 #: must wait too. A target's never do; one is fastest (threads hand the interpreter around), and
@@ -175,10 +174,11 @@ def _run(options: argparse.Namespace) -> int:
         return _graduate(options)
     argv = command_line(options)
     if not options.print:
-        if options.socket is not None:  # of a server that was killed
-            remove_stale(Path(options.socket), "--socket")
-        if options.congestion is not None:
-            sockets = address_of(options).listen()  # the name keeps them open until nbdkit is there
+        address = address_of(options)
+        if options.congestion is None:
+            address.check()
+        else:
+            sockets = address.listen()  # the name keeps them open until nbdkit is there
             inherit(sockets, ())
         launch.become(argv)
     print(launch.shell_line(argv))

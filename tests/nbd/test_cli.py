@@ -102,6 +102,33 @@ def test_a_target_has_the_congestion_control_that_it_was_given(
         assert server.wait(10) in (0, -signal.SIGTERM)
 
 
+@pytest.mark.parametrize("more", [(), ("--congestion", "reno")])
+def test_a_server_whose_port_is_taken_leaves_no_control_socket(
+    tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    (tmp_path / "disk.img").write_bytes(source_bytes(SIZE_BYTES))
+    control = tmp_path / "control"
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        at = f"127.0.0.1:{other.getsockname()[1]}"
+        ways = ("--listen", at, "--control", str(control), *more)
+        done = relocator("target", str(tmp_path / "disk.img"), *ways)
+        assert f"{at}: can't be listened on: Address already in use" in done.stderr
+        assert (done.returncode, control.exists()) == (1, False)
+
+
+def test_a_server_whose_control_socket_is_another_s_leaves_it_alone(tmp_path: Path) -> None:
+    (tmp_path / "disk.img").write_bytes(source_bytes(SIZE_BYTES))
+    server = ControlServer(tmp_path / "control", lambda verb, _: {"verb": verb})
+    server.start()
+    try:
+        ways = ("--listen", f"127.0.0.1:{free_port()}", "--control", str(tmp_path / "control"))
+        done = relocator("target", str(tmp_path / "disk.img"), *ways)
+        assert (done.returncode, "another process listens there" in done.stderr) == (1, True)
+        assert relocator("pause", str(tmp_path / "control")).returncode == 0
+    finally:
+        server.stop()
+
+
 def test_who_may_not_have_a_congestion_control_is_told_how_to_allow_it() -> None:
     """As in a unit, whose root lacks CAP_NET_ADMIN."""
     available, allowed = (
