@@ -6,9 +6,10 @@ newer than the source on purpose.
 """
 
 import hashlib
+import re
 from typing import Any
 
-from relocator.errors import StateError
+from relocator.errors import StateError, UpstreamError
 from relocator.source.remote import Source
 from relocator.store.image import Image
 from relocator.store.store import Store
@@ -16,6 +17,9 @@ from relocator.store.store import Store
 UNIT_BYTES = 4096
 DIGEST_BYTES = 16
 _STEP_UNITS = 1 << 10
+_EXPORT = "digest"
+#: which of libnbd's functions has failed, in front of its errors
+_CALL = re.compile(r"\bnbd_\w+: ")
 
 
 def digests(image: Image, first: int, count: int, size_bytes: int) -> bytes:
@@ -59,7 +63,22 @@ def compare(store: Store, source: Source) -> dict[str, Any]:
 
     Raises:
         StateError: a block differs; names the first.
+        UpstreamError: the source can't be read.
     """
+    try:
+        return _compare(store, source)
+    except UpstreamError as error:
+        export = source.endpoint.with_export(_EXPORT).uri
+        why = _CALL.sub("", str(error).removeprefix(f"{export}: "))
+        raise UpstreamError(
+            f"nothing is proven: the source {source.endpoint.uri} can't be read ({why}). Its "
+            "server must run, and be reached from here, until `verify` has ended: start it, and "
+            "verify again. The copy is as it was",
+            error.errno,
+        ) from error
+
+
+def _compare(store: Store, source: Source) -> dict[str, Any]:
     geometry = store.geometry
     units_a_piece = max(1, geometry.block_bytes // UNIT_BYTES)
     blocks_a_piece = max(1, UNIT_BYTES // geometry.block_bytes)
@@ -67,7 +86,7 @@ def compare(store: Store, source: Source) -> dict[str, Any]:
     step = max(1, _STEP_UNITS // units_a_piece) * blocks_a_piece
     compared = 0
     wrong: list[int] = []
-    reader = source.reader("digest")
+    reader = source.reader(_EXPORT)
     for first in range(0, geometry.total_blocks, step):
         end = min(first + step, geometry.total_blocks)
         pieces = [

@@ -221,6 +221,20 @@ def test_verify_proves_the_copy_and_finds_a_damaged_block(sites: Any) -> None:
             proxy.control.call("verify")
 
 
+def test_verify_says_in_its_own_words_that_the_source_is_off(sites: Any) -> None:
+    a, b, _ = sites
+    with a.target() as target, b.proxy(target) as proxy:
+        proxy.wait()
+        target.kill()
+        with pytest.raises(RelocatorError, match="nothing is proven") as told:
+            proxy.control.call("verify")
+        said = str(told.value)
+        assert f"the source {target.uri} can't be read (connect: Connection refused)" in said
+        assert "start it, and verify again" in said
+        assert "nbd_" not in said.replace(target.uri, "")
+        assert proxy.status()["state"] == "complete"
+
+
 def test_a_source_that_is_not_ours_offers_blocks_only(sites: Any) -> None:
     a, b, _ = sites
     content = source_bytes(SIZE_BYTES)
