@@ -7,7 +7,7 @@ source bring.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from statistics import fmean
@@ -64,12 +64,16 @@ class Preflight:
 def preflight(parties: Parties) -> Preflight:
     """Ask everybody, and measure."""
     checks = [*_qemus(parties), *_agent(parties)]
-    absent_bytes, rates = 0, []
+    absent_bytes, rates, statuses = 0, [], {}
     for disk in parties.disks:
-        found, missing, measured = _disk(disk)
+        found, status, measured = _disk(disk)
         checks += found
-        absent_bytes += missing
         rates.append(measured)
+        if status is not None:
+            statuses[disk.name] = status
+            absent_blocks = status["total_blocks"] - status["present_blocks"]
+            absent_bytes += absent_blocks * status["block_bytes"]
+    checks += room(statuses)
     with suppress(RelocatorError):
         absent_bytes += _memory_bytes(parties.source)
     return Preflight(checks, estimate(absent_bytes, rates))
@@ -165,21 +169,20 @@ def _dirty_bytes_per_s(monitor: Monitor) -> float | None:
     return None
 
 
-def _disk(disk: Disk) -> tuple[list[Check], int, list[float]]:
-    """A disk's checks, the bytes of it that are absent, and the rates that were measured."""
+def _disk(disk: Disk) -> tuple[list[Check], dict[str, Any] | None, list[float]]:
+    """A disk's checks, its proxy's status if it is the right one, and the measured rates."""
     about = f"disk {disk.name}"
     try:
         status = disk.call("status")
         same_disk(disk)
     except RelocatorError as error:
-        return [Check(about, False, str(error))], 0, []
-    missing = (status["total_blocks"] - status["present_blocks"]) * status["block_bytes"]
-    checks = [_standby(about, status), _room(about, status)]
+        return [Check(about, False, str(error))], None, []
+    checks = [_standby(about, status)]
     try:
         way = disk.call("measure", MEASURE_S)
     except RelocatorError as error:
-        return [*checks, Check(about, False, str(error))], missing, []
-    return [*checks, *_way(about, way)], missing, way["rates_bits_per_s"]
+        return [*checks, Check(about, False, str(error))], status, []
+    return [*checks, *_way(about, way)], status, way["rates_bits_per_s"]
 
 
 def _standby(about: str, status: dict[str, Any]) -> Check:
@@ -189,14 +192,25 @@ def _standby(about: str, status: dict[str, Any]) -> Check:
     return Check(about, True, f"copies from the right source; {share:.0f} % is there")
 
 
-def _room(about: str, status: dict[str, Any]) -> Check:
-    free, needed = status["free_bytes"], status["unallocated_bytes"]
-    if free is None or needed == 0:
-        return Check(f"{about}: room", True, "reserved")
-    found = f"{needed >> 20} MiB needed, {free >> 20} MiB free"
-    return Check(
-        f"{about}: room", needed <= free, f"{found}; not reserved: `relocator reserve` does that"
-    )
+def room(statuses: Mapping[str, dict[str, Any]]) -> Iterator[Check]:
+    """Whether there is room for what has none yet, by the names of disks and their statuses.
+
+    Disks whose images are on one file system share what is free there.
+    """
+    sharing: dict[str, list[str]] = {}
+    for name, status in statuses.items():
+        if status["free_bytes"] is None or status["unallocated_bytes"] == 0:
+            yield Check(f"disk {name}: room", True, "reserved")
+        else:
+            sharing.setdefault(status.get("file_system", name), []).append(name)
+    for names in sharing.values():
+        free = min(statuses[name]["free_bytes"] for name in names)
+        needed = sum(statuses[name]["unallocated_bytes"] for name in names)
+        about = f"disk {names[0]}: room"
+        if len(names) > 1:
+            about = f"disks {', '.join(names)}: room on one file system"
+        found = f"{needed >> 20} MiB needed, {free >> 20} MiB free"
+        yield Check(about, needed <= free, f"{found}; not reserved: `relocator reserve` does that")
 
 
 def _way(about: str, way: dict[str, Any]) -> Iterator[Check]:

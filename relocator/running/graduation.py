@@ -108,6 +108,7 @@ class Graduated:
             "dropped_blocks": 0,
             "brought_bytes": 0,
             "image": str(self.image.path),
+            "file_system": self.image.file_system,
             "free_bytes": self.image.free_bytes,
             "unallocated_bytes": max(0, self.image.size_bytes - self.image.allocated_bytes),
             **dict.fromkeys(("seal_s", "drop_s", "first_read_at_s", "first_write_at_s")),

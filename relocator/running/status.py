@@ -49,6 +49,7 @@ class Status:
         self._disk = disk
         self._handover = handover
         self._meter = RateMeter(time.monotonic)
+        self._file_system = parts.store.image.file_system
 
     def now(self) -> dict[str, Any]:
         """The status object."""
@@ -76,6 +77,7 @@ class Status:
             "present_blocks": store.present_blocks,
             "dirty_blocks": store.dirty_blocks,
             "image": str(store.image.path),
+            "file_system": self._file_system,
             "free_bytes": store.image.free_bytes,
             "unallocated_bytes": max(0, store.image.size_bytes - store.image.allocated_bytes),
         }

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from relocator.errors import StoreError
+from relocator.store.maps import boot_id
 from relocator.store.sparse import data_runs
 
 _KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 0x01, 0x02, 0x10  # linux/falloc.h
@@ -102,6 +103,14 @@ class Image:
             return None
         room = os.fstatvfs(self._fd)
         return room.f_bavail * room.f_frsize
+
+    @property
+    def file_system(self) -> str | None:
+        """A name of that file system, which no other host's has; None on a device."""
+        found = os.fstat(self._fd)
+        if not stat.S_ISREG(found.st_mode):
+            return None
+        return f"{boot_id()}/{os.major(found.st_dev)}:{os.minor(found.st_dev)}"
 
     def reserve(self) -> None:
         """Allocate what has no place yet, so that nothing else can take it; contents are kept.

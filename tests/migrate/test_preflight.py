@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from relocator.moving.preflight import estimate
+from relocator.moving.preflight import estimate, room
 from tests.migrate.sites import SIZE_BYTES, Sites
 
 
@@ -29,6 +29,7 @@ def test_a_move_that_can_begin_is_measured_and_nothing_is_changed(tmp_path: Path
         assert status == 0, answer
         assert answer["ok"]
         assert checks["memory"]["found"] == "16 MiB to 16 MiB"
+        assert checks["disks proxy0, proxy1: room on one file system"]["ok"]
         assert checks["disk proxy1: TLS"]["found"] == "in clear"
         assert "differ by" in checks["disk proxy0: clocks"]["found"]
         span = answer["estimate"]
@@ -67,6 +68,33 @@ def test_a_move_with_the_wrong_disks_does_not_begin(tmp_path: Path) -> None:
         assert "not from the one given as its source" in done.stderr
         assert "The guest is at the source" in done.stderr
         sites.source.goes_on()
+
+
+def test_disks_share_the_room_of_a_file_system() -> None:
+    def status(file_system: str | None, free_bytes: int | None, needed_bytes: int) -> Any:
+        return {
+            "file_system": file_system,
+            "free_bytes": free_bytes,
+            "unallocated_bytes": needed_bytes,
+        }
+
+    found = room(
+        {
+            "a": status("x", 100, 60),
+            "b": status("x", 99, 60),
+            "reserved": status("x", 99, 0),
+            "device": status(None, None, 0),
+            "c": status("y", 100, 60),
+            "d": {"free_bytes": 100, "unallocated_bytes": 60},  # an older version's
+        }
+    )
+    assert [(check.about, check.ok) for check in found] == [
+        ("disk reserved: room", True),
+        ("disk device: room", True),
+        ("disks a, b: room on one file system", False),
+        ("disk c: room", True),
+        ("disk d: room", True),
+    ]
 
 
 @pytest.mark.parametrize(
