@@ -66,10 +66,12 @@ def open_handle(
     *contexts: str,
     idle: Callable[[], None] | None = None,
     wake_fd: int | None = None,
+    listed: dict[str, str] | None = None,
 ) -> Any:
     """A handle connected to `endpoint`, ready for requests.
 
     `contexts` are what block status may be asked for, if the server has it; holes unless given.
+    `listed` is given the server's exports, description by name; nothing if it doesn't list them.
     `idle` is called while waiting, once a second and when `wake_fd` (an eventfd) was written to;
     what it raises ends the attempt.
 
@@ -78,15 +80,17 @@ def open_handle(
     """
     tunnel: Tunnel | None = None
     give_up_s = time.monotonic() + CONNECT_S
+    if listed is None and _proves(endpoint):
+        listed = {}
     try:
-        handle = _new_handle(endpoint, contexts or (ALLOCATION,))
+        handle = _new_handle(endpoint, contexts or (ALLOCATION,), listed is not None)
         tunnel = _tunnel(endpoint)
         if tunnel is not None:
             weakref.finalize(handle, tunnel.end)
             handle.aio_connect_socket(tunnel.socket_fd)
         else:
             handle.aio_connect_uri(endpoint.uri)
-        for arrived in _handshake(handle, endpoint):
+        for arrived in _handshake(handle, endpoint, listed):
             while not arrived():
                 left_s = give_up_s - time.monotonic()
                 if left_s <= 0:
@@ -118,23 +122,37 @@ def connected(endpoint: Endpoint) -> Iterator[Any]:
         hang_up(handle)
 
 
-def _handshake(handle: Any, endpoint: Endpoint) -> Iterator[Callable[[], bool]]:
+def exports_at(endpoint: Endpoint) -> set[str]:
+    """The names of the exports that the server of `endpoint` lists; none if it doesn't list them.
+
+    Asked over one connection, which reaches the disk itself, too: so who answers has answered.
+
+    Raises:
+        UpstreamError: it can't be asked.
+    """
+    listed: dict[str, str] = {}
+    hang_up(open_handle(endpoint, listed=listed))
+    return set(listed)
+
+
+def _handshake(
+    handle: Any, endpoint: Endpoint, listed: dict[str, str] | None
+) -> Iterator[Callable[[], bool]]:
     """Negotiate until the handle is ready, after each wait for what is yielded; errors as libnbd's.
 
-    To prove a key takes a round trip more: the server is asked for the nonce.
+    To fill `listed` takes a round trip more; so does to prove a key, whose nonce is in there.
     """
-    if not _proves(endpoint):
+    if listed is None:
         yield handle.aio_is_ready
         return
     yield lambda: handle.aio_is_negotiating() or handle.aio_is_ready()
     if handle.aio_is_ready():
         return  # the old handshake, which knows no options: not a relocator
-    found: dict[str, str] = {}
     outcome: list[int] = []
-    handle.aio_opt_list(lambda name, text: found.update({name: text}) or 0, _ends(outcome))
+    handle.aio_opt_list(lambda name, text: listed.update({name: text}) or 0, _ends(outcome))
     yield lambda: bool(outcome)
-    assert endpoint.key is not None
-    handle.set_export_name(endpoint.key.prove(found.get("control", ""), endpoint.export))
+    if endpoint.further and endpoint.key is not None:
+        handle.set_export_name(endpoint.key.prove(listed.get("control", ""), endpoint.export))
     outcome.clear()
     handle.aio_opt_go(_ends(outcome))
     yield lambda: bool(outcome)
@@ -184,7 +202,7 @@ def _tunnel(endpoint: Endpoint) -> Tunnel | None:
     return Tunnel.on_listener(endpoint.iscsi_command()) if endpoint.scheme == "iscsi" else None
 
 
-def _new_handle(endpoint: Endpoint, contexts: tuple[str, ...]) -> Any:
+def _new_handle(endpoint: Endpoint, contexts: tuple[str, ...], asks_first: bool) -> Any:
     handle = nbd.NBD()
     for context in contexts:
         handle.add_meta_context(context)
@@ -195,7 +213,7 @@ def _new_handle(endpoint: Endpoint, contexts: tuple[str, ...]) -> Any:
     if endpoint.psk is not None:
         handle.set_tls_psk_file(str(endpoint.psk))
     handle.set_export_name(endpoint.export)
-    handle.set_opt_mode(_proves(endpoint))
+    handle.set_opt_mode(asks_first)
     return handle
 
 
@@ -225,16 +243,6 @@ def progress(handle: Any, timeout_s: float, wake_fd: int | None = None) -> bool:
 def read(handle: Any, offset: int, length: int, timeout_s: float = CONNECT_S) -> bytes:
     """Read over a handle that nothing else uses at the moment; errors as `read_many`."""
     return read_many(handle, [Extent(offset, length)], timeout_s)[0]
-
-
-def answers(handle: Any) -> bool:
-    """Whether the server that the handle was connected to is still there, if with an error only."""
-    try:
-        if handle.get_size():
-            read(handle, 0, 1)
-    except UpstreamError as error:
-        return error.errno != errno.ETIMEDOUT and bool(handle.aio_is_ready())
-    return True
 
 
 def read_many(handle: Any, extents: list[Extent], timeout_s: float = CONNECT_S) -> list[bytes]:

@@ -16,7 +16,14 @@ from relocator import words
 from relocator.errors import RelocatorError, ShutOutError, StateError, UpstreamError
 from relocator.filesystem.rounds import Rounds, serve
 from relocator.source.endpoint import Endpoint
-from relocator.source.handles import answers, connected, hang_up, open_handle, read, read_many
+from relocator.source.handles import (
+    connected,
+    exports_at,
+    hang_up,
+    open_handle,
+    read,
+    read_many,
+)
 from relocator.source.incoming import Incoming, end_later, is_quiet
 from relocator.source.replies import FIRST_READ_BYTES, check, decode_line
 from relocator.store import runs
@@ -26,6 +33,8 @@ from relocator.store.store import Store
 
 T = TypeVar("T")
 Runs = list[tuple[int, int]]
+#: what a relocator of any version lists among its exports, and hardly anybody else
+_OURS = frozenset({"control", "dirty", "diverged"})
 
 
 @dataclass(frozen=True)
@@ -188,8 +197,8 @@ class Source:
     def identify(self) -> Answer | None:
         """Who the source is; None if it is not ours.
 
-        That it isn't is believed of a server that was up all along: one that was away for a moment
-        is asked again.
+        That it has not answered says nothing: it may have been away for a moment, or some of the
+        connections to it may fail and others not. What it lists tells.
 
         Raises:
             UpstreamError: it can't be reached, or wants a key: a relocator must never be taken for
@@ -197,15 +206,7 @@ class Source:
         """
         with suppress(UpstreamError):
             return self.call("identify")
-        with connected(self.endpoint) as handle:
-            try:
-                return self.call("identify")
-            except ShutOutError:
-                raise
-            except UpstreamError:
-                if answers(handle):
-                    return None
-                raise
+        return self.call("identify") if exports_at(self.endpoint) >= _OURS else None
 
     def call(self, verb: str, rest_bytes: int = 0, parts: Sequence[str] = ()) -> Answer:
         """Carry out a verb at the source; `rest_bytes` of the disk are expected with the answer.

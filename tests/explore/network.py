@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 from relocator.errors import RelocatorError, UpstreamError
+from relocator.running.exports import NAMES
 from relocator.source.endpoint import Endpoint
 from tests.explore.threads import Here, Process
 
@@ -119,7 +120,9 @@ class Network:
         """Those over which something was asked that is not delivered yet, in an order by names."""
         return sorted((one for one in self.handles if one.queued), key=_place)
 
-    def connect(self, endpoint: Endpoint, **_: Any) -> Handle:
+    def connect(
+        self, endpoint: Endpoint, *, listed: dict[str, str] | None = None, **_: Any
+    ) -> Handle:
         """In place of `open_handle`."""
         parts = urlsplit(endpoint.uri)
         server = self.servers[parts.netloc]
@@ -132,6 +135,8 @@ class Network:
         except RelocatorError as error:
             raise UpstreamError(f"{endpoint.uri}: {error}", error.errno or errno.ENOENT) from error
         self.handles.append(handle)
+        if listed is not None:
+            listed.update(dict.fromkeys(NAMES, ""))
         return handle
 
     def reaches(self, client: str, endpoint: Endpoint) -> bool:

@@ -11,12 +11,20 @@ from pathlib import Path
 class Relay:
     """Passes what arrives at `path` on to the server at `to`; a thread a connection.
 
-    `seen` is called with what clients say, before it is passed on.
+    `seen` is called with what clients say, before it is passed on; `takes` with the number of each
+    that comes, from 1 on: whether it is passed on at all.
     """
 
-    def __init__(self, path: Path, to: Path, seen: Callable[[bytes], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        to: Path,
+        seen: Callable[[bytes], None],
+        takes: Callable[[int], bool] = lambda _: True,
+    ) -> None:
         self._to = to
         self._seen = seen
+        self._takes = takes
         self._whole = True
         self._lock = threading.Lock()
         self._ends: list[socket.socket] = []
@@ -67,6 +75,10 @@ class Relay:
         with suppress(OSError):
             while True:
                 near, _ = self._listener.accept()
+                if not self._takes(len(self._threads)):
+                    self._threads.append(threading.Thread(target=near.close))
+                    self._threads[-1].start()
+                    continue
                 thread = threading.Thread(target=self._serve, args=(near,))
                 self._threads.append(thread)
                 thread.start()
@@ -96,9 +108,14 @@ class Relay:
 
 
 @contextmanager
-def relay(path: Path, to: Path, seen: Callable[[bytes], None] = lambda _: None) -> Iterator[Relay]:
+def relay(
+    path: Path,
+    to: Path,
+    seen: Callable[[bytes], None] = lambda _: None,
+    takes: Callable[[int], bool] = lambda _: True,
+) -> Iterator[Relay]:
     """A link that is whole until it is cut."""
-    made = Relay(path, to, seen)
+    made = Relay(path, to, seen, takes)
     try:
         yield made
     finally:
