@@ -131,8 +131,13 @@ class Lifecycle:
                 self._store.update(takeover=replace(takeover, held=False))
 
     def activate(self, **changes: Any) -> None:
-        """The source has given the disk up: let the VM write here. `changes` are of `Meta`."""
+        """The source has given the disk up: let the VM write here. `changes` are of `Meta`.
+
+        It is a new epoch: should this disk have been active before, and been given back, the source
+        was written since, and what another site has copied from here rests on nothing any more.
+        """
         with self._lock:
+            changes["epoch"] = self._store.meta.epoch + 1
             self._change_locked("source-sealed", standby=False, takeover=None, **changes)
 
     def withdraw(self, why: str | None = None) -> None:

@@ -237,6 +237,8 @@ def _return(settings: Config, source: Source, found: Meta) -> Store:
         else:
             answer = _seal(settings, store, source)
             known = _taken_over(source, answer)
+        # What was written here is forgotten from here on, also if this comes to nothing.
+        store.update(base=None, epoch=found.epoch + 1)
         store.begin_copy(answer.blocks("diverged", store.geometry))
         store.update(
             **known,

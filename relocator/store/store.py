@@ -89,9 +89,10 @@ class Store:
                     f"store={self.directory}: map.durable is damaged, and what it says is older "
                     "than what was durable; put it back from a backup, or copy anew elsewhere"
                 )
-            # Then all counts as written; but in standby nothing was, and the base stays true.
+            # Then all counts as written; but in standby nothing was, and the base stays true. That
+            # is durable before the live map is believed: by then nobody knows of the failure.
             if not (self.meta.clean or self.meta.graduated or self.meta.standby):
-                self.meta = replace(self.meta, epoch=self.meta.epoch + 1, base=None)
+                self._replace_meta(epoch=self.meta.epoch + 1, base=None)
             self._live.vouch()
 
     def _owe_what_differs(self, durable: DurableMap) -> None:

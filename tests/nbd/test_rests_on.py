@@ -1,0 +1,116 @@
+"""What a copy rests on: a source that can no longer vouch for it says so, whatever happened."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.nbd.test_handover import all_present
+from tests.support.model import source_bytes
+from tests.support.servers import PLUGIN, mistaken, plugin, refused, wait_for
+from tests.support.sites import BLOCK, SIZE_BYTES
+
+NEW = b"new!" * (BLOCK // 4)
+#: is killed when it would note that it serves the disk, or once the maps are as a return begins
+_DIES = """
+import os as _os, signal as _signal
+from relocator.store.store import Store as _Store
+_real = _Store.{when}
+def _dying(self, *arguments, **changes):
+    if "{when}" != "update":
+        _real(self, *arguments, **changes)
+    _os.kill(_os.getpid(), _signal.SIGKILL)
+_Store.{when} = _dying
+"""
+
+
+def reboot(maps: Path) -> None:
+    """The host of a killed server has lost power: what was written has reached its disk, no bit."""
+    live = maps / "map.live"
+    content = live.read_bytes()
+    boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()[:8]
+    live.write_bytes(content.replace(boot, b"00000000", 1))
+
+
+def test_what_was_copied_ahead_of_a_site_that_gave_the_disk_back_is_stale(sites: Any) -> None:
+    a, b, c = sites
+    model = source_bytes(SIZE_BYTES)
+    with a.target() as first, b.proxy(first, "mode=standby", "background=off") as second:
+        second.control.call("activate", wait=True)
+        slowly = ("mode=standby", "order=sequential", "rate=2M")
+        with c.proxy(second, *slowly) as third:
+            wait_for(lambda: third.status()["present_blocks"] > 16, "some of the copy ahead")
+            third.control.call("pause")  # all of it would make the site in the middle complete
+            second.control.call("withdraw")
+            first.connect().pwrite(NEW, 0)
+            model[:BLOCK] = NEW
+            second.control.call("activate", wait=True)
+            assert second.connect().pread(BLOCK, 0) == NEW
+            third.control.call("activate", wait=True)
+            assert third.connect().pread(SIZE_BYTES, 0) == model
+
+
+@pytest.mark.parametrize("how", ["killed", "full"])
+def test_a_source_that_does_not_come_up_at_once_after_a_power_failure(
+    sites: Any, tmp_path: Path, how: str
+) -> None:
+    a, b, _ = sites
+    with a.target() as first, b.proxy(first, "mode=standby", "refresh=off") as second:
+        wait_for(lambda: all_present(second), "the copy ahead")
+        first.connect().pwrite(NEW, 0)
+        first.kill()
+        reboot(a.maps)
+        wanted = (f"disk={a.image}", f"store={a.maps}")
+        comes_to_nothing(a.directory, a.maps, "target", *wanted, file=wrong(tmp_path, how))
+        with a.target() as again:
+            assert again.connect().pread(BLOCK, 0) == NEW
+            second.control.call("activate", wait=True)
+            assert second.connect().pread(BLOCK, 0) == NEW
+
+
+def comes_to_nothing(at: Path, store: Path, name: str, *keys: str, file: Path | None) -> None:
+    """A server ends as it starts: its store has no room, or else `file` is where it is killed."""
+    in_the_way = store / "meta.json.new"
+    if file is None:
+        in_the_way.mkdir()
+    with pytest.raises(RuntimeError, match="ended early"):
+        with plugin(at, name, *keys, file=file or PLUGIN):
+            raise AssertionError("it has started")
+    if file is None:
+        in_the_way.rmdir()
+
+
+def wrong(tmp_path: Path, how: str, when: str = "update") -> Path | None:
+    """A plugin that is killed, once `when` of its store has been done, or before."""
+    return mistaken(tmp_path, _DIES.format(when=when)) if how == "killed" else None
+
+
+@pytest.mark.parametrize("how", ["killed", "full"])
+def test_a_return_that_did_not_begin_leaves_known_what_was_written(
+    sites: Any, tmp_path: Path, how: str
+) -> None:
+    a, b, c = sites
+    model = source_bytes(SIZE_BYTES)
+    store = b.directory / "store"
+    with a.target() as first:
+        with b.proxy(first) as second:
+            second.wait()
+            second.connect().pwrite(NEW, 0)
+            model[:BLOCK] = NEW
+            with c.proxy(second) as third:
+                third.wait()
+                second.kill()
+                wanted = (f"store={store}", f"source={third.uri}", "mode=standby")
+                file = wrong(tmp_path, how, "begin_copy")
+                comes_to_nothing(b.directory, store, "proxy", *wanted, file=file)
+    # The third site is lost for good: the second goes on by force, and its disk is to return.
+    with plugin(b.directory, "proxy", f"store={store}") as second:
+        second.control.call("unseal", force=True)
+        assert second.connect().pread(SIZE_BYTES, 0) == model
+        wanted = (f"store={a.maps}", f"disk={a.image}", f"source={second.uri}")
+        if how == "killed":  # nobody knows what was written there: a copy anew, then
+            assert "is not the successor" in refused(*wanted)
+            return
+        with plugin(a.directory, "proxy", *wanted) as first:
+            first.wait()
+            assert first.connect().pread(SIZE_BYTES, 0) == model
