@@ -149,6 +149,9 @@ class DurableMap:
             take_room(self._fd, path, count * 2 * PAGE_BYTES)
             # What is read ahead would count as written when opening looks for that.
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
+            # A killed process may have written pages and not synced them: they are found here, so
+            # nobody writes them again, and the slots of the versions before are the next to go.
+            os.fdatasync(self._fd)
         except BaseException:
             os.close(self._fd)
             raise

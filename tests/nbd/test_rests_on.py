@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import nbd
 import pytest
 
 from tests.nbd.test_handover import all_present
@@ -21,6 +22,20 @@ def _dying(self, *arguments, **changes):
         _real(self, *arguments, **changes)
     _os.kill(_os.getpid(), _signal.SIGKILL)
 _Store.{when} = _dying
+"""
+
+#: keeps the durable map as it is on the disk for certain; with a file `go`, is killed before that
+_KEEPS = """
+import os as _os, shutil as _shutil, signal as _signal
+_sync = _os.fdatasync
+def _keeping(fd):
+    path = _os.readlink(f"/proc/self/fd/{{fd}}")
+    if path.endswith("map.durable") and _os.path.exists("{go}"):
+        _os.kill(_os.getpid(), _signal.SIGKILL)
+    _sync(fd)
+    if path.endswith("map.durable"):
+        _shutil.copy(path, path + ".synced")
+_os.fdatasync = _keeping
 """
 
 
@@ -114,3 +129,29 @@ def test_a_return_that_did_not_begin_leaves_known_what_was_written(
         with plugin(a.directory, "proxy", *wanted) as first:
             first.wait()
             assert first.connect().pread(SIZE_BYTES, 0) == model
+
+
+def test_a_flush_asked_for_again_after_a_kill_outlives_a_power_failure(
+    sites: Any, tmp_path: Path
+) -> None:
+    a, b, _ = sites
+    store, go = b.directory / "store", tmp_path / "go"
+    with a.target() as first:
+        wanted = (f"store={store}", f"source={first.uri}", "background=off")
+        file = mistaken(tmp_path, _KEEPS.format(go=str(go)))
+        with plugin(b.directory, "proxy", *wanted, file=file) as second:
+            guest = second.connect()
+            guest.pwrite(NEW, BLOCK)
+            guest.flush()
+            guest.pwrite(NEW, 0)
+            go.touch()
+            with pytest.raises(nbd.Error):
+                guest.flush()
+        go.unlink()
+        with plugin(b.directory, "proxy", *wanted, file=file) as second:
+            second.connect().flush()
+            second.kill()
+        reboot(store)
+        (store / "map.durable.synced").replace(store / "map.durable")
+        with plugin(b.directory, "proxy", *wanted) as second:
+            assert second.connect().pread(2 * BLOCK, 0) == 2 * NEW
