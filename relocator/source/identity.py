@@ -141,7 +141,8 @@ class Guard:
     def check(self, handle: Any, *, first: bool) -> None:
         """Refuse another disk; `first`: no connection was up before.
 
-        A relocator that has forgotten its seal is sealed again, and known by its new id.
+        A relocator that has forgotten its seal is sealed again, and known by its new id. Its seal is
+        looked at even where no block is here yet: the first may be newer than that.
 
         Raises:
             OutdatedError: it was unsealed by force.
@@ -152,7 +153,8 @@ class Guard:
         meta = self._store.meta
         if meta.outdated:
             raise OutdatedError(_UNSEALED)
-        if meta.standby or (first and self._store.present_blocks == 0):
+        nothing_to_lose = meta.origin_seal is None and self._store.present_blocks == 0
+        if meta.standby or (first and nothing_to_lose):
             return
         try:
             self._check(handle, meta)

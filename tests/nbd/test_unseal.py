@@ -152,6 +152,26 @@ def test_what_was_written_after_a_forced_unseal_is_never_read_through_an_older_c
             assert target.connect().pread(6, 4 * BLOCK) == b"behind"
 
 
+def test_a_proxy_that_has_no_block_yet_believes_none_of_a_source_unsealed_meanwhile(
+    sites: Sites,
+) -> None:
+    with sites.target() as target:
+        with sites.proxy() as proxy:
+            proxy.control.call("activate", hold=True, wait=True)
+            sites.link.cut()
+            proxy.control.call("release")
+            until(proxy, "active")
+            proxy.kill()
+        target.control.call("unseal", force=True)
+        target.connect().pwrite(b"behind", 4 * BLOCK)
+        with sites.proxy() as proxy:
+            here = proxy.connect()
+            sites.link.mend()
+            with pytest.raises(nbd.Error):
+                here.pread(BLOCK, 4 * BLOCK)
+            outdated(proxy)
+
+
 def test_a_proxy_that_is_complete_and_could_not_say_so_finds_out_too(sites: Sites) -> None:
     with sites.target() as target:
         with sites.proxy("background=on", "refresh=off") as proxy:
