@@ -4,6 +4,7 @@
     goes on  the source must still be the disk that the copy was begun from
              (one that was unsealed by force goes on without: then this one is outdated)
     returns  the disk was sealed here and its successor is the source: what diverged there is absent
+             (with the source that it was copied from, it is served on to its successor, as ever)
 
 Everything is checked before anything is changed, and while nbdkit still has a terminal to tell it.
 
@@ -55,13 +56,21 @@ def _copy_of(settings: Config) -> Store:
         what = f"the store {settings.store} is new" if found is None else "the copy is not complete"
         raise ConfigError(f"source is missing: {what}; give source=nbd://HOST[:PORT]")
     source = Source(endpoint)
+    started_again = found is not None and found.source == settings.source
     try:
         size_bytes = probe_size(endpoint)
     except UpstreamError as error:
-        if found is None or found.complete:
+        if found is None or (found.complete and not started_again):
             message = f"source={settings.source}: can't be connected to: {error}"
             raise ConfigError(message) from error
         return _open(settings, found)  # what is here can be served meanwhile
+    if (
+        found is not None
+        and found.complete
+        and started_again
+        and _no_return(found, source.identify())
+    ):
+        return open_store(settings.store, found)  # it may be needed where it has moved to
     check_size(f"source={settings.source}", size_bytes)
     if found is None:
         return _begin(settings, source, size_bytes)
@@ -214,21 +223,27 @@ def _check_unchanged(settings: Config, source: Source, found: Meta) -> None:
         )
 
 
+def _no_return(found: Meta, answer: Answer | None) -> str | None:
+    """Why the sealed disk can't return from who gives this answer to `identify`; None: it can."""
+    base = None if answer is None else answer["base"]
+    if answer is None or base is None or (base["id"], base["seal"]) != (found.id, found.seal):
+        return (
+            "is not the successor of the sealed disk; give the site it has moved to, or another "
+            "store"
+        )
+    if answer.fields.get("complete") is False:  # each would pass the other's reads back to it
+        return (
+            "is not complete yet, and what it lacks is only in the disk that is to return; serve "
+            "that again without source= until the copy there is complete"
+        )
+    return None
+
+
 def _return(settings: Config, source: Source, found: Meta) -> Store:
     """The disk comes back: only what diverged at its successor is absent here."""
     assert settings.store is not None
-    answer = source.identify()
-    base = None if answer is None else answer["base"]
-    if answer is None or base is None or (base["id"], base["seal"]) != (found.id, found.seal):
-        raise ConfigError(
-            f"source={settings.source}: is not the successor of the sealed disk in "
-            f"{settings.store}; give the site it has moved to, or another store"
-        )
-    if answer.fields.get("complete") is False:  # each would pass the other's reads back to it
-        raise ConfigError(
-            f"source={settings.source}: is not complete yet, and what it lacks is only in the disk "
-            "that is to return; serve that again without source= until the copy there is complete"
-        )
+    if why := _no_return(found, source.identify()):
+        raise ConfigError(f"source={settings.source}: {why}")
     store = open_store(settings.store, found)
     with _let_go_of(store):
         if settings.standby:

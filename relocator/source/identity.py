@@ -141,7 +141,7 @@ class Guard:
     def check(self, handle: Any, *, first: bool) -> None:
         """Refuse another disk; `first`: no connection was up before.
 
-        A relocator that has forgotten its seal is sealed again, and known by its new id. Its seal is
+        A relocator that has forgotten its seal is sealed again, and known by its new id. A seal is
         looked at even where no block is here yet: the first may be newer than that.
 
         Raises:

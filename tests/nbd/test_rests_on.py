@@ -155,3 +155,18 @@ def test_a_flush_asked_for_again_after_a_kill_outlives_a_power_failure(
         (store / "map.durable.synced").replace(store / "map.durable")
         with plugin(b.directory, "proxy", *wanted) as second:
             assert second.connect().pread(2 * BLOCK, 0) == 2 * NEW
+
+
+@pytest.mark.parametrize("first_is", ["up", "down"])
+def test_a_site_that_has_moved_on_starts_again_as_it_was_started(sites: Any, first_is: str) -> None:
+    a, b, c = sites
+    model = source_bytes(SIZE_BYTES)
+    with a.target() as first:
+        with b.proxy(first) as second:
+            second.wait()
+            with c.proxy(second, "background=off", "readahead=0") as third:
+                second.kill()
+                if first_is == "down":
+                    first.kill()
+                with b.proxy(first):  # its service's configuration names its source still
+                    assert third.connect().pread(SIZE_BYTES, 0) == model
