@@ -61,6 +61,7 @@ class Handover:
             "asked": meta.asked,
             "moved": meta.moved,
             "complete": meta.complete,
+            "kept": self._store.directory is not None,
             "outdated": meta.outdated,
             "withdrawn": _withdrawn(meta),
             "base": None if meta.base is None else vars(meta.base),

@@ -8,8 +8,8 @@ partition's superblock), and some spread over the rest. They are taken once the 
 so a restart of any server on the same image is accepted, also of a relocator that kept its maps in
 memory. Two disks that are equal in all samples, clones of one template perhaps, are not told apart.
 
-In standby the source is still written and samples mean nothing; there the handover itself drops
-what was copied from a source with another id.
+In standby the source is still written and samples mean nothing; there the handover itself refuses
+one with another id that has a store, and drops what was copied from one that has none.
 
 A source that is the same may go on nevertheless: it was unsealed by force. It keeps its seal as
 long as it keeps its id, so it is known by having no seal, or another.

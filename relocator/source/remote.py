@@ -13,7 +13,13 @@ from threading import Thread
 from typing import Any, NamedTuple, TypeVar
 
 from relocator import words
-from relocator.errors import RelocatorError, ShutOutError, StateError, UpstreamError
+from relocator.errors import (
+    OtherDiskError,
+    RelocatorError,
+    ShutOutError,
+    StateError,
+    UpstreamError,
+)
 from relocator.filesystem.rounds import Rounds, serve
 from relocator.source.endpoint import Endpoint
 from relocator.source.handles import (
@@ -117,9 +123,18 @@ def stale(
 
     `name` is the map that tells, `began` how many epochs began with the answer. With a seal comes
     what `ended` before, too, for a copy that had not heard of it.
+
+    Raises:
+        OtherDiskError: the answer is of another disk. One that keeps no store has another id each
+            time it is started; one that keeps its store has its id for good.
     """
     base = store.meta.base
     if base is None or base.id != answer["id"]:
+        if base is not None and answer.fields.get("kept"):
+            raise OtherDiskError(
+                f"the source has become another disk: {answer['id']}, not {base.id}; let the one "
+                "that this copy is of be served there, or begin anew with another store"
+            )
         return [(0, store.geometry.total_blocks)]
     begun = answer["epoch"] - base.epoch
     if begun == began:

@@ -109,6 +109,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "time_s": _is_time,
     "unsealed": _is_switch,
     "outdated": _is_switch,
+    "kept": _is_switch,
     "shut": _is_switch,
 }
 

@@ -2,8 +2,6 @@
 
 import threading
 import time
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import nbd
@@ -14,7 +12,6 @@ from relocator.errors import RelocatorError, StateError
 from relocator.source.endpoint import Endpoint
 from relocator.source.remote import Source
 from tests.support.model import source_bytes
-from tests.support.relay import relay
 from tests.support.servers import Server, nbdkit, plugin, refused, wait_for
 from tests.support.sites import BLOCK, SIZE_BYTES, scribble
 
@@ -251,25 +248,6 @@ def test_a_source_that_is_not_ours_offers_blocks_only(sites: Any) -> None:
             proxy.wait()
     assert b.copy.read_bytes() == content
     assert a.image.read_bytes() == content  # nothing was written to it as a way of asking
-
-
-@pytest.mark.parametrize("mode", ["standby", "active"])
-def test_a_source_that_is_reached_now_and_then_is_not_taken_for_one_that_needs_no_seal(
-    sites: Any, tmp_path: Path, mode: str
-) -> None:
-    """As where one of the ways to it is dead, and each connection takes another one."""
-    a, b, _ = sites
-    with a.target() as target:
-        every_other = relay(
-            tmp_path / "link.sock", target.socket, takes=lambda number: number % 2 == 1
-        )
-        with every_other as link, suppress(RuntimeError):
-            wanted = (f"store={b.directory / 'store'}", f"source={link.uri}", f"mode={mode}")
-            with plugin(b.directory, "proxy", *wanted) as proxy:
-                proxy.control.call("activate", wait=True)
-                proxy.connect().pwrite(b"there", 0)
-                with pytest.raises(nbd.Error, match="EPERM"):
-                    target.connect().pwrite(b"here", 0)
 
 
 def test_a_proxy_refuses_a_source_that_is_another_disk(sites: Any) -> None:

@@ -1,13 +1,16 @@
 """What a copy rests on: a source that can no longer vouch for it says so, whatever happened."""
 
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import nbd
 import pytest
 
+from relocator.errors import RelocatorError
 from tests.nbd.test_handover import all_present
 from tests.support.model import source_bytes
+from tests.support.relay import relay
 from tests.support.servers import PLUGIN, mistaken, plugin, refused, wait_for
 from tests.support.sites import BLOCK, SIZE_BYTES
 
@@ -170,3 +173,48 @@ def test_a_site_that_has_moved_on_starts_again_as_it_was_started(sites: Any, fir
                     first.kill()
                 with b.proxy(first):  # its service's configuration names its source still
                     assert third.connect().pread(SIZE_BYTES, 0) == model
+
+
+@pytest.mark.parametrize("refresh", ["0.1", "off"])
+def test_what_comes_in_the_place_of_a_source_is_not_taken_over_for_it(
+    sites: Any, refresh: str
+) -> None:
+    """As where two disks of one size have changed ports while a proxy stands by."""
+    a, b, c = sites
+    model = source_bytes(SIZE_BYTES)
+    c.image.write_bytes(bytes(reversed(model)))
+    with ExitStack() as running:
+        target = running.enter_context(a.target())
+        proxy = running.enter_context(b.proxy(target, "mode=standby", f"refresh={refresh}"))
+        wait_for(lambda: all_present(proxy), "the copy ahead")
+        target.kill()
+        wanted = (f"disk={c.image}", f"store={c.maps}")
+        other = running.enter_context(plugin(a.directory, "target", *wanted))
+        wait_for(lambda: proxy.status()["source_connected"], "the other one")
+        with pytest.raises(RelocatorError, match="another disk"):
+            proxy.control.call("activate", wait=True)
+        wait_for(lambda: other.status()["state"] == "complete", "the word that it goes on")
+        other.connect().pwrite(b"goes on", 0)
+        other.kill()
+        running.enter_context(a.target())
+        proxy.control.call("activate", wait=True)
+        assert proxy.connect().pread(SIZE_BYTES, 0) == model
+
+
+@pytest.mark.parametrize("mode", ["standby", "active"])
+def test_a_source_that_is_reached_now_and_then_is_not_taken_for_one_that_needs_no_seal(
+    sites: Any, tmp_path: Path, mode: str
+) -> None:
+    """As where one of the ways to it is dead, and each connection takes another one."""
+    a, b, _ = sites
+    with a.target() as target:
+        every_other = relay(
+            tmp_path / "link.sock", target.socket, takes=lambda number: number % 2 == 1
+        )
+        with every_other as link, suppress(RuntimeError):
+            wanted = (f"store={b.directory / 'store'}", f"source={link.uri}", f"mode={mode}")
+            with plugin(b.directory, "proxy", *wanted) as proxy:
+                proxy.control.call("activate", wait=True)
+                proxy.connect().pwrite(b"there", 0)
+                with pytest.raises(nbd.Error, match="EPERM"):
+                    target.connect().pwrite(b"here", 0)
