@@ -8,8 +8,9 @@ partition's superblock), and some spread over the rest. They are taken once the 
 so a restart of any server on the same image is accepted, also of a relocator that kept its maps in
 memory. Two disks that are equal in all samples, clones of one template perhaps, are not told apart.
 
-In standby the source is still written and samples mean nothing; there the handover itself refuses
-one with another id that has a store, and drops what was copied from one that has none.
+In standby the source is still written and samples mean nothing; there one with another id that has
+a store is refused, and one that has none makes all stale that was copied: it was started again, or
+is another.
 
 A source that is the same may go on nevertheless: it was unsealed by force. It keeps its seal as
 long as it keeps its id, so it is known by having no seal, or another.
@@ -23,9 +24,9 @@ from typing import Any
 from relocator.errors import OtherDiskError, OutdatedError, StateError, UpstreamError
 from relocator.source.endpoint import Endpoint
 from relocator.source.handles import connected, read_many
-from relocator.source.remote import Answer, Source
+from relocator.source.remote import Answer, Source, check_id
 from relocator.store.geometry import Extent
-from relocator.store.meta import Meta
+from relocator.store.meta import Base, Meta
 from relocator.store.store import Store
 
 _SAMPLE_BYTES = 4096
@@ -153,13 +154,26 @@ class Guard:
         meta = self._store.meta
         if meta.outdated:
             raise OutdatedError(_UNSEALED)
-        nothing_to_lose = meta.origin_seal is None and self._store.present_blocks == 0
-        if meta.standby or (first and nothing_to_lose):
+        if meta.standby:
+            self._check_standing_by(meta.base)
+            return
+        if first and meta.origin_seal is None and self._store.present_blocks == 0:
             return
         try:
             self._check(handle, meta)
         except StateError as error:
             raise OtherDiskError(f"the source may change: {error}") from error
+
+    def _check_standing_by(self, base: Base | None) -> None:
+        """Refuse a disk that is not the one of which is copied ahead; errors as of `check`."""
+        if base is None:
+            return  # nothing is, or a bitmap says what holds
+        answer = Source(self._endpoint).identify()
+        if answer is None:
+            raise OtherDiskError("the source has become another disk: it is no relocator")
+        check_id(base, answer)
+        if answer["id"] != base.id:
+            self._store.void_base(base)
 
     def _check(self, handle: Any, meta: Meta) -> None:
         source = Source(self._endpoint)

@@ -116,6 +116,21 @@ def base_of(answer: Answer) -> Base:
     return Base(answer["id"], answer["epoch"], answer["seal"])
 
 
+def check_id(base: Base, answer: Answer) -> None:
+    """Refuse another disk than that of `base`.
+
+    One that keeps no store has another id each time it is started, and can't be told from another.
+
+    Raises:
+        OtherDiskError: it has another id, and a store, so that its id is for good.
+    """
+    if answer["id"] != base.id and answer.fields.get("kept"):
+        raise OtherDiskError(
+            f"the source has become another disk: {answer['id']}, not {base.id}; let the one "
+            "that this copy is of be served there, or begin anew with another store"
+        )
+
+
 def stale(
     store: Store, answer: Answer, name: str = "dirty", began: int = 0
 ) -> list[tuple[int, int]]:
@@ -125,16 +140,12 @@ def stale(
     what `ended` before, too, for a copy that had not heard of it.
 
     Raises:
-        OtherDiskError: the answer is of another disk. One that keeps no store has another id each
-            time it is started; one that keeps its store has its id for good.
+        OtherDiskError: as of `check_id`.
     """
     base = store.meta.base
+    if base is not None:
+        check_id(base, answer)
     if base is None or base.id != answer["id"]:
-        if base is not None and answer.fields.get("kept"):
-            raise OtherDiskError(
-                f"the source has become another disk: {answer['id']}, not {base.id}; let the one "
-                "that this copy is of be served there, or begin anew with another store"
-            )
         return [(0, store.geometry.total_blocks)]
     begun = answer["epoch"] - base.epoch
     if begun == began:

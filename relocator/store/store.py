@@ -36,7 +36,7 @@ from relocator.store.bitmap import Bitmap
 from relocator.store.geometry import Geometry
 from relocator.store.image import Image
 from relocator.store.maps import PAGE_BITS, PAYLOAD_BYTES, PLANES, DurableMap, LiveMap, boot_id
-from relocator.store.meta import Meta
+from relocator.store.meta import Base, Meta
 
 Runs = list[tuple[int, int]]
 _PRESENT, _DIRTY, _DIVERGED = range(len(PLANES))
@@ -226,6 +226,15 @@ class Store:
         with self._update_lock:
             self.commit()
             self._replace_meta(**changes)
+
+    def void_base(self, base: Base) -> None:
+        """What is copied ahead of `base` may be of another disk: all of it is stale, durably.
+
+        Nothing, if the copy is not of `base` any more, or the disk is active.
+        """
+        with self._update_lock:
+            if self.meta.standby and self.meta.base == base and base.epoch:
+                self._replace_meta(base=replace(base, epoch=0))  # which no epoch is
 
     def _replace_meta(self, **changes: Any) -> None:
         """Change fields of `meta`, durably; with `_update_lock`."""

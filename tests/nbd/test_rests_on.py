@@ -190,7 +190,7 @@ def test_what_comes_in_the_place_of_a_source_is_not_taken_over_for_it(
         target.kill()
         wanted = (f"disk={c.image}", f"store={c.maps}")
         other = running.enter_context(plugin(a.directory, "target", *wanted))
-        wait_for(lambda: proxy.status()["source_connected"], "the other one")
+        wait_for(lambda: "another disk" in str(proxy.status()["error"]), "the word of it")
         with pytest.raises(RelocatorError, match="another disk"):
             proxy.control.call("activate", wait=True)
         wait_for(lambda: other.status()["state"] == "complete", "the word that it goes on")
@@ -218,3 +218,28 @@ def test_a_source_that_is_reached_now_and_then_is_not_taken_for_one_that_needs_n
                 proxy.connect().pwrite(b"there", 0)
                 with pytest.raises(nbd.Error, match="EPERM"):
                     target.connect().pwrite(b"here", 0)
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=("with a store", "without"))
+def test_nothing_is_copied_ahead_of_what_was_in_the_place_of_the_source_for_a_while(
+    sites: Any, kept: bool
+) -> None:
+    a, b, c = sites
+    model = source_bytes(SIZE_BYTES)
+    c.image.write_bytes(bytes(reversed(model)))
+    with ExitStack() as running:
+        target = running.enter_context(a.target())
+        proxy = running.enter_context(b.proxy(target, "mode=standby", "rate=4M"))
+        wait_for(lambda: proxy.status()["present_blocks"] > 16, "some of the copy ahead")
+        target.kill()
+        wanted = (f"disk={c.image}", *([f"store={c.maps}"] if kept else []))
+        other = running.enter_context(plugin(a.directory, "target", *wanted))
+        before = proxy.status()["present_blocks"]
+        with suppress(AssertionError):  # it may be found out at once
+            wait_for(lambda: proxy.status()["present_blocks"] > before + 64, "its blocks", 5.0)
+        other.kill()
+        running.enter_context(a.target())
+        proxy.control.call("set", rate="none")
+        wait_for(lambda: all_present(proxy), "the copy ahead")
+        proxy.control.call("activate", wait=True)
+        assert proxy.connect().pread(SIZE_BYTES, 0) == model
