@@ -34,7 +34,7 @@ from relocator.running.rounds import NO_ROUNDS, Rounds
 from relocator.running.sealing import Sealing
 from relocator.running.states import State
 from relocator.source.connection import backoff
-from relocator.source.remote import Source
+from relocator.source.remote import Source, check_id
 from relocator.store.meta import Takeover, new_token
 
 #: so often it is looked, in standby, whether a round is due
@@ -318,7 +318,7 @@ class Activation:
             if takeover is None or not takeover.withdrawn:
                 return
             with suppress(StateError):  # it is not sealed, and not ours to unseal
-                source.call(f"withdrawn/{takeover.token}")
+                check_id(self._store.meta.base, source.call(f"withdrawn/{takeover.token}"))
             self._lifecycle.note_given_back()
             self._token = new_token()
         start("handover", self._stay_ready)

@@ -116,7 +116,7 @@ def base_of(answer: Answer) -> Base:
     return Base(answer["id"], answer["epoch"], answer["seal"])
 
 
-def check_id(base: Base, answer: Answer) -> None:
+def check_id(base: Base | None, answer: Answer) -> None:
     """Refuse another disk than that of `base`.
 
     One that keeps no store has another id each time it is started, and can't be told from another.
@@ -124,7 +124,7 @@ def check_id(base: Base, answer: Answer) -> None:
     Raises:
         OtherDiskError: it has another id, and a store, so that its id is for good.
     """
-    if answer["id"] != base.id and answer.fields.get("kept"):
+    if base is not None and answer["id"] != base.id and answer.fields.get("kept"):
         raise OtherDiskError(
             f"the source has become another disk: {answer['id']}, not {base.id}; let the one "
             "that this copy is of be served there, or begin anew with another store"
@@ -143,8 +143,7 @@ def stale(
         OtherDiskError: as of `check_id`.
     """
     base = store.meta.base
-    if base is not None:
-        check_id(base, answer)
+    check_id(base, answer)
     if base is None or base.id != answer["id"]:
         return [(0, store.geometry.total_blocks)]
     begun = answer["epoch"] - base.epoch

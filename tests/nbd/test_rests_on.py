@@ -243,3 +243,21 @@ def test_nothing_is_copied_ahead_of_what_was_in_the_place_of_the_source_for_a_wh
         wait_for(lambda: all_present(proxy), "the copy ahead")
         proxy.control.call("activate", wait=True)
         assert proxy.connect().pread(SIZE_BYTES, 0) == model
+
+
+def test_the_word_that_a_disk_is_given_back_reaches_that_disk(sites: Any) -> None:
+    a, b, c = sites
+    c.image.write_bytes(a.image.read_bytes())
+    with ExitStack() as running:
+        target = running.enter_context(a.target())
+        proxy = running.enter_context(b.proxy(target, "mode=standby", "background=off"))
+        proxy.control.call("activate", wait=True)
+        target.kill()
+        wanted = (f"disk={c.image}", f"store={c.maps}")
+        other = running.enter_context(plugin(a.directory, "target", *wanted))
+        with suppress(RelocatorError):  # it says that it can't be told yet
+            proxy.control.call("withdraw")
+        other.kill()
+        again = running.enter_context(a.target())
+        wait_for(lambda: again.status()["state"] == "complete", "the word", 60.0)
+        again.connect().pwrite(NEW, 0)
