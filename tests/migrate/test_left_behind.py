@@ -6,103 +6,15 @@ still at a certain command, or can't be reached although it runs.
 
 import os
 import signal
-import subprocess
-from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.migrate.sites import command
+from tests.migrate.way import Way
 from tests.support import servers
-from tests.support.command import impatient
-from tests.support.fake_guest import FakeAgent, FakeMonitor
 from tests.support.servers import wait_for
-
-SIZE_BYTES = 1 << 20
-
-
-class Way:
-    """A disk's both ends, and the monitors between which its guest is to move."""
-
-    def __init__(self, directory: Path, ends: ExitStack, **target: Any) -> None:
-        self.directory = directory
-        self.target = ends.enter_context(servers.target(directory, SIZE_BYTES, **target))
-        self.proxy = ends.enter_context(servers.proxy(directory, self.target, "mode=standby"))
-        self.source = FakeMonitor(directory / "source.qmp", "running")
-        self.destination = FakeMonitor(directory / "destination.qmp", "inmigrate")
-        for monitor in (self.source, self.destination):
-            ends.callback(monitor.close)
-        self.ends = ends
-        self.freeze: list[str] = []
-
-    def frozen_by(self, *, frozen: bool) -> FakeAgent:
-        """The guest's agent at the source; and one at the destination."""
-        here, there = self.directory / "here.agent", self.directory / "there.agent"
-        agent = FakeAgent(here, frozen=frozen)
-        self.ends.callback(agent.close)
-        self.ends.callback(FakeAgent(there).close)
-        self.freeze = ["--freeze", f"{here},{there}"]
-        return agent
-
-    def argv(self, *more: str) -> list[str]:
-        disk = f"{self.target.control_path},{self.proxy.control_path}"
-        between = ["--from", str(self.source.path), "--to", str(self.destination.path)]
-        return command(*between, "--uri", "tcp:1.2.3.4:5", "--disk", disk, *self.freeze, *more)
-
-    def run(self, *more: str) -> subprocess.CompletedProcess[str]:
-        """`relocator migrate`, to its end."""
-        return subprocess.run(
-            self.argv(*more),
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-            env=impatient(self.directory),
-        )
-
-    def begin(
-        self, *more: str, before: Sequence[str] = (), **streams: Any
-    ) -> subprocess.Popen[str]:
-        """The same; returns once memory is sent."""
-        process = subprocess.Popen(
-            [*before, *self.argv(*more)],
-            stdin=subprocess.DEVNULL,
-            text=True,
-            start_new_session=True,
-            **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **streams},
-        )
-
-        def end() -> None:
-            with process:
-                process.kill()
-
-        self.ends.callback(end)
-        return process
-
-    def sending(self, *more: str, **streams: Any) -> subprocess.Popen[str]:
-        """The same, once memory is sent, and the guard is there."""
-        process = self.begin(*more, **streams)
-        wait_for(lambda: self.source.migration == "active", "memory to be sent")
-        return process
-
-    @property
-    def back(self) -> bool:
-        """The guest runs at the source, with its disk."""
-        runs = self.source.status == "running" and self.source.migration == "cancelled"
-        return runs and self.disk == ("complete", "standby")
-
-    @property
-    def disk(self) -> tuple[str, str]:
-        """Its state at the target and at the proxy."""
-        return self.target.status()["state"], self.proxy.status()["state"]
-
-
-@pytest.fixture
-def way(tmp_path: Path) -> Iterator[Way]:
-    with ExitStack() as ends:
-        yield Way(tmp_path, ends)
 
 
 def _broken_pipe() -> tuple[int, int]:
@@ -277,70 +189,6 @@ def test_a_seal_that_is_made_when_its_proxy_is_dead_and_the_guest_back_is_undone
         wait_for(made.exists, "the seal")
         assert way.target.status()["state"] == "complete", said
         assert way.source.status == "running"
-
-
-def test_a_guest_that_a_way_back_has_stopped_goes_on_where_its_disks_are_released(way: Way) -> None:
-    way.source.close()
-    way.destination.status = "paused"
-    way.proxy.control.call("activate", hold=True)
-    done = way.run("--lost", "source")
-    assert done.returncode == 0, done.stderr
-    assert way.destination.status == "running"
-
-
-def test_a_mover_killed_after_the_release_says_that_the_guest_stands_still(way: Way) -> None:
-    """A way back had stopped it; whether that was so, or a person's will, its guard can't know."""
-    way.source.close()
-    way.destination.status = "paused"
-    way.proxy.control.call("activate", hold=True)
-    process = way.begin("--lost", "source")
-    killed_at_cont(way, process)
-    said, _ = process.communicate(timeout=60)  # of its guard
-    assert process.returncode == -signal.SIGKILL, said
-    assert not way.proxy.status()["held"], said
-    assert way.destination.status == "paused"
-    assert "The disks belong to the destination, whose guest stands still: say `cont`" in said
-
-
-def test_a_mover_killed_before_it_lets_a_guest_go_on_that_has_arrived_has_a_guard_that_does(
-    way: Way,
-) -> None:
-    """The destination's QEMU was started with -S."""
-
-    def arrive() -> None:
-        way.source.status, way.source.migration = "postmigrate", "completed"
-        way.destination.status = "paused"
-
-    way.source.before["migrate-continue"] = arrive
-    process = way.sending()
-    killed_at_cont(way, process)
-    way.source.stand_still()
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL, said
-    assert not way.proxy.status()["held"], said
-    assert way.destination.status == "running", said
-
-
-def killed_at_cont(way: Way, process: subprocess.Popen[str]) -> None:
-    """The mover is killed before QEMU has heard its `cont`."""
-
-    def killed() -> None:
-        process.kill()
-        process.wait()
-        raise ConnectionResetError
-
-    way.destination.before["cont"] = killed
-
-
-def test_a_guest_that_stands_still_at_the_end_is_told(way: Way) -> None:
-    way.source.close()
-    way.destination.status = "paused"
-    way.proxy.control.call("activate")
-    way.proxy.wait()
-    done = way.run()
-    assert done.returncode == 1
-    assert "the guest stands still at the destination" in done.stderr
-    assert "say `cont`" in done.stderr
 
 
 def test_a_second_command_leaves_a_move_that_is_under_way_alone(way: Way) -> None:

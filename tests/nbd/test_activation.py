@@ -1,7 +1,6 @@
 """A disk is taken over while its guest goes on: reads at once, writes once the source is sealed."""
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -11,7 +10,6 @@ from typing import Any
 import nbd
 import pytest
 
-from relocator.client import Client
 from relocator.errors import RelocatorError
 from tests.support.model import source_bytes
 from tests.support.servers import PLUGIN, Server, mistaken, plugin, wait_for
@@ -148,43 +146,6 @@ def test_a_hold_lasts_until_the_release(tmp_path: Path, source: Source, guest: A
         written.result(30)
         wait_for(lambda: target.control.call("identify")["moved"], "the source to be told")
         assert not proxy.control.call("release")["held"]  # again: nothing changes
-
-
-def test_what_is_armed_waits_for_the_word_and_then_seals_at_once(
-    tmp_path: Path, source: Source
-) -> None:
-    with source.serve() as target, standby(tmp_path, target) as proxy:
-        client = Client(proxy.control_path)
-        assert client.call("activate", hold=True, seal=False)["held"]
-        client.connect()
-        time.sleep(0.5)
-        assert (state(proxy), source.sealed) == ("activating", False)
-        assert client.call("activate", hold=True, status=False) == {"already_active": False}
-        wait_for(lambda: source.sealed, "the seal")
-        client.call("withdraw")
-        assert (state(proxy), source.sealed) == ("standby", False)
-        client.call("activate", hold=True, seal=False)
-        time.sleep(0.5)
-        assert (state(proxy), source.sealed) == ("activating", False)  # the first word is not its
-        client.call("withdraw")
-        assert (state(proxy), source.sealed) == ("standby", False)
-
-
-def test_a_connection_made_before_is_made_anew_if_the_plugin_hung_up(
-    tmp_path: Path, source: Source
-) -> None:
-    with source.serve() as target:
-        with standby(tmp_path, target) as proxy:
-            client = Client(proxy.control_path)
-            client.connect()
-            proxy.kill()
-        with pytest.raises(RelocatorError, match=r"refused.*is the plugin running"):
-            client.call("status")
-        with standby(tmp_path, target) as proxy:
-            client.connect()
-            proxy.kill()
-        with standby(tmp_path, target):
-            assert client.call("status")["state"] == "standby"
 
 
 @pytest.mark.parametrize("hold", [True, False])

@@ -1,0 +1,16 @@
+"""What the tests of moves have in common."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.migrate.way import Way
+
+
+@pytest.fixture
+def way(tmp_path: Path) -> Iterator[Way]:
+    """A move, and nothing of it after the test."""
+    with ExitStack() as ends:
+        yield Way(tmp_path, ends)

@@ -1,0 +1,73 @@
+"""A guest has arrived, and stands still there: who lets it go on, and who is told to.
+
+The disks are real; each QEMU is a monitor that says what the test wants.
+"""
+
+import signal
+import subprocess
+
+from tests.migrate.way import Way
+
+
+def test_a_guest_that_a_way_back_has_stopped_goes_on_where_its_disks_are_released(way: Way) -> None:
+    way.source.close()
+    way.destination.status = "paused"
+    way.proxy.control.call("activate", hold=True)
+    done = way.run("--lost", "source")
+    assert done.returncode == 0, done.stderr
+    assert way.destination.status == "running"
+
+
+def test_a_mover_killed_after_the_release_says_that_the_guest_stands_still(way: Way) -> None:
+    """A way back had stopped it; whether that was so, or a person's will, its guard can't know."""
+    way.source.close()
+    way.destination.status = "paused"
+    way.proxy.control.call("activate", hold=True)
+    process = way.begin("--lost", "source")
+    killed_at_cont(way, process)
+    said, _ = process.communicate(timeout=60)  # of its guard
+    assert process.returncode == -signal.SIGKILL, said
+    assert not way.proxy.status()["held"], said
+    assert way.destination.status == "paused"
+    assert "The disks belong to the destination, whose guest stands still: say `cont`" in said
+
+
+def test_a_mover_killed_before_it_lets_a_guest_go_on_that_has_arrived_has_a_guard_that_does(
+    way: Way,
+) -> None:
+    """The destination's QEMU was started with -S."""
+
+    def arrive() -> None:
+        way.source.status, way.source.migration = "postmigrate", "completed"
+        way.destination.status = "paused"
+
+    way.source.before["migrate-continue"] = arrive
+    process = way.sending()
+    killed_at_cont(way, process)
+    way.source.stand_still()
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL, said
+    assert not way.proxy.status()["held"], said
+    assert way.destination.status == "running", said
+
+
+def killed_at_cont(way: Way, process: subprocess.Popen[str]) -> None:
+    """The mover is killed before QEMU has heard its `cont`."""
+
+    def killed() -> None:
+        process.kill()
+        process.wait()
+        raise ConnectionResetError
+
+    way.destination.before["cont"] = killed
+
+
+def test_a_guest_that_stands_still_at_the_end_is_told(way: Way) -> None:
+    way.source.close()
+    way.destination.status = "paused"
+    way.proxy.control.call("activate")
+    way.proxy.wait()
+    done = way.run()
+    assert done.returncode == 1
+    assert "the guest stands still at the destination" in done.stderr
+    assert "say `cont`" in done.stderr

@@ -1,0 +1,91 @@
+"""A move between two QEMUs that are monitors only, of a disk that is real."""
+
+import subprocess
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from tests.migrate.sites import command
+from tests.support import servers
+from tests.support.command import impatient
+from tests.support.fake_guest import FakeAgent, FakeMonitor
+from tests.support.servers import wait_for
+
+SIZE_BYTES = 1 << 20
+
+
+class Way:
+    """A disk's both ends, and the monitors between which its guest is to move."""
+
+    def __init__(self, directory: Path, ends: ExitStack, **target: Any) -> None:
+        self.directory = directory
+        self.target = ends.enter_context(servers.target(directory, SIZE_BYTES, **target))
+        self.proxy = ends.enter_context(servers.proxy(directory, self.target, "mode=standby"))
+        self.source = FakeMonitor(directory / "source.qmp", "running")
+        self.destination = FakeMonitor(directory / "destination.qmp", "inmigrate")
+        for monitor in (self.source, self.destination):
+            ends.callback(monitor.close)
+        self.ends = ends
+        self.freeze: list[str] = []
+
+    def frozen_by(self, *, frozen: bool) -> FakeAgent:
+        """The guest's agent at the source; and one at the destination."""
+        here, there = self.directory / "here.agent", self.directory / "there.agent"
+        agent = FakeAgent(here, frozen=frozen)
+        self.ends.callback(agent.close)
+        self.ends.callback(FakeAgent(there).close)
+        self.freeze = ["--freeze", f"{here},{there}"]
+        return agent
+
+    def argv(self, *more: str) -> list[str]:
+        disk = f"{self.target.control_path},{self.proxy.control_path}"
+        between = ["--from", str(self.source.path), "--to", str(self.destination.path)]
+        return command(*between, "--uri", "tcp:1.2.3.4:5", "--disk", disk, *self.freeze, *more)
+
+    def run(self, *more: str) -> subprocess.CompletedProcess[str]:
+        """`relocator migrate`, to its end."""
+        return subprocess.run(
+            self.argv(*more),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            env=impatient(self.directory),
+        )
+
+    def begin(
+        self, *more: str, before: Sequence[str] = (), **streams: Any
+    ) -> subprocess.Popen[str]:
+        """The same; returns once memory is sent."""
+        process = subprocess.Popen(
+            [*before, *self.argv(*more)],
+            stdin=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **streams},
+        )
+
+        def end() -> None:
+            with process:
+                process.kill()
+
+        self.ends.callback(end)
+        return process
+
+    def sending(self, *more: str, **streams: Any) -> subprocess.Popen[str]:
+        """The same, once memory is sent, and the guard is there."""
+        process = self.begin(*more, **streams)
+        wait_for(lambda: self.source.migration == "active", "memory to be sent")
+        return process
+
+    @property
+    def back(self) -> bool:
+        """The guest runs at the source, with its disk."""
+        runs = self.source.status == "running" and self.source.migration == "cancelled"
+        return runs and self.disk == ("complete", "standby")
+
+    @property
+    def disk(self) -> tuple[str, str]:
+        """Its state at the target and at the proxy."""
+        return self.target.status()["state"], self.proxy.status()["state"]
