@@ -42,6 +42,12 @@ _os.fdatasync = _keeping
 """
 
 
+def in_the_place_of(site: Any, other: Any, *, kept: bool = True) -> Any:
+    """A target at the site's address that serves the other's disk, with its store if `kept`."""
+    store = [f"store={other.maps}"] if kept else []
+    return plugin(site.directory, "target", f"disk={other.image}", *store)
+
+
 def reboot(maps: Path) -> None:
     """The host of a killed server has lost power: what was written has reached its disk, no bit."""
     live = maps / "map.live"
@@ -188,8 +194,7 @@ def test_what_comes_in_the_place_of_a_source_is_not_taken_over_for_it(
         proxy = running.enter_context(b.proxy(target, "mode=standby", f"refresh={refresh}"))
         wait_for(lambda: all_present(proxy), "the copy ahead")
         target.kill()
-        wanted = (f"disk={c.image}", f"store={c.maps}")
-        other = running.enter_context(plugin(a.directory, "target", *wanted))
+        other = running.enter_context(in_the_place_of(a, c))
         wait_for(lambda: "another disk" in str(proxy.status()["error"]), "the word of it")
         with pytest.raises(RelocatorError, match="another disk"):
             proxy.control.call("activate", wait=True)
@@ -232,8 +237,7 @@ def test_nothing_is_copied_ahead_of_what_was_in_the_place_of_the_source_for_a_wh
         proxy = running.enter_context(b.proxy(target, "mode=standby", "rate=4M"))
         wait_for(lambda: proxy.status()["present_blocks"] > 16, "some of the copy ahead")
         target.kill()
-        wanted = (f"disk={c.image}", *([f"store={c.maps}"] if kept else []))
-        other = running.enter_context(plugin(a.directory, "target", *wanted))
+        other = running.enter_context(in_the_place_of(a, c, kept=kept))
         before = proxy.status()["present_blocks"]
         with suppress(AssertionError):  # it may be found out at once
             wait_for(lambda: proxy.status()["present_blocks"] > before + 64, "its blocks", 5.0)
@@ -253,8 +257,7 @@ def test_the_word_that_a_disk_is_given_back_reaches_that_disk(sites: Any) -> Non
         proxy = running.enter_context(b.proxy(target, "mode=standby", "background=off"))
         proxy.control.call("activate", wait=True)
         target.kill()
-        wanted = (f"disk={c.image}", f"store={c.maps}")
-        other = running.enter_context(plugin(a.directory, "target", *wanted))
+        other = running.enter_context(in_the_place_of(a, c))
         with suppress(RelocatorError):  # it says that it can't be told yet
             proxy.control.call("withdraw")
         other.kill()
