@@ -8,12 +8,11 @@ it connects it and sets its role.
 import contextlib
 import signal
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed.hosts.supervise import Process, ProcessError, Supervisor, run
+from testbed.hosts.supervise import Process, ProcessError, Supervisor, run, wait_until
 
 META_BYTES = 4 << 20  # the bitmap of a disk of up to 100 GiB
 ROLE_LIMIT_S = 600.0
@@ -68,15 +67,17 @@ class Node:
         Raises:
             ProcessError: it can't be, or is not within 30 s.
         """
-        deadline = time.monotonic() + DOWN_LIMIT_S
-        while True:
+
+        def down() -> bool:
             try:
                 run(["drbdsetup", "down", self.name])
-                return
             except ProcessError as error:
-                if _IN_TRANSIENT_STATE not in str(error) or time.monotonic() > deadline:
+                if _IN_TRANSIENT_STATE not in str(error):
                     raise
-            time.sleep(0.1)
+                return False
+            return True
+
+        wait_until(down, f"{self.name} to leave its transient state", DOWN_LIMIT_S, every_s=0.1)
 
     def disks(self) -> str:
         """The state of its disk and of the other node's, such as `UpToDate/Inconsistent`; empty
