@@ -49,9 +49,9 @@ bench: install   ## local path, size and WAN against the peers (BENCH=--quick: i
 regress: install  ## worse than the committed baseline? On the virtual clock: exact (REGRESS="accept", "bisect A B")
 	$(PYTHON) -m experiments.regress $(REGRESS)
 
-reproduce: install  ## all runs, tables, figures (QUICK=1: in 40 minutes; OUT=DIR SEEDS=N)
+reproduce: install  ## all runs, tables, figures (QUICK=1: in 40 minutes; OUT=DIR SEEDS=N RUNS=ARCHIVE)
 	@scripts/install --reproduce
-	$(PYTHON) -m experiments.reproduce $(if $(QUICK),--quick) $(if $(OUT),--out $(OUT)) $(if $(SEEDS),--seeds $(SEEDS))
+	$(PYTHON) -m experiments.reproduce $(if $(QUICK),--quick) $(if $(OUT),--out $(OUT)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(RUNS),--runs $(RUNS))
 
 claims: install  ## what is claimed, checked by small runs (some 15 minutes): claim, published, measured, verdict
 	@scripts/install --reproduce

@@ -1,13 +1,14 @@
 """`make reproduce`: every run, then metrics, figures and report.
 
     python -m experiments.reproduce [--quick] [--seeds N] [--out DIR] [--cores N]
-                                    [--profile DIR] [--dry-run]
+                                    [--runs ARCHIVE] [--profile DIR] [--dry-run]
 
 Snakemake does the work (see Snakefile), on this machine or, with a profile, on a cluster. Runs on
 the virtual clock go side by side, one a core; one on the real clock is alone. What is complete, of
 the same command and code, stays; what failed, or is of other code, is moved to DIR/superseded and
-runs again. A run that fails is kept, marked, and named at the end; the others go on. Ctrl-C ends
-everything that was started; the same command goes on from there.
+runs again. Published runs (`--runs results/full/runs.tar.xz`) count as made here, so that a seed or
+a system is added without the others. A run that fails is kept, marked, and named at the end; the
+others go on. Ctrl-C ends everything that was started; the same command goes on from there.
 
 Exit status: 0 all well, or what failed is a peer that its scenario says may fail; 1 a run or a step
 failed; 2 a wrong argument or scenario; 130 interrupted.
@@ -28,7 +29,7 @@ from pathlib import Path
 from rich.console import Console
 
 import experiments
-from experiments.running import code, rundir, runner, watch
+from experiments.running import archive, code, rundir, runner, watch
 from experiments.running.batch import Batch, Job
 from experiments.scenarios import cells
 from experiments.scenarios.cells import Cell
@@ -173,6 +174,9 @@ def reproduce(args: argparse.Namespace, console: Console) -> int:
         if args.dry_run:
             return subprocess.run([*snakemake(args, out), "--dry-run"], check=False).returncode
         runner.clear(out)
+        if args.runs is not None:
+            added = archive.unpack(args.runs, out)
+            console.print(f"{len(added)} runs taken from {args.runs}", highlight=False)
         status = make_all(args, found, out, console)
         well = summary(found, out, console)
     report = out / "index.html"
@@ -193,12 +197,21 @@ def _directory(text: str) -> Path:
     raise argparse.ArgumentTypeError(f"'{text}': must be a directory with a config.yaml")
 
 
+def _archive(text: str) -> Path:
+    if Path(text).is_file():
+        return Path(text)
+    raise argparse.ArgumentTypeError(f"'{text}': must be published runs, a {archive.NAME}")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = experiments.parser("reproduce", __doc__)
     parser.add_argument("--quick", action="store_true", help="the small matrix, in minutes")
     parser.add_argument("--seeds", type=_count, metavar="N", help="seeds of each scenario")
     parser.add_argument("--out", type=Path, help=f"default: {OUT}, or {QUICK_OUT}")
     parser.add_argument("--cores", type=_count, metavar="N", help="default: all of this machine's")
+    parser.add_argument(
+        "--runs", type=_archive, metavar="ARCHIVE", help="published runs, which count as made here"
+    )
     parser.add_argument(
         "--profile", type=_directory, metavar="DIR", help="of Snakemake, for a cluster"
     )
@@ -216,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ScenarioError as error:
         print(f"reproduce: {error}", file=sys.stderr)
         return EXIT_USAGE
-    except (ReproduceError, LabError, OSError) as error:
+    except (ReproduceError, archive.ArchiveError, LabError, OSError) as error:
         print(f"reproduce: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

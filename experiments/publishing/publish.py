@@ -2,10 +2,10 @@
 
     python -m experiments.publishing.publish OUT DIRECTORY      such as out/reproduce results/full
 
-Takes metrics, tables and figures, not the raw runs; README.md says what they are of and what they
-show, and names every run that failed or was refused under the figure that lacks it. All runs must
-be there, of one version of the product and the test bed, and the metrics must be of them: otherwise
-nothing is written. What was published in DIRECTORY before is replaced.
+Takes metrics, tables and figures, and the runs themselves as one archive; README.md says what they
+are of and what they show, and names every run that failed or was refused under the figure that
+lacks it. All runs must be there, of one version of the product and the test bed, and the metrics
+must be of them: otherwise nothing is written. What was published in DIRECTORY before is replaced.
 
 Exit status: 0 published; 1 it can't be.
 """
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import experiments
+from experiments.running import archive
 from experiments.running.rundir import replace
 from experiments.scenarios import cells
 from experiments.scenarios.cells import Cell
@@ -35,9 +36,14 @@ Of `{command}`: {runs} runs of {cells} cells, {clocks}.
 | lab image | `{lab_image}` |
 
 `metrics.csv` has a row for each run ([metrics](../../docs/metrics.md)), `tables/` and
-`figures/` are of it. Whether another evaluation agrees:
+`figures/` are of it; `{archive}` is the runs themselves ([format](../FORMAT.md)). Whether
+another evaluation agrees:
 
     .venv/bin/python -m experiments.analysis.agree results/{name} {out}
+
+Going on from these runs, with more seeds or a system of one's own:
+
+    {command} RUNS=results/{name}/{archive}
 
 {summary}"""
 
@@ -91,6 +97,7 @@ def readme(out: Path, directory: Path) -> str:
         describe=documents[0]["code"]["describe"],
         run=versions[0],
         name=directory.name,
+        archive=archive.NAME,
         out=f"out/{out.name}",
         summary=(out / "summary.md").read_text(encoding="utf-8"),
         **machine,
@@ -118,6 +125,7 @@ def publish(out: Path, directory: Path) -> None:
     if missing:
         raise PublishError(f"{out}: has no {', '.join(missing)}: make reproduce has not ended well")
     text = readme(out, directory)
+    found = [cell.id for cell in cells.read(out / "matrix.json")]
     directory.parent.mkdir(parents=True, exist_ok=True)
     building = directory.with_name(f".{directory.name}.building")
     shutil.rmtree(building, ignore_errors=True)
@@ -125,6 +133,7 @@ def publish(out: Path, directory: Path) -> None:
     for part in PARTS:
         copy = shutil.copytree if (out / part).is_dir() else shutil.copyfile
         copy(out / part, building / part)
+    archive.pack(out, found, building / archive.NAME)
     (building / "README.md").write_text(text, encoding="utf-8")
     replace(building, directory)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from experiments.publishing import publish
+from experiments.running import archive
 from experiments.scenarios import cells
 from experiments.scenarios.cells import Cell
 
@@ -41,6 +42,8 @@ def test_metrics_tables_and_figures_are_published_with_what_they_are_of(tmp_path
     assert text.endswith("## What it shows\n\n![E1](figures/e1.png)\n")
     assert (tmp_path / "results/quick/metrics.csv").read_text() == METRICS
     assert not (tmp_path / "results/quick/runs").exists()
+    again = tmp_path / "again"
+    assert archive.unpack(tmp_path / "results/quick/runs.tar.xz", again) == [A.id, B.id]
 
 
 @pytest.mark.parametrize(
