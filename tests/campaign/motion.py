@@ -95,6 +95,7 @@ class Motion:
         """The destination's proxy starts, in standby."""
         self.leg = source, destination
         self.promised = False
+        self.states.pop(destination, None)  # of a life before, in another part
         self.sites[destination].source = self.sites[source]
         self.sites[destination].server.start()
         self.journal.note("leg", source=source, destination=destination)
@@ -268,14 +269,14 @@ class Motion:
 
     def _sample(self) -> None:
         """Look at both ends of the leg."""
-        for name in dict.fromkeys(self.leg):
+        for name in self.leg:
             status = self.sites[name].status()
             short = None
             if status is not None:
                 short = {key: status.get(key) for key in SHOWN}
                 self.states[name] = status
             self.journal.note("status", at=name, is_=short)
-        status = self.states.get(self.leg[1])
+        # The destination's, and of now: what it was before it died, or moved back, says nothing.
         if status is not None and status["state"] in SETTLED and self.authority is None:
             self.taken_over(self.leg[1])
 
