@@ -43,7 +43,7 @@ another evaluation agrees:
 
 Going on from these runs, with more seeds or a system of one's own:
 
-    {command} RUNS=results/{name}/{archive}
+    make reproduce{more} RUNS=results/{name}/{archive}
 
 {summary}"""
 
@@ -96,6 +96,7 @@ def readme(out: Path, directory: Path) -> str:
         clocks=", ".join(counted),
         describe=documents[0]["code"]["describe"],
         run=versions[0],
+        more=" QUICK=1" if quick else "",
         name=directory.name,
         archive=archive.NAME,
         out=f"out/{out.name}",

@@ -36,6 +36,8 @@ COLOURS = {
 ORDER = list(COLOURS)
 #: an axis that spans less than so much has ticks at these digits; else at powers of ten
 SUBS = ((15, (1, 2, 5)), (60, (1, 3)))
+#: room for so many there is on every axis
+LEAST_TICKS = 4
 READ_OFF = "read off the paper"
 UNKNOWN = "not known"
 
@@ -126,7 +128,8 @@ def _ticks(axis: Any, low: float, high: float, span: float) -> tuple[float, floa
         middle, half = math.sqrt(low * high), math.sqrt(span)
         low, high = middle / half, middle * half
     subs = next((subs for most, subs in SUBS if high / low < most), (1,))
-    axis.set_major_locator(LogLocator(subs=subs))
+    room = max(LEAST_TICKS, axis.get_tick_space() - 2)  # which reckons with shorter numbers
+    axis.set_major_locator(LogLocator(subs=subs, numticks=room))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
     return low, high
