@@ -10,13 +10,13 @@ from relocator.errors import ConfigError
 _VERBS = {
     "pause": "pause the background copy",
     "resume": "go on with the background copy",
-    "flush": "make all acknowledged writes durable",
     "seal": "let no write pass from here on: the disk moves to another site",
     "reserve": "allocate the whole image, so that nothing else takes its room",
     "refresh": "in standby, copy again what was written at the source since",
     "verify": "compare what was fetched with the source, by digests",
 }
 
+_FLUSH = "make all acknowledged writes durable"
 _UNSEAL = (
     "Undo a seal: writes pass here again. Refused where another site asked for the seal, for the "
     "VM may have written there since: there, `relocator withdraw` gives the disk back. With "
@@ -33,6 +33,14 @@ def add(commands: Commands) -> None:
         parser = commands.add_parser(verb, help=text, description=f"{text.capitalize()}.")
         add_control(parser)
         parser.set_defaults(run=_run_verb, verb=verb)
+    parser = commands.add_parser("flush", help=_FLUSH, description=f"{_FLUSH.capitalize()}.")
+    add_control(parser)
+    parser.add_argument(
+        "--last",
+        action="store_true",
+        help="writes to a disk that is all here wait from here on: the server is killed next",
+    )
+    parser.set_defaults(run=_run_flush)
     parser = commands.add_parser("unseal", help="undo a seal", description=_UNSEAL)
     add_control(parser)
     parser.add_argument(
@@ -60,6 +68,12 @@ def _run_verb(options: argparse.Namespace) -> int:
     for name in _TOLD:
         if name in answer:
             print(f"{name.replace('_', ' ')}: {answer[name]:,}")
+    return 0
+
+
+def _run_flush(options: argparse.Namespace) -> int:
+    last = {"last": True} if options.last else {}  # which a server of an older version doesn't know
+    Client(options.control).call("flush", patience_s=None, **last)
     return 0
 
 

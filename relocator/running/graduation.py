@@ -144,7 +144,7 @@ def graduate(directory: Path) -> Graduated | None:
             return None
         image = open_image(directory, meta)
         if not meta.graduated:
-            meta = replace(meta, graduated=True, clean=False)
+            meta = replace(meta, graduated=True, clean=False, written_ns=None)
             metadata.write(directory, meta)
     except BaseException:
         os.close(lock_fd)

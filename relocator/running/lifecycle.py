@@ -24,8 +24,9 @@ from relocator.errors import StateError
 from relocator.running import states
 from relocator.running.gate import Gate
 from relocator.running.states import Role, State
+from relocator.store import meta as metadata
 from relocator.store.bitmap import Bitmap
-from relocator.store.meta import Meta, Takeover, new_token
+from relocator.store.meta import Takeover, new_token
 from relocator.store.store import Store
 
 _WRITABLE = frozenset({State.ACTIVE, State.COMPLETE})
@@ -35,6 +36,7 @@ SEALED_PATIENCE_S = 60.0
 _VOID_SEALS = 16
 _ELSEWHERE = "standby: the disk is still active at its source; activate first"
 _ACTIVATING = "activating: the source has not been sealed yet"
+_ENDING = "flushed for the last time: this server is about to be killed"
 _SEALED = "sealed: the disk is about to move to another site"
 _MOVED_ON = "sealed: the disk has moved to another site"
 OUTDATED = (
@@ -72,7 +74,7 @@ class Lifecycle:
         self.finished = threading.Event()
         #: set once the process is about to end
         self.stopping = threading.Event()
-        self._enter_locked(_state_of(store.meta))
+        self._enter_locked(states.state_of(store.meta))
         if self.all_here:
             self.finished.set()
 
@@ -155,7 +157,7 @@ class Lifecycle:
             self.gate.pause("withdraw: whether something was written here is looked at")
             try:
                 self._check_unwritten_locked()
-                self._store.update(**_given_back(self._store.meta))
+                self._store.update(**metadata.given_back(self._store.meta))
             except BaseException:
                 self._enter_locked(self.state, why)
                 raise
@@ -259,6 +261,22 @@ class Lifecycle:
             self._change_locked("unseal", **_UNSEALED, void_seals=void)
             return True
 
+    def stand_still(self) -> None:
+        """Let no write pass any more at a disk that is all here: this process is to be killed.
+
+        Raises:
+            StoreError: what was written can't be made durable; writes go on.
+        """
+        with self._lock:
+            if self.state is not State.COMPLETE:
+                return
+            self.gate.pause(_ENDING)
+            try:
+                self._store.note_written()
+            except BaseException:
+                self._enter_locked(self.state)
+                raise
+
     def note_outdated(self) -> None:
         """The source goes on with another version of the disk: no write passes here any more.
 
@@ -318,33 +336,3 @@ class Lifecycle:
             self.gate.shut(_MOVED_ON)
         else:
             self.gate.pause(_SEALED, self._patience_s)
-
-
-def _given_back(meta: Meta) -> dict[str, Any]:
-    """What a withdrawal changes: as before the activation, but for what the source must be told."""
-    base, takeover = meta.base, meta.takeover
-    if takeover is not None:
-        takeover = replace(takeover, held=False, withdrawn=True)
-    elif base is not None and base.seal is not None:
-        takeover = Takeover(base.seal, withdrawn=True)
-    return {
-        "standby": True,
-        "takeover": takeover,
-        "base": None if base is None else replace(base, seal=None),
-        "origin_samples": None,
-        "origin_seal": None,
-        "untold": False,
-    }
-
-
-def _state_of(meta: Meta) -> State:
-    """The state a disk is opened in."""
-    if meta.outdated:
-        return State.OUTDATED
-    if meta.complete:
-        return State.COMPLETE if meta.seal is None else State.SEALED
-    if meta.seal is not None:
-        return State.RELAYING
-    if meta.takeover is not None and not meta.takeover.withdrawn:
-        return State.ACTIVATING
-    return State.STANDBY if meta.standby else State.ACTIVE

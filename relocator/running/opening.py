@@ -4,6 +4,7 @@
     goes on  the source must still be the disk that the copy was begun from
              (one that was unsealed by force goes on without: then this one is outdated)
     returns  the disk was sealed here and its successor is the source: what diverged there is absent
+             (all of it, if something else has written the image since)
              (with the source that it was copied from, it is served on to its successor, as ever)
 
 Everything is checked before anything is changed, and while nbdkit still has a terminal to tell it.
@@ -27,7 +28,13 @@ from relocator.source.upstream import probe_size
 from relocator.store import meta as metadata
 from relocator.store.geometry import Geometry, suited_block_bytes
 from relocator.store.meta import Meta, Takeover, new_token
-from relocator.store.opening import check_same, check_size, open_store, open_target
+from relocator.store.opening import (
+    check_same,
+    check_size,
+    is_written_outside,
+    open_store,
+    open_target,
+)
 from relocator.store.store import Store
 
 
@@ -244,7 +251,8 @@ def _return(settings: Config, source: Source, found: Meta) -> Store:
     assert settings.store is not None
     if why := _no_return(found, source.identify()):
         raise ConfigError(f"source={settings.source}: {why}")
-    store = open_store(settings.store, found)
+    store = open_store(settings.store, found, returns=True)
+    written_outside = is_written_outside(found, store.image)
     with _let_go_of(store):
         if settings.standby:
             answer = source.call("epoch")
@@ -254,7 +262,11 @@ def _return(settings: Config, source: Source, found: Meta) -> Store:
             known = _taken_over(source, answer)
         # What was written here is forgotten from here on, also if this comes to nothing.
         store.update(base=None, epoch=found.epoch + 1)
-        store.begin_copy(answer.blocks("diverged", store.geometry))
+        if written_outside:
+            store.begin_copy([(0, store.geometry.total_blocks)])
+            store.notes = ("the image was written by something else: all of it is copied",)
+        else:
+            store.begin_copy(answer.blocks("diverged", store.geometry))
         store.update(
             **known,
             complete=False,

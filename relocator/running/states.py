@@ -6,6 +6,7 @@
 from enum import StrEnum
 
 from relocator.errors import StateError
+from relocator.store.meta import Meta
 
 
 class Role(StrEnum):
@@ -76,7 +77,7 @@ LEGAL: dict[str, frozenset[State]] = {
     "resume": _COPYING,
     "set": _COPYING,
     "measure": _COPYING,
-    "reserve": frozenset(State),
+    "reserve": frozenset(State) - {State.SEALED, State.RELAYING},
     "refresh": frozenset({State.STANDBY}),
     "activate": frozenset({State.STANDBY, State.ACTIVATING, State.ACTIVE, State.COMPLETE}),
     "release": frozenset({State.ACTIVATING, State.ACTIVE, State.COMPLETE}),
@@ -88,6 +89,19 @@ LEGAL: dict[str, frozenset[State]] = {
     "withdrawn": _SETTLED,
     "verify": _SETTLED,
 }
+
+
+def state_of(meta: Meta) -> State:
+    """The state a disk is opened in."""
+    if meta.outdated:
+        return State.OUTDATED
+    if meta.complete:
+        return State.COMPLETE if meta.seal is None else State.SEALED
+    if meta.seal is not None:
+        return State.RELAYING
+    if meta.takeover is not None and not meta.takeover.withdrawn:
+        return State.ACTIVATING
+    return State.STANDBY if meta.standby else State.ACTIVE
 
 
 def after(state: State, event: str) -> State:

@@ -135,7 +135,8 @@ class Status:
     @property
     def _notes(self) -> tuple[str, ...]:
         seeding = None if self._parts.transfer is None else self._parts.transfer.seeding
-        return (*self._parts.plan.notes, *(seeding.notes if seeding else ()))
+        of_seeds = seeding.notes if seeding else ()
+        return (*self._parts.store.notes, *self._parts.plan.notes, *of_seeds)
 
     @property
     def _copying(self) -> Transfer | None:

@@ -52,7 +52,6 @@ class Verbs:
         self._chosen: tuple[str, rest.Rest] | None = None  # for which seal and size
         #: verb -> what it does; what it returns is added to the status
         self._actions: dict[str, Callable[[], dict[str, Any] | None]] = {
-            "flush": disk.flush,
             "pause": lambda: self._transfer.pacer.set_paused(True),
             "resume": lambda: self._transfer.pacer.set_paused(False),
             "measure": handover.measure,
@@ -88,6 +87,7 @@ class Verbs:
             "map": {"cells"},
             "set": set(self._settings),
             "activate": {"hold", "wait", "seal"},
+            "flush": {"last"},
             "unseal": {"force", "withdrawn"},
         }
         with_status = _switches(verb, {"status": arguments.pop("status", True)})["status"]
@@ -104,11 +104,18 @@ class Verbs:
             extra = {"already_active": already}
         elif verb == "unseal":
             extra = self._unseal(**arguments)
+        elif verb == "flush":
+            self._flush(**_switches(verb, arguments))
         elif verb in self._actions:
             extra = self._actions[verb]()
         elif verb != "status":
             raise StateError(f"'{verb}' is for another site's relocator only")
         return {**(self._status.now() if with_status else {}), **(extra or {})}
+
+    def _flush(self, *, last: bool = False) -> None:
+        self._disk.flush()
+        if last:
+            self._parts.lifecycle.stand_still()
 
     def remote(self, verb: str, argument: str) -> Reply:
         """Carry out a verb from another site; returns its answer with the maps that it needs.

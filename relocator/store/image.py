@@ -97,6 +97,12 @@ class Image:
         return found.st_blocks * 512 if stat.S_ISREG(found.st_mode) else self.size_bytes
 
     @property
+    def modified_ns(self) -> int | None:
+        """When it was written last, as its file system says; None of a device, which doesn't."""
+        found = os.fstat(self._fd)
+        return found.st_mtime_ns if stat.S_ISREG(found.st_mode) else None
+
+    @property
     def free_bytes(self) -> int | None:
         """Room on the file system that the image is on; None on a device."""
         if not stat.S_ISREG(os.fstat(self._fd).st_mode):

@@ -58,6 +58,8 @@ class Meta:
     `bitmap`, one of the source's, says what of a copy is stale in standby where no epoch does.
     `asked`: another site asked for `seal`, and may be active with the disk. `void_seals` are the
     last tokens whose seal was undone: a request for one may still arrive.
+    `written_ns` is when the image was written last, noted where nothing of ours writes it any more:
+    where it is found otherwise, something else has.
     `map_versions` is how often the durable map's pages had been written: fewer than that were lost.
     """
 
@@ -84,13 +86,36 @@ class Meta:
     origin_seal: str | None = None
     untold: bool = False
     outdated: bool = False
+    written_ns: int | None = None
     map_versions: int = 0
     format: int = FORMAT
+
+    @property
+    def settled(self) -> bool:
+        """Whether the image stays as it is until a server opens it anew, or unseals it."""
+        return self.clean or (self.complete and self.seal is not None)
 
 
 def new_token() -> str:
     """A name that nothing else has: 32 hexadecimal digits."""
     return os.urandom(16).hex()
+
+
+def given_back(meta: Meta) -> dict[str, Any]:
+    """What a withdrawal changes: as before the activation, but for what the source must be told."""
+    base, takeover = meta.base, meta.takeover
+    if takeover is not None:
+        takeover = replace(takeover, held=False, withdrawn=True)
+    elif base is not None and base.seal is not None:
+        takeover = Takeover(base.seal, withdrawn=True)
+    return {
+        "standby": True,
+        "takeover": takeover,
+        "base": None if base is None else replace(base, seal=None),
+        "origin_samples": None,
+        "origin_seal": None,
+        "untold": False,
+    }
 
 
 def read(directory: Path) -> Meta | None:

@@ -2,6 +2,10 @@
 
 A missing or foreign image is never taken for an empty one; a store in use, of another disk or of
 another format is refused. meta.json is written last when a store is made: where it is, the rest is.
+
+An image that something else has written meanwhile (a VM was booted from the file itself, say) is
+not what the maps say. What can be made true again is: of a disk that is all here everything counts
+as written, a copy ahead is dropped. Where another site may rely on it, it is not served.
 """
 
 import fcntl
@@ -15,6 +19,8 @@ from relocator.store.geometry import MOST_BYTES, suited_block_bytes
 from relocator.store.image import Image
 from relocator.store.meta import Meta, new_token
 from relocator.store.store import Store
+
+_OUTSIDE = "the image was written by something else since it was closed"
 
 
 def open_target(disk: Path, directory: Path | None, block_bytes: int | None) -> Store:
@@ -47,11 +53,14 @@ def open_target(disk: Path, directory: Path | None, block_bytes: int | None) -> 
     return open_store(directory, fresh)
 
 
-def open_store(directory: Path, fresh: Meta) -> Store:
+def open_store(directory: Path, fresh: Meta, *, returns: bool = False) -> Store:
     """Open the store at `directory`, or make the one that `fresh` describes.
 
+    `returns`: the caller sees to an image that was written outside (`is_written_outside`).
+
     Raises:
-        ConfigError: it is in use, was made for another disk, or is damaged.
+        ConfigError: it is in use, was made for another disk, is damaged, or something else has
+            written an image that another site may rely on.
     """
     lock_fd = take_lock(directory)
     try:
@@ -63,10 +72,19 @@ def open_store(directory: Path, fresh: Meta) -> Store:
             raise ConfigError(
                 f"store={directory}: map.durable is missing, so nothing says which blocks are valid"
             )
-        store = Store(found, open_image(directory, found), directory, lock_fd)
+        image = open_image(directory, found)
+        written_outside = is_written_outside(found, image)
+        if written_outside and not returns:
+            _check_mends(found, image)
+        store = Store(found, image, directory, lock_fd)
         if found.graduated:
             store.mark_all_written()
-        if replace(store.meta, clean=False, graduated=False) != found:
+        elif written_outside and not returns:
+            _make_true(store)
+        opened = replace(store.meta, clean=False, graduated=False)
+        if not opened.settled:
+            opened = replace(opened, written_ns=None)
+        if opened != found:
             store.update(clean=False, graduated=False)
         else:  # killed: perhaps when it had replaced meta.json, and that was not durable yet
             metadata.sync_directory(directory)
@@ -74,6 +92,40 @@ def open_store(directory: Path, fresh: Meta) -> Store:
     except BaseException:
         os.close(lock_fd)
         raise
+
+
+def is_written_outside(meta: Meta, image: Image) -> bool:
+    """Whether something that is not ours has written the image since it was settled."""
+    return meta.written_ns not in (None, image.modified_ns)
+
+
+def _check_mends(meta: Meta, image: Image) -> None:
+    """Refuse an image that something else has written, and of which nothing true can be said."""
+    if meta.standby or (meta.complete and meta.seal is None):
+        return
+    image.close()
+    assert meta.written_ns is not None
+    seconds, ns = divmod(meta.written_ns, 10**9)
+    if meta.seal is None:
+        why = "closed, with blocks still absent: which of its bytes are the disk's is not known"
+    else:
+        why = "sealed: what another site still fetches from it would be wrong"
+    back = " To bring the disk back here, give that site as source=: all of it is copied then."
+    raise ConfigError(
+        f"disk={image.path}: was written by something else since it was {why}. Put it back from a "
+        "backup of then. If its bytes are the same (because it was copied, say): "
+        f"touch -d @{seconds}.{ns:09} {image.path}.{back if meta.complete else ''}"
+    )
+
+
+def _make_true(store: Store) -> None:
+    """Let the maps say what is known of an image that something else has written."""
+    if store.meta.standby:
+        store.drop([(0, store.geometry.total_blocks)])
+        store.notes = (f"{_OUTSIDE}: all that was copied ahead was dropped",)
+    else:
+        store.mark_all_written()
+        store.notes = (f"{_OUTSIDE}: all of it counts as written",)
 
 
 def _create(directory: Path, fresh: Meta, lock_fd: int, *, again: bool) -> Store:

@@ -71,6 +71,8 @@ class Store:
         self._update_lock = threading.Lock()
         self._commits_asked = 0
         self._commits_done = 0
+        #: what an operator should know of how it was found
+        self.notes: tuple[str, ...] = ()
         #: why no commit can succeed any more, once the disk has failed one
         self.failure: str | None = None
 
@@ -227,6 +229,14 @@ class Store:
             self.commit()
             self._replace_meta(**changes)
 
+    def note_written(self) -> None:
+        """Note, until the next `update`, when the image was written last: now nothing of ours does.
+
+        Raises:
+            StoreError: as of `update`.
+        """
+        self.update(written_ns=self.image.modified_ns)
+
     def void_base(self, base: Base) -> None:
         """What is copied ahead of `base` may be of another disk: all of it is stale, durably.
 
@@ -239,7 +249,10 @@ class Store:
     def _replace_meta(self, **changes: Any) -> None:
         """Change fields of `meta`, durably; with `_update_lock`."""
         versions = 0 if self._durable is None else self._durable.versions
-        fresh = replace(self.meta, map_versions=versions, **changes)
+        fresh = replace(self.meta, **{"map_versions": versions, "written_ns": None, **changes})
+        if fresh.settled:  # noted once
+            known = self.meta.written_ns if self.meta.settled else None
+            fresh = replace(fresh, written_ns=known or self.image.modified_ns)
         if self.directory is not None:
             metadata.write(self.directory, fresh)
         with self.lock:

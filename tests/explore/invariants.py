@@ -79,7 +79,7 @@ def _quoted(text: str | None) -> str:
 
 
 def _state_of(site: Site) -> State | None:
-    from relocator.running.lifecycle import _state_of as state_of
+    from relocator.running.states import state_of
 
     assert site.meta is not None
     return state_of(site.meta)

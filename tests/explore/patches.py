@@ -17,7 +17,7 @@ from relocator.source import handles, incoming, remote
 from relocator.store import image, maps, meta, store
 from tests.explore import network, threads
 from tests.explore.site import ExploredEngine
-from tests.explore.storage import Files, Syncs
+from tests.explore.storage import Files, Syncs, written_as
 from tests.explore.threads import Here, Kernel
 
 _STAND_INS = {"threading": (threading, threads), "time": (time, threads)}
@@ -46,9 +46,9 @@ def explored() -> Iterator[None]:
 
     What they write to their log is dropped: the same happens thousands of times.
     """
-    before: list[tuple[ModuleType, str, object]] = []
+    before: list[tuple[ModuleType | type, str, object]] = []
 
-    def put(module: ModuleType, name: str, value: object) -> None:
+    def put(module: ModuleType | type, name: str, value: object) -> None:
         before.append((module, name, getattr(module, name)))
         setattr(module, name, value)
 
@@ -61,6 +61,7 @@ def explored() -> Iterator[None]:
     for module in (meta, maps, image):
         assert module.os is os
         put(module, "os", files)
+    put(image.Image, "modified_ns", property(written_as))
     put(store, "boot_id", lambda: "0" * 36)  # after a power failure there is no live map at all
     for module in (handles, remote):
         put(module, "open_handle", Switchboard.connect)

@@ -8,10 +8,12 @@ or which names of a directory, a power failure leaves.
 import os
 import shutil
 import stat
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from relocator.store.image import Image
 from tests.explore.threads import Here, Process
 
 #: not worth keeping: a boot later nothing in it is believed
@@ -86,6 +88,16 @@ def _content(path: str) -> bytes:
         return os.pread(fd, os.fstat(fd).st_size, 0)
     finally:
         os.close(fd)
+
+
+def written_as(image: Image) -> int:
+    """In the place of when an image was written last, which is another time in each run.
+
+    What it holds tells as well whether something has written it.
+    """
+    whole = bytearray(image.size_bytes)
+    image.read_into(whole, 0)
+    return 1 + zlib.crc32(whole)
 
 
 def _names(directory: str) -> dict[str, int]:

@@ -118,6 +118,7 @@ def damaged(of: Case, damage: Damage) -> Iterator[Path]:
             shutil.copyfile(of.directory / name, Path(directory, name))
         with Path(directory, "disk.img").open("wb") as image:
             image.truncate(SIZE_BYTES)
+        shutil.copystat(of.directory / "disk.img", image.name)
         for name, at, data in damage:
             path = Path(directory, name)
             raw = bytearray(path.read_bytes()) if path.exists() else bytearray()
