@@ -41,7 +41,7 @@ another evaluation agrees:
 
     .venv/bin/python -m experiments.analysis.agree results/{name} {out}
 
-Going on from these runs, with more seeds or a system of one's own:
+Going on from these runs at the commit that published them, with more seeds or another system:
 
     make reproduce{more} RUNS=results/{name}/{archive}
 

@@ -73,13 +73,13 @@ def open_store(directory: Path, fresh: Meta, *, returns: bool = False) -> Store:
                 f"store={directory}: map.durable is missing, so nothing says which blocks are valid"
             )
         image = open_image(directory, found)
-        written_outside = is_written_outside(found, image)
-        if written_outside and not returns:
+        mends = not returns and is_written_outside(found, image)
+        if mends:
             _check_mends(found, image)
         store = Store(found, image, directory, lock_fd)
         if found.graduated:
             store.mark_all_written()
-        elif written_outside and not returns:
+        elif mends:
             _make_true(store)
         opened = replace(store.meta, clean=False, graduated=False)
         if not opened.settled:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from relocator.running.states import State
+from relocator.running.states import state_of
 from relocator.store import meta as metadata
 from relocator.store.maps import DurableMap
 from tests.explore.site import BLOCK_BYTES, Site
@@ -69,20 +69,14 @@ def _promises(world: World) -> Iterator[str]:
             yield f"the seal that {site.name} tells of would not survive a power failure"
         elif kept is not None and f'"moved": {str(kept.moved).lower()}' not in text:
             yield f"that {site.name} knows of the move would not survive a power failure"
-        expected = _state_of(site)
-        if expected is not None and site.life.state is not expected:
+        assert site.meta is not None
+        expected = state_of(site.meta)
+        if site.life.state is not expected:
             yield f"{site.name} is {site.life.state}, but would be {expected} once restarted"
 
 
 def _quoted(text: str | None) -> str:
     return "null" if text is None else f'"{text}"'
-
-
-def _state_of(site: Site) -> State | None:
-    from relocator.running.states import state_of
-
-    assert site.meta is not None
-    return state_of(site.meta)
 
 
 def read(world: World, site: Site, block: int) -> int | None:
