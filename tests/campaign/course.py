@@ -161,6 +161,8 @@ def _end(motion: Motion) -> None:
     motion.kill_clients()
     for site in motion.sites.values():
         site.server.kill()
+    if motion.impostor is not None:
+        motion.impostor.kill()
     motion.link.mend()
     for site in motion.sites.values():
         with suppress(Exception):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from testbed.hosts.supervise import ProcessError
-from tests.campaign import operator
+from tests.campaign import between, operator
 from tests.campaign.motion import Job, Motion
 from tests.campaign.sites import Site
 from tests.campaign.world import Event
@@ -68,8 +68,11 @@ def _kill_guest(motion: Motion, event: Event) -> Job:
 
 def _power(motion: Motion, event: Event) -> Job:
     site = motion.sites.get(event.who)
-    if site is not None and site.server.wanted:
-        yield from _lose_power(motion, site, event.for_s)
+    if site is None or not site.has_begun:
+        return
+    if not site.server.wanted:
+        motion.journal.reach("power failure between two lives")
+    yield from _lose_power(motion, site, event.for_s)
 
 
 def _lose_power(motion: Motion, site: Site, for_s: float) -> Job:
@@ -168,4 +171,6 @@ _FAULTS: dict[str, Callable[[Motion, Event], Job]] = {
     "full": _on_store(_fill, _free, fails=True),
     "slow": _on_store(_slow, _healthy, fails=False),
     "failing": _on_store(_fails, _repair, fails=True),
+    "outside": between.outside,
+    "impostor": between.impostor,
 }

@@ -8,21 +8,22 @@ that requests fail only for a reason.
 """
 
 import os
+import random
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 from testbed.network.topology import Sites
-from tests.campaign.guest import Guest, Work
+from tests.campaign.guest import LENGTHS, Guest, Work
 from tests.campaign.journal import Failed, Journal
-from tests.campaign.ledger import Ledger
+from tests.campaign.ledger import Ledger, first_number
 from tests.campaign.link import Link
-from tests.campaign.server import enter_network
+from tests.campaign.server import Server, enter_network
 from tests.campaign.sites import Site
 from tests.campaign.storage import Storage
 from tests.campaign.world import World
-from tests.support.stamps import SECTOR_BYTES
+from tests.support.stamps import SECTOR_BYTES, written
 
 Job = Generator[None, None, None]
 TURN_S = 0.02
@@ -54,6 +55,8 @@ class Motion:
         self.jobs: list[Job] = []
         self.guest: Guest | None = None
         self.strangers: dict[str, Guest] = {}
+        self.impostor: Server | None = None  # of another disk, at a site's address
+        self.closed: str | None = None  # the site whose clients wait until that is over
         self.at = "A"  # where the VM is
         self.states: dict[str, dict[str, Any]] = {}
         self._lives = 0
@@ -306,22 +309,41 @@ class Motion:
         """Whether a client has not ended yet."""
         return bool(self._watched)
 
-    def kill_clients(self) -> bool:
-        """kill -9 of all clients; whether the VM ran."""
-        ran = self.guest is not None
+    def kill_clients(self, sites: str = "ABC") -> bool:
+        """kill -9 of all clients at these sites; whether the VM was one of them."""
+        ran = self.guest is not None and self.guest.site in sites
         for guest in (self.guest, *self.strangers.values()):
-            if guest is not None:
+            if guest is not None and guest.site in sites:
                 guest.kill()
                 self.abandon(guest)
         return ran
 
-    def start_clients(self, guest_too: bool) -> None:
-        """All clients begin again, with what is known now; the VM if `guest_too`."""
+    def start_clients(self, guest_too: bool, sites: str = "ABC") -> None:
+        """All clients at these sites begin again, with what is known now; the VM if `guest_too`."""
         if guest_too:
             self.start_guest(self.at)
         for number, name in enumerate("AB"):
-            if name in self.strangers:
+            if name in self.strangers and name in sites and name != self.closed:
+                self.strangers[name].kill()
+                self.abandon(self.strangers[name])
                 self.strangers[name] = self._client(name, number + 1)
+
+    def written_outside(self, site: Site) -> None:
+        """Something that is no client writes into a site's image, durably, where the VM does."""
+        self._lives += 1
+        number = first_number(0, self._lives) + 1
+        choose = random.Random(f"{self.world.seed}/{self._lives}")
+        count = choose.choice(LENGTHS)
+        first = choose.randrange(self.world.sectors * 3 // 4 - count)
+        now_s = time.monotonic()
+        self.ledger.note(now_s, "send", number, first, count, 0, site.name)
+        with site.image.open("r+b") as image:
+            image.seek(first * SECTOR_BYTES)
+            image.write(written(number, first, count))
+            image.flush()
+            os.fsync(image.fileno())
+        self.ledger.note(now_s, "ack", number, 1)
+        self.journal.note("outside", at=site.name, first=first, count=count)
 
 
 def tail(log: Path) -> str:

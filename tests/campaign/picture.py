@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from tests.campaign.world import LINK, STORE, Event, World
+from tests.campaign.world import BETWEEN, LINK, STORE, Event, World
 
 COLOURS = {
     "standby": "#c6d3e3",
@@ -110,6 +110,6 @@ def _lane(event: Event) -> tuple[str, str]:
         return "link", event.what
     if event.what in STORE:
         return "stores", f"{event.what} {event.who}"
-    if event.what == "kill":
-        return "processes", f"kill {event.who}"
+    if event.what in ("kill", *BETWEEN):
+        return "processes", f"{event.what} {event.who}"
     return "operator", event.what

@@ -52,16 +52,41 @@ class Site:
         """The image, wherever it is."""
         return self._disk if self.name == "A" else self.storage.path / "store" / "disk.img"
 
-    def _argv(self) -> Sequence[str]:
-        proxy = self.source is not None
-        careful = not proxy and self.world.planted != "target-threads"
-        threads = "1" if careful else "8"  # see docs/operators.md, "nbdkit aborts"
+    @property
+    def has_begun(self) -> bool:
+        """Whether a server has ever run here."""
+        return self.name == "A" or self.source is not None
+
+    @property
+    def meta(self) -> Path:
+        """What its store says of itself."""
+        return self.storage.path / ("maps" if self.name == "A" else "store") / "meta.json"
+
+    def impostor(self, disk: Path) -> Server:
+        """The server of another disk, at this site's address; not started."""
+        buffer = self.world.send_buffer_bytes
+
+        def argv() -> Sequence[str]:
+            keys = [f"disk={disk}", f"store={disk}.maps", f"block={self.world.block_bytes}"]
+            return self._nbdkit(server, "1", keys)
+
+        server = Server(f"impostor-{self.name}", self.directory, self.host_pid, argv, buffer)
+        return server
+
+    def _nbdkit(self, server: Server, threads: str, keys: Sequence[str]) -> Sequence[str]:
         argv = ["nbdkit", "-f", "-t", threads, "-i", self.address, "-p", str(self.port)]
-        keys = [f"control={self.server.control}", f"key={key_file()}"]
         if self.world.tls:
             psk = self.directory / "psk"
             psk.write_text(PSK)
             argv += ["--tls=on", f"--tls-psk={psk}"]
+        known = [f"control={server.control}", f"key={key_file()}"]
+        return [*argv, "python", str(self._plugin), *known, *keys]
+
+    def _argv(self) -> Sequence[str]:
+        proxy = self.source is not None
+        careful = not proxy and self.world.planted != "target-threads"
+        threads = "1" if careful else "8"  # see docs/operators.md, "nbdkit aborts"
+        keys = []
         if self.name == "A":
             keys += [f"disk={self._disk}", f"store={self.storage.path}/maps"]
         else:
@@ -74,7 +99,7 @@ class Site:
                 keys += [f"tls-psk={self.directory}/psk"]
             if self.world.seeded:
                 keys += [f"seed={self.directory.parent}/seed.img", "seed-rate=100M"]
-        return [*argv, "python", str(self._plugin), *keys]
+        return self._nbdkit(self.server, threads, keys)
 
     @property
     def uri(self) -> str:

@@ -6,6 +6,8 @@
     the link      cut, blackhole (one way), rate, loss
     processes     kill (of a site's server, or of the guest)
     a store       power, full, failing, slow
+    the image     outside: its server ends in order, something else writes to it, the server starts
+    the address   impostor: the server of another disk is found there for a while
     the operator  move (the VM too; held, and given back, if so told), activate, release, withdraw,
                   unseal, seal, pause, resume, set, refresh, onward (the next leg of the route
                   begins: back to A, or on to C)
@@ -17,6 +19,7 @@ from typing import Any, Self
 
 LINK = ("cut", "blackhole", "rate", "loss")
 STORE = ("power", "full", "failing", "slow")
+BETWEEN = ("outside", "impostor")
 OPERATOR = (
     *("activate", "release", "withdraw", "unseal", "seal"),
     *("pause", "resume", "set", "refresh"),
@@ -124,7 +127,8 @@ def world(seed: int) -> World:
     )
     change_s = random.Random(f"threads {seed}").choice((0.0, 0.02, 0.1, 0.5))
     buffer = random.Random(f"buffers {seed}").choice((_SEND_BUFFER_BYTES, 16 << 10))
-    events = _events(found, choose)
+    events = (*_events(found, choose), *_between(found, random.Random(f"between {seed}")))
+    events = tuple(sorted(events, key=lambda event: event.at_s))
     return replace(found, events=events, change_s=change_s, send_buffer_bytes=buffer)
 
 
@@ -145,7 +149,34 @@ def _events(found: World, choose: random.Random) -> tuple[Event, ...]:
         events.append(_fault(found, choose, choose.uniform(0.2, found.lasts_s)))
     for _ in range(choose.randint(0, 3)):
         events.append(_verb(choose, choose.uniform(0.3, found.lasts_s)))
-    return tuple(sorted(events, key=lambda event: event.at_s))
+    return tuple(events)
+
+
+def _between(found: World, choose: random.Random) -> tuple[Event, ...]:
+    """In every other world, what happens between two lives of a server, or while one starts."""
+    if choose.random() < 0.5:
+        return ()
+    kind = choose.choice(("power", "kill", "full", "outside", "impostor"))
+    legs = len(found.route) - 1
+    leg, part = choose.randrange(legs), choose.uniform(0.02, 1.0)
+    if kind == "outside":  # while the source has the disk
+        part *= 0.4
+    at_s, soon_s = found.lasts_s * (leg + part) / legs, choose.uniform(0.02, 0.8)
+    who, source = choose.choice(found.route), found.route[leg]
+    events = {
+        "power": (Event(0.0, "kill", who, 1.0 + soon_s), Event(0.3, "power", who, 0.1)),
+        "kill": (Event(0.0, "kill", who, 0.2), Event(0.2 + soon_s, "kill", who, 0.2)),
+        "full": (Event(0.0, "full", who, 1.2 + soon_s), Event(0.1, "kill", who, 0.2)),
+        "outside": (Event(0.0, "outside", source, soon_s),),
+        "impostor": (
+            Event(0.0, "impostor", source, 0.6 + soon_s),
+            *((Event(0.4, "activate", detail={}),) * choose.randrange(2)),
+        ),
+    }[kind]
+    return tuple(
+        replace(event, at_s=round(at_s + event.at_s, 3), for_s=round(event.for_s, 3))
+        for event in events
+    )
 
 
 def _moves(choose: random.Random, at_s: float) -> list[Event]:
