@@ -38,7 +38,7 @@ CONSOLE_TAIL_LINES = 45
 PANIC = "Kernel panic"
 TIMEOUT_STATUS = 124
 # Kernel messages go to ttyS0; a panic ends QEMU at once (panic=-1 reboots, -no-reboot exits).
-# At addresses that are always the same, emulated code is compiled once and not for each process; the
+# At addresses that are always the same, emulated code is compiled once, not for each process; the
 # kernel's tests of its own ciphers would be a third of a boot.
 KERNEL_COMMAND_LINE = (
     "console=ttyS0 quiet loglevel=3 panic=-1 mitigations=off nokaslr norandmaps"

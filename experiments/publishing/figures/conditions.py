@@ -204,35 +204,43 @@ def clocks(evidence: Evidence) -> Drawn:
     if frame.empty or frame["axis_clock"].nunique() < 2:
         return Drawn(CLOCKS_TITLE, notes=notes)
     names = draw.ordered(frame["name"])
-    ratios: dict[tuple[str, str], float] = {}
+    ratios = {
+        (name, column): ratio
+        for name in names
+        for column in CLOCK_COLUMNS
+        if (ratio := _real_over_virtual(frame[frame["name"] == name], column)) is not None
+    }
+    shown = [column for column in CLOCK_COLUMNS if any((name, column) in ratios for name in names)]
     with draw.style():
         made = draw.figure(9.6, 4.0)
         axes = made.subplots()
         axes.axvline(1, color="#444", linewidth=1)
         for shift, name in enumerate(names):
-            for y, column in enumerate(CLOCK_COLUMNS):
-                rows = frame[frame["name"] == name]
-                real, virtual = (
-                    rows[rows["axis_clock"] == clock].set_index("seed")[column]
-                    for clock in ("real", "virtual")
-                )
-                ratio = paired_ratio(real, virtual)
-                if ratio is None:
-                    continue
-                ratios[name, column] = ratio.mean
-                place = y + (shift - (len(names) - 1) / 2) * 0.2
-                draw.bar(axes, place, ratio, draw.COLOURS.get(name, "#444"), log=True)
-            axes.plot([], [], "o", color=draw.COLOURS.get(name, "#444"), label=name)
-        axes.axhline(len(WAN_COLUMNS) - 0.5, color="#888", linewidth=0.8, linestyle="--")
-        axes.set_yticks(range(len(CLOCK_COLUMNS)), list(CLOCK_COLUMNS.values()))
-        axes.set_ylim(len(CLOCK_COLUMNS) - 0.5, -0.5)
+            colour = draw.COLOURS.get(name, "#444")
+            for y, column in enumerate(shown):
+                if (name, column) in ratios:
+                    place = y + (shift - (len(names) - 1) / 2) * 0.2
+                    draw.bar(axes, place, ratios[name, column], colour, log=True)
+            axes.plot([], [], "o", color=colour, label=name)
+        ends = sum(column in WAN_COLUMNS for column in shown)
+        axes.axhline(ends - 0.5, color="#888", linewidth=0.8, linestyle="--")
+        axes.set_yticks(range(len(shown)), [CLOCK_COLUMNS[column] for column in shown])
+        axes.set_ylim(len(shown) - 0.5, -0.5)
         draw.log_x(axes, 4.0)
         axes.set_xlabel("real time over virtual time")
         axes.legend()
         content = draw.png(made, evidence.caption("clocks"))
+    means = {key: ratio.mean for key, ratio in ratios.items()}
     columns = list(CLOCK_COLUMNS)
     table = draw.summary_table(frame, ["name", "axis_clock"], columns)
-    return Drawn(CLOCKS_TITLE, content, _clock_words(ratios), notes, table)
+    return Drawn(CLOCKS_TITLE, content, _clock_words(means), notes, table)
+
+
+def _real_over_virtual(rows: pd.DataFrame, column: str) -> Estimate | None:
+    real, virtual = (
+        rows[rows["axis_clock"] == clock].set_index("seed")[column] for clock in ("real", "virtual")
+    )
+    return paired_ratio(real, virtual)
 
 
 def _clock_words(ratios: dict[tuple[str, str], float]) -> list[str]:
