@@ -4,13 +4,18 @@ Both hold the operator's hands meanwhile, as far as moves go; verbs come at any 
 """
 
 import json
+import os
+import random
+import time
 from pathlib import Path
 
+from tests.campaign.guest import LENGTHS
+from tests.campaign.ledger import first_number
 from tests.campaign.motion import Job, Motion
 from tests.campaign.sites import Site
 from tests.campaign.verbs import Call
 from tests.campaign.world import Event
-from tests.support.stamps import stamp
+from tests.support.stamps import SECTOR_BYTES, stamp, written
 
 _OTHER = b"another!"
 
@@ -36,13 +41,30 @@ def outside(motion: Motion, event: Event) -> Job:
         site.server.kill()
         motion.server_died(site.name)
         if was_left and not _is_sealed(site):
-            motion.written_outside(site)
+            _write(motion, site)
             motion.journal.reach("an image written by something else")
         yield from motion.wait(event.for_s)
         motion.restart(site.name, 0.0)
         motion.start_clients(ran)
     finally:
         motion.busy = False
+
+
+def _write(motion: Motion, site: Site) -> None:
+    """Durably, somewhere in the VM's part of the disk; the ledger knows it as the VM's."""
+    life = motion.new_life()
+    choose = random.Random(f"{motion.world.seed}/{life}")
+    number, count = first_number(0, life) + 1, choose.choice(LENGTHS)
+    first = choose.randrange(motion.world.sectors // 2 - count)
+    now_s = time.monotonic()
+    motion.ledger.note(now_s, "send", number, first, count, 0, site.name)
+    with site.image.open("r+b") as image:
+        image.seek(first * SECTOR_BYTES)
+        image.write(written(number, first, count))
+        image.flush()
+        os.fsync(image.fileno())
+    motion.ledger.note(now_s, "ack", number, 1)
+    motion.journal.note("outside", at=site.name, first=first, count=count)
 
 
 def _is_sealed(site: Site) -> bool:

@@ -8,22 +8,21 @@ that requests fail only for a reason.
 """
 
 import os
-import random
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 from testbed.network.topology import Sites
-from tests.campaign.guest import LENGTHS, Guest, Work
+from tests.campaign.guest import Guest, Work
 from tests.campaign.journal import Failed, Journal
-from tests.campaign.ledger import Ledger, first_number
+from tests.campaign.ledger import Ledger
 from tests.campaign.link import Link
 from tests.campaign.server import Server, enter_network
 from tests.campaign.sites import Site
 from tests.campaign.storage import Storage
 from tests.campaign.world import World
-from tests.support.stamps import SECTOR_BYTES, written
+from tests.support.stamps import SECTOR_BYTES
 
 Job = Generator[None, None, None]
 TURN_S = 0.02
@@ -112,18 +111,23 @@ class Motion:
         self.guest = self._client(site, 0)
         self.journal.note("guest", at=site)
 
+    def new_life(self) -> int:
+        """Of whoever writes next: the numbers of its writes are above those of all before."""
+        self._lives += 1
+        return self._lives
+
     def _client(self, site: str, client: int) -> Guest:
+        life = self.new_life()
         sectors, block = self.world.sectors, self.world.block_bytes // SECTOR_BYTES
         part = sectors // _STRANGERS_PART
         ends = (0, sectors - 2 * part, sectors - part, sectors)
         regions = ((ends[0], ends[1]), (ends[1], ends[2]), (ends[2], ends[3]))
         first, end = regions[client]
         depth, pace_s = (self.world.depth, self.world.pace_s) if client == 0 else (1, 0.25)
-        self._lives += 1
         where = self.sites[site]
-        log = self.directory / f"guest-{self._lives}.log"
+        log = self.directory / f"guest-{life}.log"
         work = Work(client, first, end, depth, pace_s, block)
-        guest = Guest(work, self._lives, site, (where.address, where.port), log)
+        guest = Guest(work, life, site, (where.address, where.port), log)
         guest.start(self.ledger, self.world.seed, lambda: enter_network(where.host_pid))
         self._watched.append(guest)
         return guest
@@ -327,23 +331,6 @@ class Motion:
                 self.strangers[name].kill()
                 self.abandon(self.strangers[name])
                 self.strangers[name] = self._client(name, number + 1)
-
-    def written_outside(self, site: Site) -> None:
-        """Something that is no client writes into a site's image, durably, where the VM does."""
-        self._lives += 1
-        number = first_number(0, self._lives) + 1
-        choose = random.Random(f"{self.world.seed}/{self._lives}")
-        count = choose.choice(LENGTHS)
-        first = choose.randrange(self.world.sectors * 3 // 4 - count)
-        now_s = time.monotonic()
-        self.ledger.note(now_s, "send", number, first, count, 0, site.name)
-        with site.image.open("r+b") as image:
-            image.seek(first * SECTOR_BYTES)
-            image.write(written(number, first, count))
-            image.flush()
-            os.fsync(image.fileno())
-        self.ledger.note(now_s, "ack", number, 1)
-        self.journal.note("outside", at=site.name, first=first, count=count)
 
 
 def tail(log: Path) -> str:
