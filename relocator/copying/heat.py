@@ -68,6 +68,10 @@ class Heat:
             self._writes = array("d", (value / self._weight for value in self._writes))
             self._origin_s, self._weight = now_s, 1.0
 
+    def compared(self, offset: int) -> float:
+        """How hot the group at byte `offset` is, next to others at the same moment."""
+        return self._heat[offset >> self.shift]
+
     def values(self, *, writes: bool = False) -> list[float]:
         """Heat of every group now: accesses, or `writes`, those of long ago counting for less."""
         self.tick()

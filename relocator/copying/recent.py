@@ -95,16 +95,17 @@ class Recent:
         blocks = (place >> _LENGTH_BITS for place in chain(self._again, self._once))
         for block in {block for block in blocks if block in gathered}:
             gathered[block] |= LONGEST_BLOCKS
-        again, once = _places(gathered)
+        again, once = (_places(gathered, again=again) for again in (True, False))
         self._again = _merged(again, self._again, gathered, self._half)
         self._once = _merged(once, self._once, gathered, self._half)
         self._save()
 
     def places(self, most: int | None = None) -> bytes:
         """Packed: the places that should come first, at most `most` of them; a few come twice."""
-        again, once = _places(self._gathered.copy())
-        found = again + self._again[:most] + once
-        found += self._once[:_MOST_ONCE_TOLD]
+        gathered = self._gathered.copy()
+        found = _places(gathered, again=True)[:most] + self._again[:most]
+        if most is None or len(found) < most:  # a guest may wait for this: what is cut isn't made
+            found += _places(gathered, again=False) + self._once[:_MOST_ONCE_TOLD]
         return zlib.compress(found[:most].tobytes(), 1)
 
     def _save(self) -> None:
@@ -118,15 +119,16 @@ class Recent:
             fresh.rename(self._path)
 
 
-def _places(gathered: dict[int, int]) -> tuple[Places, Places]:
-    """What was gathered, the last first: places read again, and read once."""
-    again, once = array("Q"), array("Q")
-    for first in reversed(gathered):
-        more = gathered[first]
-        (again if more & LONGEST_BLOCKS else once).append(
+def _places(gathered: dict[int, int], *, again: bool) -> Places:
+    """What was gathered, the last first: places read again, or read once."""
+    return array(
+        "Q",
+        [
             first << _LENGTH_BITS | more & (LONGEST_BLOCKS - 1)
-        )
-    return again, once
+            for first, more in reversed(gathered.items())
+            if (more >= LONGEST_BLOCKS) is again
+        ],
+    )
 
 
 def _merged(fresh: Places, older: Places, known: Container[int], most: int) -> Places:

@@ -19,7 +19,6 @@ from functools import cached_property
 
 from relocator.copying.heat import Heat
 from relocator.store import runs
-from relocator.store.bitmap import Bitmap
 from relocator.store.store import Runs, Store
 
 #: what an answer brings at most, in bytes
@@ -69,10 +68,7 @@ class Rest:
     @cached_property
     def packed(self) -> bytes:
         """Which blocks they are, as in store/runs.py."""
-        bits = Bitmap(self._store.geometry.total_blocks)
-        for first, end in self._chosen:
-            bits.set(first, end)
-        return runs.pack(bits)
+        return runs.pack_runs(self._chosen, self._store.geometry.total_blocks)
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill `buffer` with the content at `offset`, which must be within it."""
@@ -103,14 +99,16 @@ def select(store: Store, heat: Heat, holds: Callable[[int, int], bool], most_byt
 
     `holds` says whether blocks `(first, end)` are in the image.
     """
-    block, total = store.geometry.block_bytes, store.geometry.total_blocks
+    block = store.geometry.block_bytes
     step = max(1, heat.group_bytes // block)
-    values = heat.values()
+    of_group: dict[int, Runs] = {}
+    for first, end in store.dirty.set_runs(0, store.geometry.total_blocks):
+        for at in range(first // step * step, end, step):
+            of_group.setdefault(at, []).append((max(at, first), min(at + step, end)))
     left = most_bytes // block
     chosen: Runs = []
-    units = sorted(range(0, total, step), key=lambda unit: -values[unit * block >> heat.shift])
-    for unit in units if store.dirty_blocks else ():
-        for first, end in store.dirty.set_runs(unit, min(unit + step, total)):
+    for at in sorted(of_group, key=lambda at: -heat.compared(at * block)):
+        for first, end in of_group[at]:
             stop = min(end, first + left)
             if first < stop and holds(first, stop):
                 chosen.append((first, stop))

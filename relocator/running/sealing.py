@@ -3,9 +3,9 @@
 Long before the switch connections are made ready: the request then takes one round trip, and so
 does the word that follows it, `moved`, which lets the source go. The request says how many bytes of
 what was written last may come with the answer (see rest.py): about as many as the link brings in
-that round trip, so that a disk that was kept in step is complete as soon as it is taken over. As
-many connections are made ready for it as the copy has, and each brings a part: one alone would
-begin with some 14 KB a round trip.
+that round trip, so that a disk that was kept in step is complete as soon as it is taken over. Some
+connections are made ready for it, at least as many as the copy has, and each brings a part: one
+alone would begin with some 14 KB a round trip.
 
     answer -> stale blocks dropped -> those that come are claimed -> they arrive, part by part
 
@@ -34,6 +34,9 @@ from relocator.running.rest import MOST_REST_BYTES
 from relocator.source.remote import Answer, Source, base_of, stale
 from relocator.store.store import Runs
 
+#: what comes with the seal comes in so many parts at least
+LEAST_PARTS = 4
+_OVER_TCP = ("nbd", "nbds")
 LEAST_BYTES = 64 << 10
 MOST_BYTES = 16 << 20
 #: claims, and where in what comes each begins
@@ -74,6 +77,12 @@ class Sealing:
             wanted = min(max(wanted, LEAST_BYTES), MOST_BYTES)
         return min(wanted, MOST_REST_BYTES)
 
+    @property
+    def _wanted_parts(self) -> int:
+        """A Unix socket needs no more than the copy has, and ssh is a process for each."""
+        lanes = self._transfer.upstream.lanes
+        return max(LEAST_PARTS, lanes) if self._source.endpoint.scheme in _OVER_TCP else lanes
+
     def prepare(self, token: str) -> None:
         """Have a connection ready for the seal `token`, with what may come as the link is now.
 
@@ -82,7 +91,7 @@ class Sealing:
         """
         if self._store.meta.takeover is not None:
             return  # it was withdrawn: nobody asks for this seal any more
-        most, parts = self._most_bytes, self._transfer.upstream.lanes
+        most, parts = self._most_bytes, self._wanted_parts
         ready, brings, of = self._ready
         is_enough = brings * 3 <= most * 4 <= brings * 5 and (parts == of or not most)
         if ready and token in ready[0] and is_enough:

@@ -7,6 +7,7 @@ does one with more than some 100,000 runs, which would take a second: the guest 
 """
 
 import zlib
+from collections.abc import Iterable, Sequence
 
 from relocator.errors import UpstreamError
 from relocator.store.bitmap import CHUNK_BYTES, Bitmap
@@ -17,14 +18,30 @@ _MOST_NUMBER_BITS = 63
 
 def pack(bitmap: Bitmap) -> bytes:
     """The bitmap's set runs."""
+    return _packed(bitmap.set_runs(0, bitmap.bits), bitmap.bits) or _pack_bits(bitmap)
+
+
+def pack_runs(found: Sequence[tuple[int, int]], bits: int) -> bytes:
+    """The same of runs `(first, end)`, ascending, of a map of `bits` bits."""
+    packed = _packed(found, bits)
+    if packed is None:
+        bitmap = Bitmap(bits)
+        for first, end in found:
+            bitmap.set(first, end)
+        packed = _pack_bits(bitmap)
+    return packed
+
+
+def _packed(found: Iterable[tuple[int, int]], bits: int) -> bytes | None:
+    """None if there are so many that bits take less."""
     out = bytearray(b"r")
-    limit, at = min(bitmap.nbytes, MOST_RUN_BYTES), 0
-    for first, end in bitmap.set_runs(0, bitmap.bits):
+    limit, at = min(-(-bits // 8), MOST_RUN_BYTES), 0
+    for first, end in found:
         _put(out, first - at)
         _put(out, end - first)
         at = end
         if len(out) > limit:
-            return _pack_bits(bitmap)
+            return None
     return zlib.compress(bytes(out), 1)
 
 

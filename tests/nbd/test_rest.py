@@ -42,11 +42,11 @@ _Rest.read_into = _slow
 #: a source that lets who makes ready for a seal wait until it is told to, the first time
 _LATE = """
 import time as _time
+from itertools import count as _count
 from relocator.running.verbs import Verbs as _Verbs
-_open, _first = _Verbs.open_export, [True]
+_open, _opened = _Verbs.open_export, _count()  # several are opened at once
 def _late(self, name, *admitted):
-    if name.startswith("control/seal/") and _first:
-        _first.clear()
+    if name.startswith("control/seal/") and next(_opened) == 0:
         Path(GO).write_text("asked")
         while Path(GO).read_text() == "asked":
             _time.sleep(0.01)
@@ -106,12 +106,13 @@ def site(tmp_path: Path) -> Site:
 
 
 @contextmanager
-def in_step(tmp_path: Path, target: Server, *keys: str, **more: Any) -> Iterator[Server]:
+def in_step(tmp_path: Path, target: Server | str, *keys: str, **more: Any) -> Iterator[Server]:
     """A proxy in standby with all copied ahead, which from now on copies nothing by itself.
 
     How much may come is told: a size of its own choice it would take a moment after the copy.
     """
-    wanted = (f"store={tmp_path / 'store'}", f"source={target.uri}", "mode=standby", "refresh=off")
+    uri = target if isinstance(target, str) else target.uri
+    wanted = (f"store={tmp_path / 'store'}", f"source={uri}", "mode=standby", "refresh=off")
     keys = keys if any(key.startswith("seal-brings=") for key in keys) else (*keys, BRINGS)
     with plugin(tmp_path, "proxy", *wanted, *keys, **more) as proxy:
         try:

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from relocator.errors import RelocatorError
+from relocator.running.sealing import LEAST_PARTS
 from relocator.source.endpoint import Endpoint
 from relocator.source.remote import Source
 from tests.nbd.test_rest import BLOCK, SIZE_BYTES, Site, absent, in_step
 from tests.support.servers import Server, impatient, wait_for
+from tests.support.sources import Relay
 
 #: one for demand, five that bring a part each
 SIX = "connections=6"
@@ -100,6 +102,23 @@ def test_many_parts_are_one_rest(tmp_path: Path, site: Site, brings: str) -> Non
         assert (done["brought_bytes"], done["on_demand_bytes"]) == (499 * BLOCK, 0)
         guest.shutdown()
         ends(target)
+    assert (tmp_path / "store" / "disk.img").read_bytes() == site.model
+
+
+def test_over_tcp_some_parts_are_made_ready_though_the_copy_has_one_connection(
+    tmp_path: Path, site: Site
+) -> None:
+    with site.serve(mistake=_NOTING) as target:
+        relay = Relay(target.socket)
+        with in_step(tmp_path, f"nbd://127.0.0.1:{relay.port}", "connections=2") as proxy:
+            wait_for(lambda: site.has(f"{LEAST_PARTS} of {LEAST_PARTS}"), "the seal's connections")
+            guest = target.connect()
+            for block in (3, 50, 51, 200):
+                site.write(guest, block)
+            proxy.control.call("activate", wait=True)
+            done = proxy.wait()
+            assert (done["brought_bytes"], done["on_demand_bytes"]) == (4 * BLOCK, 0)
+        relay.close()
     assert (tmp_path / "store" / "disk.img").read_bytes() == site.model
 
 

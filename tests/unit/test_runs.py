@@ -18,7 +18,9 @@ def test_a_map_comes_back_however_ragged_it_is(ragged_bytes: int) -> None:
     bitmap.set(bitmap.bits - 3, bitmap.bits)
     packed = runs.pack(bitmap)
     assert len(packed) <= runs.most_bytes(bitmap.bits)
-    assert runs.unpack(packed, bitmap.bits) == list(bitmap.set_runs(0, bitmap.bits))
+    found = list(bitmap.set_runs(0, bitmap.bits))
+    assert runs.unpack(packed, bitmap.bits) == found
+    assert runs.pack_runs(found, bitmap.bits) == packed
 
 
 def answer(theirs: Geometry, *written: int) -> Answer:
