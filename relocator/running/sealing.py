@@ -35,7 +35,7 @@ from relocator.source.remote import Answer, Source, base_of, stale
 from relocator.store.store import Runs
 
 #: what comes with the seal comes in so many parts at least
-LEAST_PARTS = 4
+LEAST_PARTS = 8
 _OVER_TCP = ("nbd", "nbds")
 LEAST_BYTES = 64 << 10
 MOST_BYTES = 16 << 20
