@@ -13,6 +13,7 @@ import errno
 import json
 import os
 import zlib
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from relocator.errors import ConfigError, StoreError
 FORMAT = 2
 _WITHOUT_CHECKSUM = 1
 _CHECKSUM = "checksum"
+_SPARE = "spare"
+_SPARE_BYTES = (64 << 10, 16 << 10, 4 << 10)
 
 
 @dataclass(frozen=True)
@@ -172,20 +175,57 @@ def write(directory: Path, meta: Meta) -> None:
 def replace_file(path: Path, content: bytes) -> None:
     """Replace a file of a store, durably and at once: write, fsync, rename, fsync.
 
+    Where there is no room for it, that of the spare file is taken; what was replaced leaves some
+    for the next one.
+
     Raises:
         StoreError: the file system is full, or fails: nobody may rely on the new content.
     """
-    fresh = path.with_name(f"{path.name}.new")
     try:
-        with fresh.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.rename(path)
-        sync_directory(path.parent)
+        try:
+            _replace(path, content)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not _use_spare(path.parent):
+                raise
+            _replace(path, content)
+            keep_spare(path.parent)
     except OSError as error:
         what = f"store={path.parent}: {path.name} can't be replaced: {error.strerror or error}"
         raise StoreError(what, error.errno or errno.EIO) from error
+
+
+def _replace(path: Path, content: bytes) -> None:
+    fresh = path.with_name(f"{path.name}.new")
+    with fresh.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.rename(path)
+    sync_directory(path.parent)
+
+
+def keep_spare(directory: Path) -> None:
+    """Keep some room back, as far as there is any.
+
+    With it a disk whose file system is full can still be opened, sealed and moved away.
+    """
+    for size_bytes in _SPARE_BYTES:
+        with suppress(OSError):
+            fd = os.open(directory / _SPARE, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, size_bytes)
+                return
+            finally:
+                os.close(fd)
+
+
+def _use_spare(directory: Path) -> bool:
+    """Give the room back that was kept; whether there was a spare file."""
+    try:
+        (directory / _SPARE).unlink()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _checksum(content: dict[str, Any]) -> str:

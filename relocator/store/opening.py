@@ -64,6 +64,7 @@ def open_store(directory: Path, fresh: Meta, *, returns: bool = False) -> Store:
     """
     lock_fd = take_lock(directory)
     try:
+        metadata.keep_spare(directory)
         found = metadata.read(directory)
         if found is None or found.creating:
             return _create(directory, fresh, lock_fd, again=found is not None)

@@ -5,6 +5,7 @@
     DIR/map.durable the same as of the last commit
     DIR/meta.json   what the disk knows of itself (see meta.py)
     DIR/lock        held while a process uses the store
+    DIR/spare       room that is kept back for meta.json
 
 The image may also be elsewhere (a block device, say), and a target may do without a directory: its
 maps are then in memory and end with it.

@@ -16,8 +16,8 @@ from typing import Any
 from relocator.store.image import Image
 from tests.explore.threads import Here, Process
 
-#: not worth keeping: a boot later nothing in it is believed
-_VOLATILE = ("map.live", "lock")
+#: not worth keeping: a boot later nothing in it is believed, or it is made anew
+_VOLATILE = ("map.live", "lock", "spare")
 
 
 class Storage:

@@ -295,3 +295,38 @@ def test_a_source_whose_store_is_full_is_neither_sealed_nor_forgotten(
             room.free(full)
             says(server, "None")
             assert writable(full)
+
+
+def test_a_disk_on_a_full_file_system_moves_all_the_same(tmp_path: Path, room: Room) -> None:
+    image(tmp_path)
+    with source(tmp_path, f"store={room.path / 'maps'}", within=room.within) as full:
+        with support.proxy(tmp_path, full, "mode=standby") as server:
+            wait_for(lambda: server.status()["rounds"], "the copy ahead")
+            full.connect().pwrite(b"n" * BLOCK, 0)
+            room.fill(full, all_of_it=False)
+            server.control.call("activate", wait=True)
+            wait_for(lambda: full.status()["state"] == "sealed", "the seal")
+            assert server.wait()["state"] == "complete"
+            assert server.connect().pread(BLOCK, 0) == b"n" * BLOCK
+
+
+def test_a_disk_on_a_full_file_system_starts_again_and_can_be_sealed(
+    tmp_path: Path, room: Room
+) -> None:
+    image(tmp_path)
+    store = f"store={room.path / 'maps'}"
+    with room.kept() as within:
+        with source(tmp_path, store, within=within) as server:
+            server.connect().pwrite(b"n" * BLOCK, 0)
+            room.fill(server, all_of_it=False)
+            server.stop()
+            assert server.process.returncode == 0
+        for _ in range(3):
+            with source(tmp_path, store, within=within) as server:
+                assert server.connect().pread(BLOCK, 0) == b"n" * BLOCK
+                assert writable(server)
+                server.stop()
+                assert server.process.returncode == 0
+        with source(tmp_path, store, within=within) as server:
+            server.control.call("seal")
+            assert not writable(server)
