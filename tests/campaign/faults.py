@@ -11,7 +11,7 @@ from testbed.hosts.supervise import ProcessError
 from tests.campaign import between, operator
 from tests.campaign.motion import Job, Motion
 from tests.campaign.sites import Site
-from tests.campaign.world import Event
+from tests.campaign.world import SPARED, Event
 
 
 def apply(motion: Motion, event: Event) -> None:
@@ -135,7 +135,7 @@ def _on_store(
 
 
 def _fill(motion: Motion, event: Event) -> None:
-    motion.sites[event.who].storage.fill()
+    motion.sites[event.who].storage.fill(spared=event.detail == SPARED)
     motion.journal.reach("a store full")
 
 

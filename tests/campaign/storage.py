@@ -69,8 +69,10 @@ class Storage:
             run(["e2fsck", "-p", self._device])
         self._mount()
 
-    def fill(self) -> None:
-        """No room is left."""
+    def fill(self, *, spared: bool) -> None:
+        """No room is left; what the store keeps back only if that is `spared`."""
+        for spare in self.path.glob("*/spare") if not spared else ():
+            spare.unlink()
         with (self.path / "ballast").open("wb") as file:
             length = 0
             step = 8 << 20

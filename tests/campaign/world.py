@@ -20,6 +20,8 @@ from typing import Any, Self
 LINK = ("cut", "blackhole", "rate", "loss")
 STORE = ("power", "full", "failing", "slow")
 BETWEEN = ("outside", "impostor")
+#: of a store that is full: but for what it keeps back
+SPARED = "spared"
 OPERATOR = (
     *("activate", "release", "withdraw", "unseal", "seal"),
     *("pause", "resume", "set", "refresh"),
@@ -166,7 +168,7 @@ def _between(found: World, choose: random.Random) -> tuple[Event, ...]:
     events = {
         "power": (Event(0.0, "kill", who, 1.0 + soon_s), Event(0.3, "power", who, 0.1)),
         "kill": (Event(0.0, "kill", who, 0.2), Event(0.2 + soon_s, "kill", who, 0.2)),
-        "full": (Event(0.0, "full", who, 1.2 + soon_s), Event(0.1, "kill", who, 0.2)),
+        "full": (Event(0.0, "full", who, 1.2 + soon_s, SPARED), Event(0.1, "kill", who, 0.2)),
         "outside": (Event(0.0, "outside", source, soon_s),),
         "impostor": (
             Event(0.0, "impostor", source, 0.6 + soon_s),
