@@ -20,7 +20,7 @@ from tests.support import servers
 from tests.support.command import impatient
 from tests.support.machine import machine
 from tests.support.relay import relay
-from tests.support.servers import Server, wait_for
+from tests.support.servers import Server, children, wait_for
 from tests.support.sources import daemon
 
 SIZE_BYTES = 1 << 20
@@ -28,9 +28,7 @@ SIZE_BYTES = 1 << 20
 
 def ssh_of(pid: int) -> list[int]:
     """The ssh processes that it has started."""
-    found = Path(f"/proc/{pid}/task").glob("*/children")
-    children = [int(child) for path in found for child in path.read_text().split()]
-    return [child for child in children if Path(f"/proc/{child}/comm").read_text() == "ssh\n"]
+    return [one for one in children(pid) if Path(f"/proc/{one}/comm").read_text() == "ssh\n"]
 
 
 def test_a_socket_behind_ssh_is_reached_anew_when_ssh_has_given_up(tmp_path: Path) -> None:

@@ -8,15 +8,10 @@ from pathlib import Path
 
 from testbed.hosts.ssh import keys, known, sshd_command
 from tests.support.model import source_bytes
-from tests.support.servers import nbdkit, plugin, refused, wait_for
+from tests.support.servers import children, nbdkit, plugin, refused, wait_for
 from tests.support.sources import daemon
 
 SIZE_BYTES = 4 << 20
-
-
-def children(pid: int) -> list[int]:
-    text = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for path in text for child in path.read_text().split()]
 
 
 def test_a_copy_through_ssh_survives_the_loss_of_its_connections(tmp_path: Path) -> None:

@@ -92,6 +92,15 @@ class Server:
         return self.process.poll()
 
 
+def children(pid: int) -> list[int]:
+    """The processes that a process has started, by whichever of its threads."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(OSError):  # the thread has ended meanwhile
+            found += map(int, (task / "children").read_text().split())
+    return found
+
+
 def _await(server: Server) -> None:
     give_up_s = time.monotonic() + READY_S
     while time.monotonic() < give_up_s:
