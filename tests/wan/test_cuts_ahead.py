@@ -23,8 +23,8 @@ from tests.support.storage_daemon import storage_daemon
 
 PORT = 10809
 MENDED_S = 120.0
-#: the source sends slowly, so that there is a middle to be cut
-SLOWLY = ("connection-rate=16M", "burstiness=0.05")
+#: the source sends slowly over all connections together, so that there is a middle to be cut
+SLOWLY = ("rate=16M", "burstiness=0.05")
 BRINGS = 200
 
 
