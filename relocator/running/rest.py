@@ -14,7 +14,7 @@ comes with the maps, of the whole. Every part says which rest it is of.
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 
 from relocator.copying.heat import Heat
@@ -94,21 +94,25 @@ class Part:
         self._rest.read_into(buffer, self._at + offset)
 
 
+def _dirty_groups(store: Store, step: int) -> Iterator[int]:
+    """The first block of each group of `step` blocks in which one is dirty."""
+    at, total = 0, store.dirty.bits
+    while (at := store.dirty.next_set(at, total)) < total:
+        yield at // step * step
+        at = (at // step + 1) * step
+
+
 def select(store: Store, heat: Heat, holds: Callable[[int, int], bool], most_bytes: int) -> Rest:
     """Dirty blocks of `store`, hottest groups first, `most_bytes` of them at most.
 
     `holds` says whether blocks `(first, end)` are in the image.
     """
-    block = store.geometry.block_bytes
+    block, total = store.geometry.block_bytes, store.geometry.total_blocks
     step = max(1, heat.group_bytes // block)
-    of_group: dict[int, Runs] = {}
-    for first, end in store.dirty.set_runs(0, store.geometry.total_blocks):
-        for at in range(first // step * step, end, step):
-            of_group.setdefault(at, []).append((max(at, first), min(at + step, end)))
     left = most_bytes // block
     chosen: Runs = []
-    for at in sorted(of_group, key=lambda at: -heat.compared(at * block)):
-        for first, end in of_group[at]:
+    for group in sorted(_dirty_groups(store, step), key=lambda at: -heat.compared(at * block)):
+        for first, end in store.dirty.set_runs(group, min(group + step, total)):
             stop = min(end, first + left)
             if first < stop and holds(first, stop):
                 chosen.append((first, stop))
