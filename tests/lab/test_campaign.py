@@ -15,7 +15,8 @@ from tests.campaign.boots import Result, boot
 from tests.campaign.world import world
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(1800)]
-SEEDS = range(1, 21)
+#: a source written from outside, another disk at its address, a way back, kills, power failures
+SEEDS = (1, 2, 6, 10, 13, 19)
 
 
 def two_boots(*seeds: Iterable[int]) -> list[list[Result]]:
