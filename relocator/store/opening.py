@@ -64,7 +64,6 @@ def open_store(directory: Path, fresh: Meta, *, returns: bool = False) -> Store:
     """
     lock_fd = take_lock(directory)
     try:
-        metadata.keep_spare(directory)
         found = metadata.read(directory)
         if found is None or found.creating:
             return _create(directory, fresh, lock_fd, again=found is not None)
@@ -77,6 +76,7 @@ def open_store(directory: Path, fresh: Meta, *, returns: bool = False) -> Store:
         mends = not returns and is_written_outside(found, image)
         if mends:
             _check_mends(found, image)
+        metadata.keep_spare(directory)
         store = Store(found, image, directory, lock_fd)
         if found.graduated:
             store.mark_all_written()
@@ -137,6 +137,7 @@ def _create(directory: Path, fresh: Meta, lock_fd: int, *, again: bool) -> Store
             f"store={directory}: holds a disk.img but no meta.json, so it is not a store; "
             "remove it or give another directory"
         )
+    metadata.keep_spare(directory)
     making = replace(fresh, clean=True, creating=True)
     metadata.write(directory, making)
     for name in ("map.live", "map.durable", *(["disk.img"] if fresh.disk is None else [])):
