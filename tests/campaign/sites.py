@@ -48,9 +48,13 @@ class Site:
         return self.storage.path / "disk.img"
 
     @property
+    def _store(self) -> Path:
+        return self.storage.path / ("maps" if self.name == "A" else "store")
+
+    @property
     def image(self) -> Path:
         """The image, wherever it is."""
-        return self._disk if self.name == "A" else self.storage.path / "store" / "disk.img"
+        return self._disk if self.name == "A" else self._store / "disk.img"
 
     @property
     def has_begun(self) -> bool:
@@ -60,7 +64,7 @@ class Site:
     @property
     def meta(self) -> Path:
         """What its store says of itself."""
-        return self.storage.path / ("maps" if self.name == "A" else "store") / "meta.json"
+        return self._store / "meta.json"
 
     def impostor(self, disk: Path) -> Server:
         """The server of another disk, at this site's address; not started."""
@@ -86,11 +90,7 @@ class Site:
         proxy = self.source is not None
         careful = not proxy and self.world.planted != "target-threads"
         threads = "1" if careful else "8"  # see docs/operators.md, "nbdkit aborts"
-        keys = []
-        if self.name == "A":
-            keys += [f"disk={self._disk}", f"store={self.storage.path}/maps"]
-        else:
-            keys += [f"store={self.storage.path}/store"]
+        keys = [f"store={self._store}", *([f"disk={self._disk}"] if self.name == "A" else [])]
         if self.source is None:
             keys += [f"block={self.world.block_bytes}"]
         else:
