@@ -9,7 +9,7 @@ help:            ## this list
 install:         ## packages and .venv (needs root or sudo)
 	@scripts/install
 
-test: install check   ## the tests, two at a time, with progress (20 minutes on a quiet machine)
+test: install check   ## the tests, two at a time, with progress (some 25 minutes)
 	@scripts/install --reproduce
 	$(PYTHON) -m pytest -n 2 --max-worker-restart 0 --durations 20
 
