@@ -25,6 +25,7 @@ from experiments.scenarios import cells, schema
 from experiments.scenarios.cells import Cell
 from experiments.scenarios.schema import ScenarioError
 from testbed import ending
+from testbed.lab.image import LabError
 
 DEFAULT_OUT = Path("out/cells")
 EXIT_FAILED = 1
@@ -137,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (_Wrong, ScenarioError) as error:
         _say(str(error))
         return EXIT_USAGE
-    except (RunnerError, OSError) as error:
+    except (RunnerError, LabError, OSError) as error:
         _say(str(error))
         return EXIT_FAILED
     except KeyboardInterrupt:

@@ -94,8 +94,22 @@ def is_current(out: Path, cell: Cell, version: Mapping[str, str]) -> bool:
     if not well(cell, outcome(out, cell.id)):
         return False
     kept = read_json(directory(out, cell.id) / "cell.json")
-    same_code = kept.get("code", {}).get("run") == version["run"]
+    kept_code = kept.get("code", {})
+    same_code = kept_code.get("run") == version["run"]
+    if same_code and _is_of_others(cell):
+        programs = kept.get("machine", {}).get("programs")
+        same_code = kept_code.get("others") == version["others"] and programs == _programs(cell)
     return same_code and kept.get("command") == shown_command(cell)
+
+
+def _is_of_others(cell: Cell) -> bool:
+    """Whether it runs a system or a workload that another project announces."""
+    words = (word.strip().partition(":")[0] for text in cell.arguments for word in text.split(","))
+    return not code.of_others().isdisjoint(words)
+
+
+def _programs(cell: Cell) -> dict[str, str | None]:
+    return {name: _digest(name) for name in cell.programs}
 
 
 def run(cell: Cell, out: Path, command: Command = lab_command) -> str:
@@ -122,7 +136,7 @@ def run(cell: Cell, out: Path, command: Command = lab_command) -> str:
                 "processors": os.cpu_count(),
                 "python": platform.python_version(),
                 "lab_image": image.current().name,
-                "programs": {name: _digest(name) for name in cell.programs},
+                "programs": _programs(cell),
             },
             "status": status,
             "wall_s": round(time.monotonic() - started_s, 1),

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -118,6 +119,64 @@ def test_a_run_of_other_code_or_command_is_not_current(tmp_path: Path) -> None:
     assert runner.is_current(tmp_path, A, {**version, "tree": "other", "describe": "other"})
     assert not runner.is_current(tmp_path, replace(A, timeout_s=61), version)
     assert not runner.is_current(tmp_path, B, version)
+
+
+@pytest.fixture
+def announcing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The module of an installed project that announces a system `theirs` and a workload `log`."""
+    site = tmp_path / "site-packages"
+    about = site / "zonal-1.dist-info"
+    about.mkdir(parents=True)
+    module = site / "zonal.py"
+    module.write_text("class Theirs: ...\ndef log(argument, settings): ...\n")
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: zonal\nVersion: 1\n")
+    (about / "entry_points.txt").write_text(
+        "[relocator.systems]\ntheirs = zonal:Theirs\n[relocator.workloads]\nlog = zonal:log\n"
+    )
+    names = ("zonal.py", *(f"{about.name}/{name}" for name in ("METADATA", "entry_points.txt")))
+    (about / "RECORD").write_text("".join(f"{name},,\n" for name in names))
+    monkeypatch.syspath_prepend(str(site))
+    code.of_others.cache_clear()
+    yield module
+    code.of_others.cache_clear()
+    sys.modules.pop("zonal", None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_theirs"),
+    [
+        (("--system", "theirs"), True),
+        (("--system", "remote", "--workloads", "mixed,log:7"), True),
+        (("--system", "remote", "--workloads", "mixed"), False),
+    ],
+)
+def test_a_change_of_anothers_project_makes_its_own_runs_anew(
+    arguments: tuple[str, ...], is_theirs: bool, tmp_path: Path, announcing: Path
+) -> None:
+    cell = replace(A, arguments=arguments)
+    runner.run(cell, tmp_path, ends("ok"))
+    assert runner.is_current(tmp_path, cell, code.version())
+    announcing.write_text(announcing.read_text() + "# another line\n")
+    assert runner.is_current(tmp_path, cell, code.version()) is not is_theirs
+
+
+def test_anothers_program_that_was_built_anew_makes_its_runs_anew(
+    tmp_path: Path, announcing: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "bin" / "theirs-server"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+    cells = [
+        replace(A, id=f"some/{name}/s1", arguments=("--system", name), programs=(program.name,))
+        for name in ("theirs", "xnbd")
+    ]
+    for cell in cells:
+        runner.run(cell, tmp_path, ends("ok"))
+        assert runner.is_current(tmp_path, cell, code.version())
+    program.write_text("#!/bin/sh\nexit 1\n")
+    assert [runner.is_current(tmp_path, cell, code.version()) for cell in cells] == [False, True]
 
 
 def test_two_do_not_run_the_same_cell_at_once(tmp_path: Path) -> None:
