@@ -6,8 +6,6 @@ from typing import Any
 
 # argparse doesn't export the type of what add_subparsers returns.
 Commands = Any
-#: states of a disk that has every block; sealed: it has moved on to another site since
-ALL_HERE = ("complete", "sealed")
 _WIDE = 1000
 
 

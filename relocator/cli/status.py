@@ -14,7 +14,6 @@ from rich.table import Table
 from rich.text import Text
 
 from relocator.cli.common import (
-    ALL_HERE,
     Commands,
     add_control,
     console,
@@ -26,6 +25,7 @@ from relocator.cli.common import (
 from relocator.cli.page import History, Page, behind_text, deadline_text, line
 from relocator.client import Client
 from relocator.errors import RelocatorError
+from relocator.running.states import ALL_HERE
 
 EVERY_S = 1.0
 _PATIENCE_S = 15.0

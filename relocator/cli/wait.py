@@ -13,11 +13,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from relocator import words
-from relocator.cli.common import ALL_HERE, Commands, add_control, human_rate
+from relocator.cli.common import Commands, add_control, human_rate
 from relocator.cli.page import behind_text
 from relocator.client import Client
 from relocator.config import parse_seconds
 from relocator.errors import ConfigError, RelocatorError
+from relocator.running.states import ALL_HERE
 
 EVERY_S = 0.5
 _ABOUT = (

@@ -21,7 +21,7 @@ import time
 from contextlib import suppress
 
 from relocator.errors import RelocatorError
-from relocator.moving import seen
+from relocator.moving import begin, seen
 from relocator.moving.ends import Disk, of_all
 from relocator.moving.monitor import Monitor, NoAnswerError
 from relocator.moving.parties import Parties
@@ -51,6 +51,7 @@ def go_back(parties: Parties) -> str:
     _go_on(parties)
     try:
         parties.freeze.thaw_at_source()
+        begin.undo(parties)
     finally:
         _look_again(parties)
         if there in (DestVm.RUNS, DestVm.RECEIVING, DestVm.STOPPED):

@@ -1,10 +1,11 @@
-"""What must hold before a move begins, and how QEMU is told to begin."""
+"""What must hold before a move begins, how QEMU is told to begin, and to forget that."""
 
 from contextlib import suppress
 
 from relocator.errors import ConfigError, RelocatorError
 from relocator.moving import seen
 from relocator.moving.ends import of_all
+from relocator.moving.freezing import USUAL_LIMITS
 from relocator.moving.monitor import Monitor, MonitorLostError
 from relocator.moving.parties import Parties, Plan
 from relocator.moving.seen import DestVm, SourceVm
@@ -85,7 +86,29 @@ def start(parties: Parties, plan: Plan) -> None:
         if plan.multifd_channels:
             monitor.call("migrate-set-parameters", multifd_channels=plan.multifd_channels)
     if limits := parties.freeze.first_limits(plan.limits):
+        parties.limits_before = parties.limits_before or _limits(source)
         source.call("migrate-set-parameters", **limits)
     if not destination.call("query-migrate").get("socket-address"):
         destination.call("migrate-incoming", uri=plan.incoming)
     source.call("migrate", uri=plan.uri)
+
+
+def _limits(source: Monitor) -> dict[str, int]:
+    """What limits the migrations of a QEMU; not what a move that was killed has left."""
+    now = source.call("query-migrate-parameters")
+    found = {name: now[name.replace("_", "-")] for name in USUAL_LIMITS}
+    return found if found["downtime_limit"] else USUAL_LIMITS
+
+
+def undo(parties: Parties) -> None:
+    """The source's QEMU forgets what `start` asked of it: another client's migration would pause
+    for a word that nobody says, or never end. One that can't be asked keeps it.
+    """
+    off = ("pause-before-switchover", "multifd")
+    with suppress(RelocatorError):
+        parties.source.call(
+            "migrate-set-capabilities",
+            capabilities=[{"capability": name, "state": False} for name in off],
+        )
+        if parties.limits_before:
+            parties.source.call("migrate-set-parameters", **parties.limits_before)

@@ -15,6 +15,8 @@ from relocator.signals import uninterrupted
 #: how long `settle` waits for a proxy that is down
 SETTLE_S = 20.0
 _NOT_HERE = (SourceVm.SENT, SourceVm.GONE)
+#: one that waits may be another one: what had the guest has ended, and was started again
+_NO_GUEST = (DestVm.GONE, DestVm.WAITING)
 _NO_HOOKS = Hooks()
 _STOPPED = (
     "It is there with its disks, and every block, but was stopped: say `cont` to its QEMU's QMP "
@@ -119,7 +121,7 @@ class Move:
         found = self._parties.look()
         stage = stages.find(found)
         arrived = found.destination in (DestVm.RUNS, DestVm.STOPPED)
-        perhaps = found.destination is DestVm.GONE and found.source in _NOT_HERE
+        perhaps = found.destination in _NO_GUEST and found.source in _NOT_HERE
         self._parties.untold = not arrived and (not perhaps or "destination" in self._plan.lost)
         unsure = found.source is SourceVm.GONE and "source" not in self._plan.lost
         if stage is Stage.ARRIVED and unsure:

@@ -46,6 +46,7 @@ class Parties:
 
     `untold`: it is certain that no proxy was told to release its disk. `ran_at_source`: whether the
     guest ran, or had been stopped by somebody, when the move began; None if that wasn't seen.
+    `limits_before`: QEMU's, at the source, before this process changed them.
     """
 
     source: Monitor
@@ -53,6 +54,7 @@ class Parties:
     disks: Sequence[Disk]
     untold: bool = False
     ran_at_source: bool | None = None
+    limits_before: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     freeze: NoFreeze = field(default_factory=NoFreeze)
 

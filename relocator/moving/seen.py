@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from relocator.errors import RelocatorError
 from relocator.moving.ends import Disk, of_all
 from relocator.moving.monitor import Monitor
+from relocator.running.states import ALL_HERE
 
 
 class SourceVm(StrEnum):
@@ -81,7 +82,7 @@ class DiskSeen:
     @property
     def complete(self) -> bool:
         """The proxy needs its source no more."""
-        return self.status is not None and self.status["state"] == "complete"
+        return self.status is not None and self.status["state"] in ALL_HERE
 
 
 @dataclass(frozen=True)

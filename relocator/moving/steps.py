@@ -26,6 +26,7 @@ from relocator.moving.parties import Parties, Plan
 from relocator.moving.seen import DestVm, SourceVm
 from relocator.moving.stages import Stage
 from relocator.moving.telling import Hooks, Progress, Report
+from relocator.running.states import ALL_HERE
 from relocator.signals import uninterrupted
 
 LOOK_EVERY_S = 0.2
@@ -171,7 +172,7 @@ class Steps:
 
     def _arrived(self) -> str:
         """Once every source has confirmed its seal, release all disks."""
-        self._seal()  # a process that came later; and a proxy that was restarted waits for it
+        self._seal()  # a process that came later
         self._await_seals(float("inf"))
         self._clocks.note("sealed")
         self._hooks.seam("sealed")
@@ -184,7 +185,7 @@ class Steps:
         return "released"
 
     def _await_seals(self, give_up_s: float) -> None:
-        """Until every source is sealed, by its proxy's word.
+        """Until every source is sealed, by its proxy's word; one that was restarted is told again.
 
         Raises:
             RelocatorError: one can't be, or the destination has lost the guest.
@@ -202,6 +203,9 @@ class Steps:
             if time.monotonic() > looked_s + LOOK_EVERY_S:
                 looked_s = time.monotonic()
                 self._parties.destination.call("query-status")
+                for disk, state in zip(self._parties.disks, states, strict=True):
+                    if not state["seal_confirmed"]:
+                        disk.call("activate", hold=True)
             time.sleep(SEAL_EVERY_S)
 
     def _moved(self) -> str:
@@ -221,7 +225,7 @@ class Steps:
             for disk, state in zip(self._parties.disks, states, strict=True):
                 if state is not None and state["state"] == "outdated":
                     raise RelocatorError(f"disk {disk.name}: {state['error']}")
-            if all(state is not None and state["state"] == "complete" for state in states):
+            if all(state is not None and state["state"] in ALL_HERE for state in states):
                 self._parties.freeze.thaw_at_destination()
                 self._thaw()
                 return "all here"
@@ -338,7 +342,7 @@ def _release(disk: Disk) -> None:
 def _copy_on(disk: Disk) -> None:
     """See that the background copy runs."""
     status = disk.status()
-    if status is None or status["background"] == "on" or status["state"] == "complete":
+    if status is None or status["background"] == "on" or status["state"] in ALL_HERE:
         return
     with suppress(RelocatorError):  # it has become complete meanwhile, or the loop tells
         if status["background"] == "paused":

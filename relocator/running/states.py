@@ -63,6 +63,8 @@ TRANSITIONS: dict[State, dict[str, State]] = {
 UNFINISHED = frozenset({State.STANDBY, State.ACTIVATING, State.ACTIVE, State.RELAYING})
 #: States in which the disk is still the source's: reads pass through to it.
 PASSING = frozenset({State.STANDBY, State.ACTIVATING})
+#: States of a disk that has every block; one that is sealed has moved on to another site since.
+ALL_HERE = frozenset({State.COMPLETE, State.SEALED})
 _COPYING = UNFINISHED
 _SETTLED = frozenset(State) - PASSING - {State.OUTDATED}
 

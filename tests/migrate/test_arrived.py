@@ -7,6 +7,7 @@ import signal
 import subprocess
 
 from tests.migrate.way import Way
+from tests.support.servers import wait_for
 
 
 def test_a_guest_that_a_way_back_has_stopped_goes_on_where_its_disks_are_released(way: Way) -> None:
@@ -71,3 +72,32 @@ def test_a_guest_that_stands_still_at_the_end_is_told(way: Way) -> None:
     assert done.returncode == 1
     assert "the guest stands still at the destination" in done.stderr
     assert "say `cont`" in done.stderr
+
+
+def test_a_proxy_that_is_restarted_while_the_guest_is_on_its_way_is_told_again_to_seal(
+    way: Way,
+) -> None:
+    def leave() -> None:
+        way.source.status, way.source.migration = "finish-migrate", "device"
+
+    way.source.before["migrate-continue"] = leave
+    process = way.sending()
+    way.source.stand_still()
+    wait_for(lambda: way.proxy.status()["seal_confirmed"], "the seal")
+    way.proxy.kill()
+    way.start_proxy()
+    assert not way.proxy.status()["seal_confirmed"]
+    way.arrived()
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert way.disk == ("sealed", "complete")
+
+
+def test_a_move_ends_whose_disk_has_moved_on_meanwhile(way: Way) -> None:
+    way.arrived()
+    way.proxy.control.call("activate")
+    way.proxy.wait()
+    way.proxy.control.call("seal")
+    done = way.run()
+    assert done.returncode == 0, done.stderr
+    assert way.disk == ("sealed", "sealed")

@@ -5,6 +5,7 @@ import subprocess
 from functools import partial
 from pathlib import Path
 
+from testbed.hosts.qmp import connect
 from testbed.hosts.ssh import keys, known, sshd_command
 from tests.migrate.sites import Sites, settled_owner, stopped, wait_for
 from tests.support import command, servers
@@ -46,6 +47,10 @@ def test_a_guest_that_does_not_fit_comes_back(tmp_path: Path) -> None:
         assert "The guest is at the source, its disks are writable there" in done.stderr
         assert settled_owner(sites) == "source"
         sites.source.goes_on()
+        monitor = connect(sites.source.qmp)
+        known = monitor.call("query-migrate-capabilities")
+        assert {"capability": "pause-before-switchover", "state": False} in known
+        monitor.close()
         sites.source.kill()
         sites.prove(sites.source, site=sites.a)
 

@@ -14,6 +14,7 @@ import pytest
 
 from tests.migrate.way import Way
 from tests.support import servers
+from tests.support.fake_guest import FakeMonitor
 from tests.support.servers import wait_for
 
 
@@ -132,8 +133,7 @@ def test_a_guest_goes_on_at_the_source_while_its_other_qemu_waits_for_a_dead_dis
     went_on = []
 
     def arrive() -> None:
-        way.source.status, way.source.migration = "postmigrate", "completed"
-        way.destination.status = "running"
+        way.arrived()
         way.proxy.kill()
 
     def hang() -> None:
@@ -172,13 +172,9 @@ def test_a_seal_that_is_made_when_its_proxy_is_dead_and_the_guest_back_is_undone
     asked, made, go = (tmp_path / name for name in ("asked", "made", "go"))
     file = servers.mistaken(tmp_path, _SLOW_SEAL.format(at=str(tmp_path)))
 
-    def arrive() -> None:
-        way.source.status, way.source.migration = "postmigrate", "completed"
-        way.destination.status = "running"
-
     with ExitStack() as ends:
         way = Way(tmp_path, ends, file=file)
-        way.source.before["migrate-continue"] = arrive
+        way.source.before["migrate-continue"] = way.arrived
         way.source.before["cont"] = go.touch
         process = way.sending()
         way.source.stand_still()
@@ -204,3 +200,45 @@ def test_a_second_command_leaves_a_move_that_is_under_way_alone(way: Way) -> Non
     process.communicate(timeout=60)
     assert process.returncode == 130
     assert way.back
+
+
+def test_what_a_guest_wrote_at_a_site_that_died_before_the_source_heard_of_it_is_not_given_up(
+    way: Way,
+) -> None:
+    """Its QEMU was started again, its proxy not yet; the source's can't know of the release."""
+    written = b"acknowledged and flushed".ljust(4096, b".")
+    way.arrived()
+    way.proxy.control.call("activate", hold=True)
+    wait_for(lambda: way.proxy.status()["seal_confirmed"], "the seal")
+    way.link.cut()
+    way.proxy.control.call("release")
+    wait_for(lambda: way.proxy.status()["state"] != "activating", "its writes to pass")
+    guest = way.proxy.connect()
+    guest.pwrite(written, 0)
+    guest.flush()
+    way.proxy.kill()
+    way.destination.status = "inmigrate"
+    process = way.begin()
+    process.wait(60)
+    assert process.returncode == 1
+    assert way.target.status()["state"] == "sealed"
+    assert way.source.status == "postmigrate"
+    way.link.mend()
+    way.start_proxy()
+    said, _ = process.communicate(timeout=60)  # of its guard, too
+    assert "add --lost destination" in said
+    done = way.run()
+    assert done.returncode == 0, done.stderr
+    assert way.proxy.connect().pread(len(written), 0) == written
+
+
+def test_a_move_that_came_to_nothing_leaves_a_qemu_that_others_can_use(way: Way) -> None:
+    process = way.sending("--bandwidth", "80M", "--downtime-limit", "77")
+    assert "pause-before-switchover" in way.source.capabilities
+    assert way.source.limits == {"max-bandwidth": 10_000_000, "downtime-limit": 77}
+    before = FakeMonitor.LIMITS
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert way.back, said
+    assert not way.source.capabilities & {"pause-before-switchover", "multifd"}
+    assert way.source.limits == before

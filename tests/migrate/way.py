@@ -10,6 +10,7 @@ from tests.migrate.sites import command
 from tests.support import servers
 from tests.support.command import impatient
 from tests.support.fake_guest import FakeAgent, FakeMonitor
+from tests.support.relay import relay
 from tests.support.servers import wait_for
 
 SIZE_BYTES = 1 << 20
@@ -20,14 +21,20 @@ class Way:
 
     def __init__(self, directory: Path, ends: ExitStack, **target: Any) -> None:
         self.directory = directory
+        self.ends = ends
         self.target = ends.enter_context(servers.target(directory, SIZE_BYTES, **target))
-        self.proxy = ends.enter_context(servers.proxy(directory, self.target, "mode=standby"))
+        self.link = ends.enter_context(relay(directory / "link.sock", self.target.socket))
+        self.start_proxy()
         self.source = FakeMonitor(directory / "source.qmp", "running")
         self.destination = FakeMonitor(directory / "destination.qmp", "inmigrate")
         for monitor in (self.source, self.destination):
             ends.callback(monitor.close)
-        self.ends = ends
         self.freeze: list[str] = []
+
+    def start_proxy(self) -> None:
+        """In standby, or as the one before it has left its store."""
+        proxy = servers.proxy(self.directory, self.link.uri, "mode=standby")
+        self.proxy = self.ends.enter_context(proxy)
 
     def frozen_by(self, *, frozen: bool) -> FakeAgent:
         """The guest's agent at the source; and one at the destination."""
@@ -78,6 +85,11 @@ class Way:
         process = self.begin(*more, **streams)
         wait_for(lambda: self.source.migration == "active", "memory to be sent")
         return process
+
+    def arrived(self) -> None:
+        """The guest has arrived, and the source's QEMU knows it."""
+        self.source.status, self.source.migration = "postmigrate", "completed"
+        self.destination.status = "running"
 
     @property
     def back(self) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+PROJECT = Path(__file__).parents[2]
 #: what else is 10 s to connect, 30 s for an answer, 20 s to arrive or to freeze, 5 s to first read
 #: and for a late seal
 _SOONER = """
@@ -42,10 +43,14 @@ def patient(directory: Path) -> dict[str, str]:
 
 
 def _with(place: Path, code: str) -> dict[str, str]:
-    """An environment in which each Python begins with `code`."""
+    """An environment in which each Python begins with `code`, on this project's relocator.
+
+    That is imported before the directory that Python is started in is on its path.
+    """
     place.mkdir(exist_ok=True)
     (place / "sitecustomize.py").write_text(code)
-    path = os.pathsep.join(filter(None, (str(place), os.environ.get("PYTHONPATH"))))
+    places = (str(place), str(PROJECT), os.environ.get("PYTHONPATH"))
+    path = os.pathsep.join(filter(None, places))
     return os.environ | {"PYTHONPATH": path}
 
 

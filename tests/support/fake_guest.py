@@ -10,7 +10,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 COMMANDS = ("guest-info", "guest-fsfreeze-status", "guest-fsfreeze-freeze", "guest-fsfreeze-thaw")
 _GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}}, "capabilities": []}}
@@ -62,11 +62,16 @@ class FakeMonitor(_Served):
     """A QEMU's QMP socket: `status` and `migration` are what it says; `heard` what it was told.
 
     `mute`: it hangs up on whoever comes, as an ssh does that can't reach the socket behind it.
+    `capabilities` that are on, and `limits`, are what its migrations are done with.
     """
+
+    LIMITS: ClassVar = {"downtime-limit": 300, "max-bandwidth": 1 << 27}
 
     def __init__(self, path: Path, status: str) -> None:
         self.status, self.migration = status, ""
         self.heard: list[str] = []
+        self.capabilities: set[str] = set()
+        self.limits = dict(self.LIMITS)
         self.mute = False
         self.before: dict[str, Any] = {}
         super().__init__(path)
@@ -83,13 +88,19 @@ class FakeMonitor(_Served):
                 self.heard.append(command)
             if command in self.before:
                 self.before.pop(command)()
-            answer: dict[str, Any] = {"return": self._do(command)}
+            answer: dict[str, Any] = {"return": self._do(command, message.get("arguments", {}))}
             if "id" in message:
                 answer["id"] = message["id"]
             _send(client, answer)
 
-    def _do(self, command: str) -> Any:
-        if command == "migrate":
+    def _do(self, command: str, arguments: dict[str, Any]) -> Any:
+        if command == "migrate-set-capabilities":
+            for one in arguments["capabilities"]:
+                change = self.capabilities.add if one["state"] else self.capabilities.discard
+                change(one["capability"])
+        elif command == "migrate-set-parameters":
+            self.limits |= {name: value for name, value in arguments.items() if name in self.LIMITS}
+        elif command == "migrate":
             self.migration = "active"
         elif command == "migrate_cancel":
             self.migration, self.status = "cancelled", "running"
@@ -99,7 +110,7 @@ class FakeMonitor(_Served):
             "query-status": {"status": self.status, "running": self.status == "running"},
             "query-migrate": {"status": self.migration, "ram": _RAM} if self.migration else {},
             "query-memory-size-summary": {"base-memory": 1 << 28},
-            "query-migrate-parameters": {"downtime-limit": 300, "max-bandwidth": 1 << 27},
+            "query-migrate-parameters": self.limits,
         }.get(command, {})
 
     def tell(self, event: str) -> None:
