@@ -11,11 +11,9 @@ from urllib.parse import SplitResult, urlsplit
 
 from relocator.errors import ConfigError
 
-#: what is wrong with a URI `ssh://USER:PASSWORD@HOST`, as the end of a line
-HOLDS_PASSWORD = (
-    "holds a password, which ps, the status and the logs would show; leave :PASSWORD out, and let "
-    "ssh get in by a key"
-)
+#: what is wrong with a URI `SCHEME://USER:PASSWORD@HOST`; with `ssh://`, as the end of a line
+SHOWS_PASSWORD = "holds a password, which ps, the status and the logs would show"
+HOLDS_PASSWORD = f"{SHOWS_PASSWORD}; leave :PASSWORD out, and let ssh get in by a key"
 _MOST_DIGITS = 18
 _LARGEST_SIZE = (1 << 63) - 1  # a file's
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -51,8 +49,11 @@ def rate(key: str, text: str) -> float | None:
 
 
 def without_password(text: str) -> str:
-    """The same for others to see, without what follows the user's name in a URI."""
-    return re.sub(r"(://[^@/%:]*[%:])[^/]*@", r"\1...@", text)
+    """The same for others to see, without what follows the user's name in a URI.
+
+    A password may hold anything; only what can be a port, or begins an IPv6 address, is none.
+    """
+    return re.sub(r"(://[^@/%:\[]*[%:])(?!\d*(?:[/?#]|$)).*@", r"\1...@", text, flags=re.DOTALL)
 
 
 def uri(text: str) -> SplitResult | None:

@@ -18,7 +18,7 @@ import re
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import parse_qs, quote, unquote, urldefrag, urlsplit
+from urllib.parse import SplitResult, parse_qs, quote, unquote, urldefrag, urlsplit
 
 from relocator import words
 from relocator.source.key import Key
@@ -93,6 +93,8 @@ class Endpoint:
                 "nbd+unix:///[EXPORT]?socket=PATH, ssh://[USER@]HOST[/EXPORT] or "
                 "iscsi://HOST[:PORT]/IQN/LUN"
             )
+        if problem := _password_problem(parts):
+            return problem
         if parts.scheme.endswith("+unix"):
             return None if "socket=/" in parts.query else "needs ?socket= with an absolute path"
         if not words.has_port(parts):
@@ -101,14 +103,7 @@ class Endpoint:
             return f"names no host and port; write {parts.scheme}://HOST[:PORT]"
         if parts.scheme == "iscsi" and not re.fullmatch(r"/[^/]+/\d+", parts.path):
             return "names no LUN; write iscsi://HOST[:PORT]/IQN/LUN"
-        if parts.scheme == "iscsi" and "%" in parts.netloc.rpartition("@")[0]:
-            return (
-                "holds a password, which ps, the status and the logs would show; leave %PASSWORD "
-                "out and give it by the environment, as LIBISCSI_CHAP_PASSWORD"
-            )
-        if parts.scheme != "ssh":
-            return None
-        return words.HOLDS_PASSWORD if parts.password is not None else _ssh_problem(parts.query)
+        return _ssh_problem(parts.query) if parts.scheme == "ssh" else None
 
     def conflict(self) -> str | None:
         """What doesn't go together, such as keys for a connection that isn't encrypted, or None."""
@@ -152,6 +147,23 @@ class Endpoint:
     def iscsi_command(self) -> list[str]:
         """The qemu-nbd that serves the LUN to one connection, on a socket that it inherits."""
         return ["qemu-nbd", "--read-only", "--format=raw", urldefrag(self.uri).url]
+
+
+def _password_problem(parts: SplitResult) -> str | None:
+    """What is wrong with a URI that holds a password: all who see the process's arguments see it.
+
+    An iSCSI user's stands behind a %, as libiscsi has it.
+    """
+    is_lun = parts.scheme == "iscsi"
+    if parts.password is None and not (is_lun and "%" in parts.netloc.rpartition("@")[0]):
+        return None
+    if parts.scheme == "ssh":
+        return words.HOLDS_PASSWORD
+    if is_lun:
+        right = "leave %PASSWORD out and give it by the environment, as LIBISCSI_CHAP_PASSWORD"
+    else:
+        right = "leave :PASSWORD out, and give a secret by tls-psk=FILE (the user is the URI's)"
+    return f"{words.SHOWS_PASSWORD}; {right}"
 
 
 def _query(text: str) -> dict[str, str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from relocator import words
 from tests.support.model import source_bytes
 from tests.support.servers import plugin, refused
 from tests.support.sources import daemon
@@ -164,3 +165,28 @@ def test_pre_shared_keys(tmp_path: Path) -> None:
 )
 def test_what_does_not_go_together_is_refused(keys: list[str], message: str) -> None:
     assert message in refused("store=/tmp/relocator-none", *keys)
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("nbds://alice:open-sesame@h", "nbds://alice:...@h"),
+        ("nbd://alice:open-sesame@h:0/disk", "nbd://alice:...@h:0/disk"),
+        ("nbds://alice:open/sesame?@[::1]", "nbds://alice:...@[::1]"),
+        ("nbds+unix://alice:open-sesame@/?socket=/s", "nbds+unix://alice:...@/?socket=/s"),
+        ("ssh://alice:open-sesame@h", "ssh://alice:...@h"),
+        ("iscsi://alice:open-sesame@h/iqn.x/1", "iscsi://alice:...@h/iqn.x/1"),
+    ],
+)
+def test_a_password_in_a_source_is_refused_and_not_shown(source: str, shown: str) -> None:
+    said = refused("store=/tmp/relocator-none", f"source={source}")
+    assert f"source={shown}: " in said and "sesame" not in said
+    if "/sesame" not in source:  # where a / ends the host, what follows it could be a name
+        assert "holds a password, which ps, the status and the logs would show; leave" in said
+
+
+@pytest.mark.parametrize(
+    "uri", ["nbd://h:10809/a@b", "nbds://alice@h:1/a:b@c", "nbd://[::1]:1/a@b"]
+)
+def test_what_is_no_password_is_shown(uri: str) -> None:
+    assert words.without_password(uri) == uri
