@@ -179,6 +179,8 @@ def summary(report: Report) -> Iterator[str]:
         fetched = status["on_demand_bytes"] + status["background_bytes"]
         proof = status.get("verified_blocks")
         verified = f", {proof:,} blocks compared with the source" if proof is not None else ""
+        if skipped := status.get("skipped_blocks"):
+            verified += f", {skipped:,} skipped as free"
         yield f"disk {name}: {status['state']}, {human_bytes(fetched)} fetched{verified}"
     for note in report.notes:
         yield f"note: {note}"

@@ -24,7 +24,7 @@ _UNSEAL = (
     "back, it refuses to go on."
 )
 #: fields of an answer that the user wants to see
-_TOLD = ("refreshed_blocks", "verified_blocks", "unverified_blocks")
+_TOLD = ("refreshed_blocks", "verified_blocks", "skipped_blocks", "unverified_blocks")
 
 
 def add(commands: Commands) -> None:

@@ -90,5 +90,5 @@ def _skip_free(
         reason = "the source has recorded what is written for less than two commits of its journal"
         plan.notes += (f"free blocks of {one.name} are copied after all: {reason}",)
     volumes = [plan.geometry.touched(*one.volume) for one in unsure]
-    for first, end in subtract(list(blocks.clear_runs(0, blocks.bits)), volumes):
-        hydration.fill_hole(first, end, asked, skipped=True)
+    if free := subtract(list(blocks.clear_runs(0, blocks.bits)), volumes):
+        hydration.skip(free, asked)

@@ -24,6 +24,7 @@ from itertools import islice
 from relocator.copying.claims import Claim, Range, subtract
 from relocator.errors import NotKeptError, RelocatorError, StoreError, UpstreamError
 from relocator.source.upstream import Request, Upstream
+from relocator.store import skipped
 from relocator.store.bitmap import Bitmap
 from relocator.store.store import Store
 
@@ -166,12 +167,22 @@ class Hydration:
         for claim in storing:
             claim.wait()
 
-    def fill_hole(self, first: int, end: int, asked: int, *, skipped: bool = False) -> bool:
+    def skip(self, free: list[Range], asked: int) -> None:
+        """Make blocks present as zeros that are free at the source, whatever it has there.
+
+        The store says first which they are. `asked` and errors as for `fill_hole`.
+        """
+        skipped.note(self._store, free)
+        for first, end in free:
+            if not self.fill_hole(first, end, asked, free=True):
+                return
+
+    def fill_hole(self, first: int, end: int, asked: int, *, free: bool = False) -> bool:
         """Make the absent, unowned blocks of `first..end` present as zeros.
 
         `asked` is what `disowned` was before the source was asked; once it has changed, nothing
-        more is done. Returns whether it has not. `skipped`: they are free at the source, not holes
-        of it; only the count differs. However long the run is, a guest waits for a step at most.
+        more is done. Returns whether it has not. `free`: they are no holes of the source, and
+        counted apart. However long the run is, a guest waits for a step at most.
 
         Raises:
             StoreError: the store refused; nothing of this step is marked.
@@ -181,11 +192,11 @@ class Hydration:
             stop = min(end, first + max(1, self._zero_step_bytes // block))
             if (claims := self._claim_known(first, stop, asked)) is None:
                 return False
-            self._fill_zeros(claims, skipped)
+            self._fill_zeros(claims, free)
             first = claims[-1].end if len(claims) == _MOST_RUNS else stop
         return True
 
-    def _fill_zeros(self, claims: list[Claim], skipped: bool) -> None:
+    def _fill_zeros(self, claims: list[Claim], free: bool) -> None:
         """Make claims present as zeros, and note how large a step may be."""
         length = sum(self._length(claim) for claim in claims)
         with self._storing(claims):
@@ -194,7 +205,7 @@ class Hydration:
                 is_punched = self._store.image.zero(*extent, punch=True)
                 self._zero_step_bytes = _PUNCH_STEP_BYTES if is_punched else _WRITE_STEP_BYTES
             with self._store.lock:
-                if skipped:
+                if free:
                     self.skipped_bytes += length
                 else:
                     self.hole_bytes += length

@@ -1,6 +1,6 @@
 """What a disk offers besides its bytes, as further exports of the same NBD port, all read-only.
 
-    recent, heat, write-heat, dirty, diverged
+    recent, heat, write-heat, dirty, diverged, skipped
                             a snapshot made when the export is opened (see docs/exports.md)
     digest, digests/UNIT    computed as they are read (see source/verify.py, source/digests.py)
     control                 the status object, JSON, padded with spaces
@@ -28,7 +28,7 @@ from relocator.store.store import Store
 STATUS_BYTES = 64 << 10
 VERBS = ("identify", "epoch", "seal", "moved", "withdrawn")
 NAMES = (
-    *("", "recent", "heat", "write-heat", "dirty", "diverged"),
+    *("", "recent", "heat", "write-heat", "dirty", "diverged", "skipped"),
     *("digest", "digests/4096", "control"),
 )
 

@@ -26,7 +26,7 @@ from relocator.source import digests
 from relocator.source.digests import DigestsExport
 from relocator.source.replies import Reply
 from relocator.source.verify import DigestExport
-from relocator.store import runs
+from relocator.store import runs, skipped
 
 _MOST_WAIT_S = 3600.0
 #: verb -> what another site may ask it with: the seal's name and how much may come with it, the
@@ -195,6 +195,8 @@ class Verbs:
         if name in ("dirty", "diverged"):
             bitmap = getattr(store, name)
             return exports.content_export(bitmap.extract(0, bitmap.bits))
+        if name == skipped.NAME:
+            return exports.content_export(skipped.packed(store))
         if name == "digest":
             return DigestExport(store)
         if name == "control":

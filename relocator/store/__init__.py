@@ -11,6 +11,7 @@ flushed one, and no block is believed whose data is not.
     geometry    bytes and blocks; where a request is split                 -> Geometry, Extent
     opening     what is checked before a byte is believed                  -> open_store
     runs        a bitmap on the wire
+    skipped     which blocks are zeros because they were free
 
 May race: requests and copies set bits while a commit takes its snapshot. `Store.lock` guards bits,
 counts and metadata and is never held across I/O; commits, and changes of the metadata, run one at a

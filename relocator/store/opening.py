@@ -15,6 +15,7 @@ from pathlib import Path
 
 from relocator.errors import ConfigError
 from relocator.store import meta as metadata
+from relocator.store import skipped
 from relocator.store.geometry import MOST_BYTES, suited_block_bytes
 from relocator.store.image import Image
 from relocator.store.meta import Meta, new_token
@@ -140,7 +141,8 @@ def _create(directory: Path, fresh: Meta, lock_fd: int, *, again: bool) -> Store
     metadata.keep_spare(directory)
     making = replace(fresh, clean=True, creating=True)
     metadata.write(directory, making)
-    for name in ("map.live", "map.durable", *(["disk.img"] if fresh.disk is None else [])):
+    image_too = ["disk.img"] if fresh.disk is None else []
+    for name in ("map.live", "map.durable", skipped.NAME, *image_too):
         (directory / name).unlink(missing_ok=True)
     if fresh.disk is None:
         image = _new_image(directory, fresh.size_bytes)

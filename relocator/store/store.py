@@ -4,6 +4,7 @@
     DIR/map.live    present, dirty and diverged bits, mapped shared (see maps.py)
     DIR/map.durable the same as of the last commit
     DIR/meta.json   what the disk knows of itself (see meta.py)
+    DIR/skipped     which blocks became zeros because they were free (see skipped.py)
     DIR/lock        held while a process uses the store
     DIR/spare       room that is kept back for meta.json
 

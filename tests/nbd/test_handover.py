@@ -293,7 +293,7 @@ def test_further_exports_are_listed_and_read_only(sites: Any) -> None:
         lister.connect_unix(str(target.socket))
         lister.opt_list(lambda name, _description: names.append(name) or 0)
         lister.opt_abort()
-        maps = ["recent", "heat", "write-heat", "dirty", "diverged"]
+        maps = ["recent", "heat", "write-heat", "dirty", "diverged", "skipped"]
         assert names == ["", *maps, "digest", "digests/4096", "control"]
         assert (control := target.connect("control")).is_read_only()
         assert b'"role": "target"' in control.pread(control.get_size(), 0)
