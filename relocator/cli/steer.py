@@ -5,7 +5,7 @@ from typing import Any
 
 from relocator.cli.common import Commands, add_control
 from relocator.client import Client
-from relocator.errors import ConfigError
+from relocator.errors import ConfigError, RelocatorError
 
 _VERBS = {
     "pause": "pause the background copy",
@@ -13,9 +13,9 @@ _VERBS = {
     "seal": "let no write pass from here on: the disk moves to another site",
     "reserve": "allocate the whole image, so that nothing else takes its room",
     "refresh": "in standby, copy again what was written at the source since",
-    "verify": "compare what was fetched with the source, by digests",
 }
 
+_VERIFY = "compare what was fetched with the source, by digests; status 1 while blocks are absent"
 _FLUSH = "make all acknowledged writes durable"
 _UNSEAL = (
     "Undo a seal: writes pass here again. Refused where another site asked for the seal, for the "
@@ -24,7 +24,8 @@ _UNSEAL = (
     "back, it refuses to go on."
 )
 #: fields of an answer that the user wants to see
-_TOLD = ("refreshed_blocks", "verified_blocks", "skipped_blocks", "unverified_blocks")
+_KINDS = ("verified_blocks", "skipped_blocks", "unverified_blocks", "absent_blocks")
+_TOLD = ("refreshed_blocks", *_KINDS)
 
 
 def add(commands: Commands) -> None:
@@ -33,6 +34,9 @@ def add(commands: Commands) -> None:
         parser = commands.add_parser(verb, help=text, description=f"{text.capitalize()}.")
         add_control(parser)
         parser.set_defaults(run=_run_verb, verb=verb)
+    parser = commands.add_parser("verify", help=_VERIFY, description=f"{_VERIFY.capitalize()}.")
+    add_control(parser)
+    parser.set_defaults(run=_run_verify)
     parser = commands.add_parser("flush", help=_FLUSH, description=f"{_FLUSH.capitalize()}.")
     add_control(parser)
     parser.add_argument(
@@ -64,10 +68,26 @@ def add(commands: Commands) -> None:
 
 
 def _run_verb(options: argparse.Namespace) -> int:
-    answer = Client(options.control).call(options.verb, patience_s=None)
+    _tell(Client(options.control).call(options.verb, patience_s=None))
+    return 0
+
+
+def _tell(answer: dict[str, Any]) -> None:
     for name in _TOLD:
         if name in answer:
             print(f"{name.replace('_', ' ')}: {answer[name]:,}")
+
+
+def _run_verify(options: argparse.Namespace) -> int:
+    answer = Client(options.control).call("verify", patience_s=None)
+    _tell(answer)
+    lacking = answer["total_blocks"] - answer["present_blocks"]
+    if absent := answer.get("absent_blocks", lacking):  # an older version's server doesn't say
+        raise RelocatorError(
+            f"{absent:,} of {answer['total_blocks']:,} blocks are absent: only the source has "
+            f"them, so it must go on. `relocator wait {options.control}` returns when all are "
+            "here; then verify again"
+        )
     return 0
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from relocator.errors import RelocatorError
+from relocator.running.states import State
 from relocator.store.geometry import Geometry
 from tests.support import ext_images as images
 from tests.support.command import relocator
@@ -108,3 +109,26 @@ def test_a_disk_that_returns_differs_where_its_source_has_skipped(sites: Any) ->
             proof = home.control.call("verify")
             assert proof["skipped_blocks"] * BLOCK == status["skipped_bytes"]
             assert proof["verified_blocks"] + proof["skipped_blocks"] == status["total_blocks"]
+
+
+def test_a_copy_that_is_not_complete_is_no_success(sites: Any) -> None:
+    a, b, _ = sites
+    with a.target() as target, b.proxy(target, "background=off", "readahead=0") as server:
+        guest = server.connect()
+        guest.pread(3 * BLOCK, 8 * BLOCK)
+        guest.pwrite(b"n" * BLOCK, 0)
+        proof = server.control.call("verify")
+        assert (proof["state"], proof["verified_blocks"]) == (State.ACTIVE, 3)
+        assert (proof["unverified_blocks"], proof["absent_blocks"]) == (1, TOTAL - 4)
+        said = relocator("verify", str(server.control_path))
+        assert said.returncode == 1
+        assert f"absent blocks: {TOTAL - 4:,}\n" in said.stdout
+        assert f"{TOTAL - 4:,} of {TOTAL:,} blocks are absent: only the source" in said.stderr
+        assert "`relocator wait" in said.stderr
+        damage(b.copy, 9, b"damaged")
+        with pytest.raises(RelocatorError, match=r"1 of 3 blocks differ .* the first is 9$"):
+            server.control.call("verify")
+        damage(b.copy, 9, a.image.read_bytes()[9 * BLOCK : 10 * BLOCK])
+        server.control.call("set", background="on")
+        server.wait()
+        assert relocator("verify", str(server.control_path)).returncode == 0
