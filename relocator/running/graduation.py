@@ -32,6 +32,10 @@ _REFUSAL = (
     "'{verb}' is refused: the disk has graduated, and what serves it now records no writes; "
     "stop it and start the proxy without --graduate"
 )
+_NO_PROOF = (
+    "'verify' is refused: the disk has graduated, and since then nothing records which blocks are "
+    "still as they were fetched; compare before it does, by a proxy without --graduate"
+)
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Graduated:
         if verb == "map":
             cells = min(check_cells(arguments.get("cells", 1)), self._total_blocks)
             return {**self.status(), "map": {"present": [1.0] * cells, "dirty": [1.0] * cells}}
-        raise StateError(_REFUSAL.format(verb=verb))
+        raise StateError(_NO_PROOF if verb == "verify" else _REFUSAL.format(verb=verb))
 
     def status(self) -> dict[str, Any]:
         """The status object; nothing is counted any more."""

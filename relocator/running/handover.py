@@ -133,7 +133,8 @@ class Handover:
         """Compare every block that was fetched and never written here with the source.
 
         Raises:
-            StateError: blocks differ, or the source can't be asked.
+            StateError: blocks differ, none could be compared, or the source is not a relocator.
+            UpstreamError: the source can't be read.
         """
         if self._source is None or not self.source_is_ours:
             raise StateError("'verify' needs a source that is a relocator")

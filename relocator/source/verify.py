@@ -73,7 +73,7 @@ def compare(store: Store, source: Source) -> dict[str, Any]:
     """Compare with the source; returns how many blocks are of which kind.
 
     Raises:
-        StateError: a block differs, the first is named.
+        StateError: a block differs, the first is named; or none could be compared.
         UpstreamError: the source can't be read.
     """
     try:
@@ -170,6 +170,13 @@ class _Comparison:
                 f"is {self._wrong[0]}"
             )
         unverified = total - self._verified - self._skipped - self._absent
+        if total and not self._verified:
+            raise StateError(
+                f"nothing is proven: none of {total} blocks could be compared with the source. "
+                f"{unverified} count as written here (all do once the disk has graduated, or its "
+                f"image was written by something else), {self._skipped} were skipped as free, "
+                f"{self._absent} are absent"
+            )
         return {
             "verified_blocks": self._verified,
             "skipped_blocks": self._skipped,

@@ -10,6 +10,7 @@ import pytest
 from relocator.errors import RelocatorError
 from relocator.running.states import State
 from relocator.store.geometry import Geometry
+from tests.nbd.test_graduate import graduate
 from tests.support import ext_images as images
 from tests.support.command import relocator
 from tests.support.servers import Server, plugin, wait_for
@@ -132,3 +133,33 @@ def test_a_copy_that_is_not_complete_is_no_success(sites: Any) -> None:
         server.control.call("set", background="on")
         server.wait()
         assert relocator("verify", str(server.control_path)).returncode == 0
+
+
+def test_of_a_disk_that_has_graduated_nothing_is_proven(sites: Any) -> None:
+    a, b, _ = sites
+    with a.target() as target:
+        with b.proxy(target) as server:
+            server.wait()
+            assert relocator("verify", str(server.control_path)).returncode == 0
+        with graduate(b.directory, target.uri) as plain:
+            plain.await_state(graduated=True)
+            said = relocator("verify", str(plain.control_path))
+            assert (said.returncode, "compare before it does, by a proxy" in said.stderr) == (
+                1,
+                True,
+            )
+        damage(b.copy, 9, b"damaged")
+        with b.proxy(target) as server:
+            said = relocator("verify", str(server.control_path))
+            assert (said.returncode, said.stdout) == (1, "")
+            assert f"nothing is proven: none of {TOTAL} blocks could be compared" in said.stderr
+            assert f"{TOTAL} count as written here (all do once the disk has grad" in said.stderr
+
+
+def test_where_nothing_has_come_yet_nothing_is_proven(sites: Any) -> None:
+    a, b, _ = sites
+    with a.target() as target, b.proxy(target, "background=off", "readahead=0") as server:
+        said = relocator("verify", str(server.control_path))
+        assert said.returncode == 1
+        assert f"nothing is proven: none of {TOTAL} blocks" in said.stderr
+        assert f"{TOTAL} are absent" in said.stderr
