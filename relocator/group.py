@@ -50,6 +50,8 @@ def release(disks: Sequence[Disk]) -> None:
         RelocatorError: a source could not be sealed; all that were held are withdrawn.
     """
     try:
+        if failures := _of_all(disks, _see_to_seal):
+            raise failures[0]
         for disk in disks:
             _await_seal(disk)
     except RelocatorError as error:
@@ -62,6 +64,16 @@ def release(disks: Sequence[Disk]) -> None:
 def withdraw(disks: Sequence[Disk]) -> list[RelocatorError]:
     """Give all back to their sources; what could not be given back, and why."""
     return _of_all(disks, lambda disk: disk.call("withdraw"))
+
+
+def _see_to_seal(disk: Disk) -> None:
+    """What is held asks for its seal only once it is told to: not since a restart, nor if armed.
+
+    Told again, it goes on with the seal that it has begun, by the same name, and stays held.
+    """
+    status = disk.call("status")
+    if status["state"] == "activating" and status["held"] and not status["seal_confirmed"]:
+        disk.call("activate", hold=True, status=False)
 
 
 def _await_seal(disk: Disk) -> None:

@@ -10,6 +10,7 @@ import pytest
 from relocator import group
 from relocator.cli.main import main
 from tests.nbd.test_activation import Source, standby, state, until, waits
+from tests.support.command import relocator
 from tests.support.servers import wait_for
 
 
@@ -84,3 +85,44 @@ def test_a_disk_that_was_here_before_stays_whatever_another_refuses(
             with sources[1].serve() as again:
                 wait_for(lambda: state(again) != "sealed", "the way back")
                 again.kill()
+
+
+def test_a_held_disk_that_was_restarted_is_released_with_the_others(
+    tmp_path: Path, guest: Any
+) -> None:
+    """It has forgotten that its seal was confirmed, and asks for it when it is told to only."""
+    sources, sites = two_disks(tmp_path)
+    with sources[0].serve() as first, sources[1].serve() as second:
+        with standby(sites[0], first) as one, standby(sites[1], second) as two:
+            controls = [str(one.control_path), str(two.control_path)]
+            assert main(["activate", "--hold", *controls]) == 0
+            wait_for(lambda: one.status()["seal_confirmed"], "the first seal")
+            one.kill()
+            with standby(sites[0], first) as again:
+                assert not again.status()["seal_confirmed"]
+                written = guest(again.connect().pwrite, b"mine", 0)
+                assert waits(written)
+                assert relocator("release", *controls).returncode == 0
+                written.result(30)
+                until(again, "active")
+                until(two, "active")
+
+
+def test_what_was_only_made_ready_is_sealed_by_its_release(tmp_path: Path) -> None:
+    sources, sites = two_disks(tmp_path)
+    with sources[0].serve() as first, standby(sites[0], first) as one:
+        one.control.call("activate", hold=True, seal=False)
+        assert relocator("release", str(one.control_path)).returncode == 0
+        until(one, "active")
+
+
+def test_a_release_takes_over_nothing_that_was_given_back(tmp_path: Path) -> None:
+    sources, sites = two_disks(tmp_path)
+    with sources[0].serve() as first, standby(sites[0], first) as one:
+        control = str(one.control_path)
+        assert relocator("activate", "--hold", control).returncode == 0
+        assert relocator("withdraw", control).returncode == 0
+        done = relocator("release", control)
+        assert (done.returncode, state(one)) == (1, "standby")
+        assert "it was withdrawn" in done.stderr
+        assert not sources[0].sealed
