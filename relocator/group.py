@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 from relocator.errors import RelocatorError
+from relocator.signals import uninterrupted
 
 LOOK_EVERY_S = 0.005
 
@@ -44,10 +45,11 @@ def activate(disks: Sequence[Disk], *, seal: bool = True) -> list[Disk]:
 
 
 def release(disks: Sequence[Disk]) -> None:
-    """Once all seals are confirmed, let writes pass on all.
+    """Once all seals are confirmed, let writes pass on all; this is not interrupted halfway.
 
     Raises:
-        RelocatorError: a source could not be sealed; all that were held are withdrawn.
+        RelocatorError: a source could not be sealed; all that were held are withdrawn. Or not all
+            could be told, when some had been.
     """
     try:
         if failures := _of_all(disks, _see_to_seal):
@@ -56,14 +58,29 @@ def release(disks: Sequence[Disk]) -> None:
             _await_seal(disk)
     except RelocatorError as error:
         raise _given_up(error, disks) from error
-    failures = _of_all(disks, lambda disk: disk.call("release"))
+    with uninterrupted():
+        failures = _of_all(disks, lambda disk: disk.call("release"))
     if failures:
-        raise failures[0]
+        why = "; ".join(map(str, failures))
+        raise RelocatorError(f"all are sealed, but not all released: {why}; `release` them again")
 
 
 def withdraw(disks: Sequence[Disk]) -> list[RelocatorError]:
     """Give all back to their sources; what could not be given back, and why."""
     return _of_all(disks, lambda disk: disk.call("withdraw"))
+
+
+def give_up(disks: Sequence[Disk], patience_s: float = 60.0) -> list[RelocatorError | None]:
+    """Give back what is held; for each disk why it could not be, or None.
+
+    One that nothing holds was taken over before: its VM may run here, though it wrote nothing.
+    """
+
+    def back(disk: Disk) -> None:
+        if not _is_ours(disk, patience_s):
+            disk.call("withdraw", patience_s)
+
+    return _each(disks, back)
 
 
 def _see_to_seal(disk: Disk) -> None:
@@ -88,6 +105,11 @@ def _await_seal(disk: Disk) -> None:
 
 def _of_all(disks: Sequence[Disk], step: Callable[[Disk], Any]) -> list[RelocatorError]:
     """`step` for all disks at once; the errors, in the disks' order."""
+    return [error for error in _each(disks, step) if error is not None]
+
+
+def _each(disks: Sequence[Disk], step: Callable[[Disk], Any]) -> list[RelocatorError | None]:
+    """The same, with None for each disk that had none."""
 
     def attempt(disk: Disk) -> RelocatorError | None:
         try:
@@ -97,22 +119,19 @@ def _of_all(disks: Sequence[Disk], step: Callable[[Disk], Any]) -> list[Relocato
         return None
 
     with ThreadPoolExecutor(max(1, len(disks))) as pool:
-        return [error for error in pool.map(attempt, disks) if error is not None]
+        return list(pool.map(attempt, disks))
 
 
 def _given_up(error: RelocatorError, disks: Sequence[Disk]) -> RelocatorError:
-    """Undo what was begun; `error`, and what could not be undone after it.
-
-    A disk that nothing holds was taken over before: its VM may run here, though it wrote nothing.
-    """
-    left = withdraw([disk for disk in disks if not _is_ours(disk)])
-    return RelocatorError("; ".join([str(error), *(f"not undone: {other}" for other in left)]))
+    """Undo what was begun; `error`, and what could not be undone after it."""
+    left = [f"not undone: {other}" for other in give_up(disks) if other is not None]
+    return RelocatorError("; ".join([str(error), *left]))
 
 
-def _is_ours(disk: Disk) -> bool:
+def _is_ours(disk: Disk, patience_s: float) -> bool:
     """Whether the VM's writes pass here, or will by themselves."""
     try:
-        status = disk.call("status")
+        status = disk.call("status", patience_s)
     except RelocatorError:
         return False
     return status["state"] != "standby" and not status["held"]

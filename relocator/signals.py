@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,6 +33,22 @@ def interrupt() -> None:
     sys.unraisablehook = _dropped
 
 
+@contextmanager
+def interrupting() -> Iterator[None]:
+    """The same within the block."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in ending()}
+    hook = sys.unraisablehook
+    interrupt()
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        _restore(before)
+
+
 def _dropped(what: "sys.UnraisableHookArgs") -> None:
     if what.exc_type is KeyboardInterrupt:
         threading.Timer(_AGAIN_S, os.kill, (os.getpid(), signal.SIGTERM)).start()
@@ -50,8 +66,12 @@ def uninterrupted() -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        _restore(before)
+
+
+def _restore(handlers: Mapping[signal.Signals, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _pass(_number: int, _frame: Any) -> None:

@@ -4,12 +4,17 @@ While a VM stands still each millisecond counts: one disk needs no more imports 
 """
 
 import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from relocator.cli.common import Commands
 from relocator.client import Client
 from relocator.errors import ConfigError, RelocatorError
 
+#: how long an interrupted command waits for a disk that goes back, and then for its status
+_BACK_S, _LOOK_S = 30.0, 5.0
 _ACTIVATE = (
     "Take the disks of a VM over. The VM may go on at this site once the command returns: at once "
     "with one disk, with several when all sources are sealed. Its reads work, its writes wait "
@@ -54,9 +59,10 @@ def _activate(options: argparse.Namespace) -> int:
     else:
         from relocator import group
 
-        already = group.activate(disks)
-        if not options.hold:
-            group.release(disks)
+        with _all_or_none(disks):
+            already = group.activate(disks)
+            if not options.hold:
+                group.release(disks)
     for disk in already:
         print(f"{disk.path}: is active already")
     return 0
@@ -65,7 +71,9 @@ def _activate(options: argparse.Namespace) -> int:
 def _release(options: argparse.Namespace) -> int:
     from relocator import group
 
-    group.release(_disks(options))
+    disks = _disks(options)
+    with _all_or_none(disks):
+        group.release(disks)
     return 0
 
 
@@ -76,6 +84,41 @@ def _withdraw(options: argparse.Namespace) -> int:
     if failures:
         raise RelocatorError("; ".join(str(failure) for failure in failures))
     return 0
+
+
+@contextmanager
+def _all_or_none(disks: list[Any]) -> Iterator[None]:
+    """If interrupted, gives back what is held by then, and says of each disk where it is."""
+    from relocator import group, signals
+
+    with signals.interrupting():
+        try:
+            yield
+        except KeyboardInterrupt:
+            with signals.uninterrupted():
+                from relocator.cli.movepage import say
+
+                say("relocator: interrupted; what is held is given back", sys.stderr)
+                for disk, failure in zip(disks, group.give_up(disks, _BACK_S), strict=True):
+                    say(f"{disk.path}: {_where(disk, failure)}", sys.stderr)
+            raise
+
+
+def _where(disk: Any, failure: RelocatorError | None) -> str:
+    """Whose a disk is after an interruption, and which command goes on."""
+    why = "" if failure is None else f" ({failure})"
+    back = f"`relocator withdraw {disk.path}` gives it back"
+    try:
+        status = disk.call("status", _LOOK_S)
+    except RelocatorError as error:
+        return f"not known: {failure or error}; once it answers, {back}"
+    if status["state"] == "standby":
+        return f"standby, it is at its source{why}"
+    if status["held"]:
+        return f"activating, its writes wait{why}; {back}, `relocator release` goes on"
+    if status["state"] == "activating":
+        return f"activating, nothing holds it: it goes on by itself; {back}"
+    return f"{status['state']}, it was taken over{why}"
 
 
 def _disks(options: argparse.Namespace) -> list[Any]:

@@ -1,5 +1,7 @@
 """The disks of one VM are taken over, and given back, together."""
 
+import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -10,8 +12,21 @@ import pytest
 from relocator import group
 from relocator.cli.main import main
 from tests.nbd.test_activation import Source, standby, state, until, waits
-from tests.support.command import relocator
-from tests.support.servers import wait_for
+from tests.support.command import catches, relocator, started
+from tests.support.servers import mistaken, wait_for
+
+#: a release waits until a file is there
+_SLOW_RELEASE = """
+import time as _time
+from relocator.running.lifecycle import Lifecycle as _Lifecycle
+_release = _Lifecycle.release
+def _slow(self):
+    Path({began!r}).touch()
+    while not Path({go!r}).exists():
+        _time.sleep(0.01)
+    _release(self)
+_Lifecycle.release = _slow
+"""
 
 
 @pytest.fixture
@@ -126,3 +141,71 @@ def test_a_release_takes_over_nothing_that_was_given_back(tmp_path: Path) -> Non
         assert (done.returncode, state(one)) == (1, "standby")
         assert "it was withdrawn" in done.stderr
         assert not sources[0].sealed
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("verb", ["activate", "release"])
+def test_disks_whose_command_is_interrupted_before_all_are_sealed_go_back(
+    tmp_path: Path, verb: str, number: int
+) -> None:
+    sources, sites = two_disks(tmp_path)
+    with sources[0].serve() as first, sources[1].serve() as second:
+        with standby(sites[0], first) as one, standby(sites[1], second) as two:
+            controls = [str(one.control_path), str(two.control_path)]
+            second.kill()
+            if verb == "release":
+                assert relocator("activate", "--hold", *controls).returncode == 0
+            with started(verb, *controls, stderr=subprocess.PIPE) as command:
+                wait_for(lambda: catches(command, signal.SIGTERM), "the command to begin")
+                wait_for(lambda: one.status()["seal_confirmed"], "the first seal")
+                command.send_signal(number)
+                _, said = command.communicate(timeout=30)
+            assert command.returncode == 130, said
+            assert (state(one), state(two), state(first)) == ("standby", "standby", "complete")
+            assert f"{controls[0]}: standby, it is at its source\n" in said
+            assert f"{controls[1]}: standby, it is at its source (withdrawn here, but" in said
+            with sources[1].serve() as again:
+                again.connect().pwrite(b"at home", 0)
+
+
+def test_a_disk_that_an_interrupted_command_can_not_give_back_is_said_to_be_held(
+    tmp_path: Path,
+) -> None:
+    sources, sites = two_disks(tmp_path)
+    with sources[0].serve() as first, sources[1].serve() as second:
+        with standby(sites[0], first) as one, standby(sites[1], second) as two:
+            controls = [str(one.control_path), str(two.control_path)]
+            second.kill()
+            with started("activate", *controls, stderr=subprocess.PIPE) as command:
+                wait_for(lambda: one.status()["seal_confirmed"], "the first seal")
+                two.kill()
+                command.send_signal(signal.SIGINT)
+                _, said = command.communicate(timeout=30)
+            assert command.returncode == 130
+            assert f"once it answers, `relocator withdraw {controls[1]}` gives it back" in said
+            assert (state(one), state(first)) == ("standby", "complete")
+
+
+def test_a_release_that_has_begun_is_not_interrupted_and_goes_on_where_it_failed(
+    tmp_path: Path,
+) -> None:
+    sources, sites = two_disks(tmp_path)
+    began, go = tmp_path / "began", tmp_path / "go"
+    slow = mistaken(tmp_path, _SLOW_RELEASE.format(began=str(began), go=str(go)))
+    with sources[0].serve() as first, sources[1].serve() as second:
+        with standby(sites[0], first) as one:
+            with standby(sites[1], second, file=slow) as two:
+                controls = [str(one.control_path), str(two.control_path)]
+                with started("activate", *controls, stderr=subprocess.PIPE) as command:
+                    wait_for(began.exists, "the release")
+                    command.send_signal(signal.SIGINT)
+                    until(one, "active")
+                    two.kill()
+                    _, said = command.communicate(timeout=30)
+            assert command.returncode == 1
+            assert "all are sealed, but not all released: " in said
+            assert "`release` them again" in said
+            with standby(sites[1], second) as again:
+                assert relocator("release", *controls).returncode == 0
+                until(again, "active")
+                assert state(one) == "active"

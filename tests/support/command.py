@@ -73,3 +73,10 @@ def started(*arguments: str, **streams: int) -> Iterator[subprocess.Popen[str]]:
         for stream in (process.stdout, process.stderr):
             if stream is not None:
                 stream.close()
+
+
+def catches(process: "subprocess.Popen[str]", number: int) -> bool:
+    """Whether the process has a handler for a signal."""
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    mask = next(int(line.split()[1], 16) for line in lines if line.startswith("SigCgt"))
+    return bool(mask >> (number - 1) & 1)

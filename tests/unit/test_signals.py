@@ -51,6 +51,21 @@ except KeyboardInterrupt:
     assert said(code) == [str(-signal.SIGTERM), "afterwards"]
 
 
+def test_what_is_an_interruption_within_a_block_is_none_after_it() -> None:
+    code = """
+from relocator.signals import interrupting
+before = signal.getsignal(signal.SIGTERM)
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    try:
+        with interrupting():
+            os.kill(os.getpid(), number)
+    except KeyboardInterrupt:
+        print(number.name)
+print(signal.getsignal(signal.SIGTERM) == before)
+"""
+    assert said(code) == ["SIGINT", "SIGTERM", "SIGHUP", "True"]
+
+
 def test_an_interruption_while_nobody_hears_what_is_said_is_one() -> None:
     with pytest.raises(KeyboardInterrupt), unheard():
         try:
