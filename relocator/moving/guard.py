@@ -13,8 +13,21 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
+
+import relocator
 
 _AT_REST = b"at rest\n"
+#: `-m` and `-c` would look for modules in the current directory first (`-P`: not), where anybody's
+#: may be. Ours are where this process has them from, which may be no place that Python looks in.
+_OURSELVES = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+import relocator
+del sys.path[0]
+from relocator.cli.main import main
+sys.exit(main())
+"""
 
 
 class Guard:
@@ -23,7 +36,7 @@ class Guard:
     def __init__(
         self, arguments: Sequence[str], command: Sequence[str] = ("migrate", "--settle")
     ) -> None:
-        self._argv = [sys.executable, "-m", "relocator.cli.main", *command, *arguments]
+        self._argv = [*_ourselves(), *command, *arguments]
         self._process: subprocess.Popen[bytes] | None = None
 
     def watch(self) -> None:
@@ -47,6 +60,12 @@ class Guard:
         with suppress(BrokenPipeError):
             process.stdin.close()
         process.wait()
+
+
+def _ourselves() -> list[str]:
+    """The command `relocator`, such as this process runs it."""
+    directory = Path(relocator.__file__).resolve().parents[1]
+    return [sys.executable, "-P", "-c", _OURSELVES, str(directory)]
 
 
 def killed() -> bool:
