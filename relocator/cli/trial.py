@@ -18,7 +18,7 @@ from relocator.moving.address import parse
 from relocator.moving.ends import Disk, NoSource
 from relocator.moving.monitor import Monitor
 from relocator.moving.reach import reaching
-from relocator.moving.trial import STILL_S, Guest, Trial, caught_up
+from relocator.moving.trial import STILL_S, Guest, Trial, caught_up, copy_on
 
 _DESCRIPTION = (
     "Serve what disks in standby were at one instant, as throwaway copies: whatever is written to "
@@ -69,12 +69,13 @@ def _run(options: argparse.Namespace) -> int:
     if len({disk.name for disk in disks}) < len(disks):
         raise ConfigError("CONTROL: two sockets have the same name")
     if options.when_killed:
-        return _guard(options)
+        return _guard(options, disks)
     for number in signals.ending() - {signal.SIGINT}:
         signal.signal(number, signal.default_int_handler)
     with ExitStack() as ends:
         guest = ends.enter_context(_guest(options))
-        epochs = ends.enter_context(caught_up(disks, guest, timeout_s))
+        watcher = guard.Guard(_words(options), ["try"])
+        epochs = ends.enter_context(caught_up(disks, guest, timeout_s, watcher))
         if guest is not None:
             guest.monitor.close()  # QEMU speaks with one client at a time
         trial = Trial(disks, directory)
@@ -96,17 +97,29 @@ def _guest(options: argparse.Namespace) -> Iterator[Guest | None]:
             )
         yield None
         return
-    words = [*options.controls, "--directory", options.directory, "--from", options.source]
+    words = [*_words(options), "--from", options.source]
     with _monitor(options.source) as monitor:
         yield Guest(monitor, guard.Guard(words, ["try"]), still_s)
 
 
-def _guard(options: argparse.Namespace) -> int:
-    """Wait, and let the guest go on if the command was killed while it stood still."""
-    if guard.killed():
+def _words(options: argparse.Namespace) -> list[str]:
+    return [*options.controls, "--directory", options.directory]
+
+
+def _guard(options: argparse.Namespace, disks: list[Disk]) -> int:
+    """Wait, and if the command was killed, let the guest go on, or without `--from` the copy.
+
+    They are two: the guest stands still for a moment only, and may be stopped by others after it.
+    """
+    if not guard.killed():
+        return 0
+    if options.source is None:
+        copy_on(disks)
+    else:
         with _monitor(options.source) as monitor:
             still.go_on(monitor, still.GUARD_S)
-        say("relocator try has ended; its guard has let the guest go on", sys.stderr)
+    what = "background copy" if options.source is None else "guest"
+    say(f"relocator try has ended; its guard has let the {what} go on", sys.stderr)
     return 0
 
 

@@ -4,8 +4,8 @@ The guard is a process of its own that does nothing but wait for the end of its 
 without the word that the move has ended, the mover has died, and the guard settles what is left as
 `relocator migrate --settle` does: back to the source, or, once the guest has arrived, forward. What
 can't be reached is tried again, for minutes: the guest may stand still there. It then says on the
-terminal of the process that died where guest and disks are. That of `relocator try` lets the guest
-go on.
+terminal of the process that died where guest and disks are. Those of `relocator try` let the guest
+go on, and the background copy.
 """
 
 import os

@@ -8,11 +8,13 @@ for as long as the last blocks take, or until that is too long: then it goes on,
 From then on the background copy is paused, so the image stands still: in standby nothing else
 writes to it. It is served through nbdkit's cow filter, which keeps what is written in a temporary
 file; the image is opened read-only. Should a disk be activated meanwhile, the trial is over.
+
+The pause ends with the trial: if this process is killed, a guard (guard.py) lets the copy go on.
 """
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from relocator.moving.guard import Guard
 from relocator.moving.monitor import Monitor
 from relocator.moving.still import still
 from relocator.processes import Process
+from relocator.signals import uninterrupted
 
 LOOK_EVERY_S = 0.2
 READY_S = 10.0
@@ -71,11 +74,13 @@ class Guest:
 
 
 @contextmanager
-def caught_up(disks: Sequence[Disk], guest: Guest | None, timeout_s: float) -> Iterator[list[int]]:
+def caught_up(
+    disks: Sequence[Disk], guest: Guest | None, timeout_s: float, guard: Guard
+) -> Iterator[list[int]]:
     """Copy until nothing is stale; yields the epoch at which that was so, of each disk's source.
 
     `guest` is stopped for the last of it, and goes on afterwards. Within the block no disk is
-    copied.
+    copied; after it all are, `guard` sees to it.
 
     Raises:
         RelocatorError: a disk is not in standby, or the guest writes faster than is copied.
@@ -91,16 +96,40 @@ def caught_up(disks: Sequence[Disk], guest: Guest | None, timeout_s: float) -> I
     _all_here(disks, limit)
     _refresh(disks, limit)
     _all_here(disks, limit)
-    with ExitStack() as ends:
+    with _copying_after(disks, guard):
         with _stopped(guest, limit) as last:
             while _refresh(disks, last) or not _here(disks, last):
                 last.check()
                 _all_here(disks, last)
             epochs = of_all(disks, lambda disk: _epoch(disk, last))
             for disk in disks:
-                ends.callback(_copy_on, disk)
                 disk.call("pause", last.patience_s)
         yield epochs
+
+
+@contextmanager
+def _copying_after(disks: Sequence[Disk], guard: Guard) -> Iterator[None]:
+    """The disks may be paused within the block, and are not after it, whatever ends that."""
+    guard.watch()
+    try:
+        yield
+    finally:
+        with uninterrupted():
+            copy_on(disks)
+            guard.at_rest()
+
+
+def copy_on(disks: Sequence[Disk]) -> None:
+    """Let the background copy of the disks go on; a plugin that has ended has forgotten its pause.
+
+    One that only doesn't answer in time is told all the same.
+    """
+
+    def of_one(disk: Disk) -> None:
+        with suppress(RelocatorError):
+            disk.call("resume")
+
+    of_all(disks, of_one)
 
 
 @contextmanager
@@ -199,8 +228,3 @@ class Trial:
             server.wait()
         for disk in self._disks:
             self.socket(disk).unlink(missing_ok=True)
-
-
-def _copy_on(disk: Disk) -> None:
-    with suppress(RelocatorError):
-        disk.call("resume")

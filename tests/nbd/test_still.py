@@ -126,6 +126,29 @@ def test_a_guest_that_somebody_else_has_stopped_stays_so(tmp_path: Path) -> None
         assert guest.status == "paused"
 
 
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGKILL])
+def test_a_trial_that_is_ended_lets_the_copy_go_on(tmp_path: Path, by: signal.Signals) -> None:
+    """And a guest that somebody has stopped while it served stays so."""
+    with (
+        servers.target(tmp_path, SIZE_BYTES) as target,
+        servers.proxy(tmp_path, target, "mode=standby", "refresh=0.1") as proxy,
+        machine(tmp_path, "guest") as guest,
+    ):
+        argv = command(proxy, tmp_path, "--from", str(guest.qmp))
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as trial:
+            assert trial.stdout is not None
+            assert ": epoch " in trial.stdout.readline()
+            assert proxy.status()["background"] == "paused"
+            guest.ask("stop")
+            target.connect().pwrite(b"written since", 0)
+            trial.send_signal(by)
+        wait_for(lambda: proxy.status()["background"] == "on", "the copy to go on")
+        assert guest.status == "paused"
+        proxy.control.call("activate")
+        assert proxy.wait()["state"] == "complete"
+        assert proxy.connect().pread(13, 0) == b"written since"
+
+
 def test_under_nohup_a_trial_outlives_its_terminal(tmp_path: Path) -> None:
     with (
         servers.target(tmp_path, SIZE_BYTES) as target,
