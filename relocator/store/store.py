@@ -84,6 +84,7 @@ class Store:
             self._live.vouch()
         elif self._live.believed:
             self._owe_what_differs(durable)
+            self._diverge_what_is_dirty(durable)
         else:
             for page, bits in durable.committed():
                 plane, first, _ = durable.span(page)
@@ -97,6 +98,7 @@ class Store:
             # is durable before the live map is believed: by then nobody knows of the failure.
             if not (self.meta.clean or self.meta.graduated or self.meta.standby):
                 self._replace_meta(epoch=self.meta.epoch + 1, base=None)
+            self._diverge_what_is_dirty(durable)
             self._live.vouch()
 
     def _owe_what_differs(self, durable: DurableMap) -> None:
@@ -109,6 +111,26 @@ class Store:
                 self._changed.add(page)
         for plane in range(len(PLANES)):
             self._changed.update(set(self._used_pages(durable, plane)) - known)
+
+    def _diverge_what_is_dirty(self, durable: DurableMap) -> None:
+        """Let what is dirty have diverged, as `mark_dirty` takes it for granted.
+
+        It hasn't where power failed in a commit that had written one of the two pages, or where an
+        older version, which set them the other way round, was killed. In standby nothing was
+        written, and what had diverged would be kept though it is stale.
+        """
+        if self.meta.standby:
+            return
+        for page in self._used_pages(durable, _DIRTY):
+            _, first, end = durable.span(page)
+            dirty, diverged = (
+                int.from_bytes(plane.extract(first, end), "little")
+                for plane in (self.dirty, self.diverged)
+            )
+            if dirty & ~diverged:
+                both = (dirty | diverged).to_bytes(-(-(end - first) // 8), "little")
+                self.diverged.insert(first, both)
+                self._owe_locked(_DIVERGED, first, end)
 
     def _used_pages(self, durable: DurableMap, plane: int) -> Iterator[int]:
         """The durable map's pages for which a bit is set in the live one."""
@@ -142,15 +164,16 @@ class Store:
     def mark_dirty(self, first: int, end: int) -> None:
         """Blocks are about to be written by the VM: a superset is safe, so before the data.
 
-        What is dirty has diverged, so one look at the dirty plane is enough.
+        What is dirty has diverged, so one look at the dirty plane is enough. It is set last: who
+        looks holds no lock, and who is killed in between leaves what the next process believes.
         """
         if first == end or self.dirty.all(first, end):
             return
         with self.lock:
-            self.dirty_blocks += self.dirty.set(first, end)
-            self._owe_locked(_DIRTY, first, end)
             if self.diverged.set(first, end):
                 self._owe_locked(_DIVERGED, first, end)
+            self.dirty_blocks += self.dirty.set(first, end)
+            self._owe_locked(_DIRTY, first, end)
 
     def drop(self, stale: Runs) -> int:
         """Blocks are no longer valid here; returns how many were. Not durable until a commit.
@@ -203,7 +226,7 @@ class Store:
         """What was written here is not known: any block of a complete disk may have been."""
         total = self.geometry.total_blocks
         with self.lock:
-            for plane in (_DIRTY, _DIVERGED):
+            for plane in (_DIVERGED, _DIRTY):  # as in `mark_dirty`
                 self._planes[plane].set(0, total)
                 self._owe_locked(plane, 0, total)
             self.dirty_blocks = total

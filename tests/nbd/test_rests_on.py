@@ -1,6 +1,8 @@
 """What a copy rests on: a source that can no longer vouch for it says so, whatever happened."""
 
-from contextlib import ExitStack, suppress
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from relocator.errors import RelocatorError
 from tests.nbd.test_handover import all_present
 from tests.support.model import source_bytes
 from tests.support.relay import relay
-from tests.support.servers import PLUGIN, mistaken, plugin, refused, wait_for
+from tests.support.servers import PLUGIN, Server, mistaken, plugin, refused, wait_for
 from tests.support.sites import BLOCK, SIZE_BYTES
 
 NEW = b"new!" * (BLOCK // 4)
@@ -39,6 +41,20 @@ def _keeping(fd):
     if path.endswith("map.durable"):
         _shutil.copy(path, path + ".synced")
 _os.fdatasync = _keeping
+"""
+
+#: with a file `go`, is killed when it would set the second of the two bits of a write of block 5
+_BETWEEN = """
+import os as _os, signal as _signal
+from relocator.store.bitmap import Bitmap as _Bitmap
+_set, _asked = _Bitmap.set, []
+def _dying(self, first, end):
+    if (first, end) == (5, 6) and _os.path.exists("{go}"):
+        _asked.append(self)
+        if len(_asked) == 2:
+            _os.kill(_os.getpid(), _signal.SIGKILL)
+    return _set(self, first, end)
+_Bitmap.set = _dying
 """
 
 
@@ -164,6 +180,53 @@ def test_a_flush_asked_for_again_after_a_kill_outlives_a_power_failure(
         (store / "map.durable.synced").replace(store / "map.durable")
         with plugin(b.directory, "proxy", *wanted) as second:
             assert second.connect().pread(2 * BLOCK, 0) == 2 * NEW
+
+
+@contextmanager
+def writes_again(at: Any, source: Server, directory: Path, *, whole: bool) -> Iterator[Server]:
+    """A proxy that is killed in the midst of a write, and started again; its guest repeats that."""
+    go = directory / "go"
+    wanted = [f"store={at.directory / 'store'}", f"source={source.uri}"]
+    wanted += [] if whole else ["background=off"]
+    file = mistaken(directory, _BETWEEN.format(go=str(go)))
+    with plugin(at.directory, "proxy", *wanted, file=file) as proxy:
+        if whole:
+            proxy.wait()
+        go.touch()
+        with pytest.raises(nbd.Error):
+            proxy.connect().pwrite(NEW, 5 * BLOCK)
+        assert proxy.process.wait(10) == -signal.SIGKILL
+    with plugin(at.directory, "proxy", *wanted) as proxy:
+        guest = proxy.connect()
+        guest.pwrite(NEW, 5 * BLOCK)
+        guest.flush()
+        yield proxy
+
+
+def test_a_return_brings_a_write_that_was_asked_for_again_after_a_kill(
+    sites: Any, tmp_path: Path
+) -> None:
+    a, b, _ = sites
+    model = source_bytes(SIZE_BYTES)
+    model[5 * BLOCK : 6 * BLOCK] = NEW
+    with ExitStack() as running:
+        first = running.enter_context(a.target())
+        second = running.enter_context(writes_again(b, first, tmp_path, whole=True))
+        first.kill()
+        wanted = (f"store={a.maps}", f"disk={a.image}", f"source={second.uri}")
+        back = running.enter_context(plugin(a.directory, "proxy", *wanted))
+        back.wait()
+        assert back.connect().pread(SIZE_BYTES, 0) == model
+
+
+def test_a_disk_is_not_given_back_after_a_write_that_was_asked_for_again(
+    sites: Any, tmp_path: Path
+) -> None:
+    a, b, _ = sites
+    with a.target() as first, writes_again(b, first, tmp_path, whole=False) as second:
+        with pytest.raises(RelocatorError, match="1 blocks were written here"):
+            second.control.call("withdraw")
+        assert second.connect().pread(BLOCK, 5 * BLOCK) == NEW
 
 
 @pytest.mark.parametrize("first_is", ["up", "down"])

@@ -1,10 +1,12 @@
-"""A process is killed in the midst of a commit, and then power fails under the one that goes on."""
+"""A process is killed in the midst of a write, or of a commit; then power may fail, too."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
+from relocator.store.bitmap import Bitmap
 from relocator.store.maps import PAGE_BYTES
 from relocator.store.store import Store
 from tests.support.stores import make_store
@@ -98,3 +100,69 @@ def test_no_version_of_a_page_is_overwritten_before_the_next_is_durable(
     killed_in_a_commit(store, disk)
     disk.fail_power(torn)
     assert opened(tmp_path).present[7]
+
+
+def killed(store: Store, between: Bitmap, block: int) -> None:
+    """A guest writes a block, and the process is killed when it would set its bit `between`."""
+    if (child := os.fork()) == 0:
+        between.set = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+        try:
+            store.mark_dirty(block, block + 1)
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    store.abandon()
+
+
+@pytest.mark.parametrize("plane", ["dirty", "diverged"])
+def test_a_write_asked_for_again_after_a_kill_has_diverged(tmp_path: Path, plane: str) -> None:
+    store = opened(tmp_path)
+    killed(store, getattr(store, plane), 7)
+    store = opened(tmp_path)
+    store.mark_dirty(7, 8)
+    assert (store.dirty[7], store.diverged[7]) == (True, True)
+    store.close()
+    assert opened(tmp_path).diverged[7]
+
+
+def test_who_finds_a_block_dirty_finds_that_it_has_diverged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever it is looks without a lock, and may be answered before the first one goes on."""
+    store = opened(tmp_path)
+    found: list[bool] = []
+    real = store.dirty.set
+    monkeypatch.setattr(
+        store.dirty, "set", lambda *run: (found.append(store.diverged[7]), real(*run))[1]
+    )
+    store.mark_dirty(7, 8)
+    assert found == [True]
+
+
+@pytest.mark.parametrize("power", ["stays", "fails"])
+def test_what_an_older_version_left_dirty_has_diverged(
+    tmp_path: Path, disk: Disk, power: str
+) -> None:
+    store = opened(tmp_path)
+    for block in (7, FAR):
+        store.dirty.set(block, block + 1)
+        store._owe_locked(1, block, block + 1)
+    store.mark_dirty(8, 9)
+    store.commit()
+    store.abandon()
+    if power == "fails":
+        disk.fail_power()
+    store = opened(tmp_path)
+    assert list(store.diverged.set_runs(0, store.diverged.bits)) == [(7, 9), (FAR, FAR + 1)]
+    store.close()
+    store = opened(tmp_path)
+    assert list(store.diverged.set_runs(0, store.diverged.bits)) == [(7, 9), (FAR, FAR + 1)]
+
+
+def test_nothing_has_diverged_where_the_disk_was_given_back(tmp_path: Path) -> None:
+    """It would be kept when the source says that it is stale."""
+    store = opened(tmp_path)
+    store.update(standby=True)
+    store.dirty.set(7, 8)
+    store.abandon()
+    assert not opened(tmp_path).diverged[7]
