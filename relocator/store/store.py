@@ -260,7 +260,14 @@ class Store:
         Raises:
             StoreError: as of `update`.
         """
-        self.update(written_ns=self.image.modified_ns)
+        self.update(written_ns=self._written_ns())
+
+    def _written_ns(self) -> int | None:
+        """When the image was written last, to be noted: after a power failure it says the same."""
+        written_ns = self.image.modified_ns
+        if written_ns is not None and self.directory is not None:
+            self._sync(self.image.sync_times)
+        return written_ns
 
     def void_base(self, base: Base) -> None:
         """What is copied ahead of `base` may be of another disk: all of it is stale, durably.
@@ -277,7 +284,7 @@ class Store:
         fresh = replace(self.meta, **{"map_versions": versions, "written_ns": None, **changes})
         if fresh.settled:  # noted once
             known = self.meta.written_ns if self.meta.settled else None
-            fresh = replace(fresh, written_ns=known or self.image.modified_ns)
+            fresh = replace(fresh, written_ns=known or self._written_ns())
         if self.directory is not None:
             metadata.write(self.directory, fresh)
         with self.lock:

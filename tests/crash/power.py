@@ -198,10 +198,10 @@ class Replay:
 
 
 @contextmanager
-def mounted(image: Path, point: Path, fs: str) -> Iterator[Path]:
+def mounted(image: Path, point: Path, fs: str, *options: str) -> Iterator[Path]:
     """The file system in an image; its journal is replayed as after a reboot."""
     point.mkdir(exist_ok=True)
-    mount = ["mount", "-t", fs, "-o", "loop", str(image), str(point)]
+    mount = ["mount", "-t", fs, "-o", ",".join(("loop", *options)), str(image), str(point)]
     subprocess.run(mount, check=True, capture_output=True)
     try:
         yield point
