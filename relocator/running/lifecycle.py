@@ -264,13 +264,16 @@ class Lifecycle:
     def stand_still(self) -> None:
         """Let no write pass any more at a disk that is all here: this process is to be killed.
 
+        Nor does one if the disk is sealed and unsealed meanwhile.
+
         Raises:
             StoreError: what was written can't be made durable; writes go on.
         """
         with self._lock:
-            if self.state is not State.COMPLETE:
+            if self.state not in (State.COMPLETE, State.SEALED):
                 return
-            self.gate.pause(_ENDING)
+            if self.state is State.COMPLETE:
+                self.gate.pause(_ENDING)
             try:
                 self._store.note_written()
             except BaseException:
@@ -322,7 +325,9 @@ class Lifecycle:
 
         `why` they fail in standby, or where an activation failed and that can't be made durable.
         """
-        if state in _WRITABLE:
+        if state in _WRITABLE and self._store.still:
+            self.gate.pause(_ENDING)
+        elif state in _WRITABLE:
             self.gate.open()
         elif state is State.STANDBY:
             self.gate.shut(why or _ELSEWHERE)

@@ -64,6 +64,8 @@ class Store:
         self._planes = [self._live.planes[name] for name in PLANES]
         self.present, self.dirty, self.diverged = self._planes
         self._changed: set[int] = set()
+        #: nothing of ours writes the image any more, until the process ends
+        self.still = False
         if self._durable is not None:
             self._recover(self._durable)
         self.present_blocks = total if meta.complete else self.present.count()
@@ -97,7 +99,8 @@ class Store:
             # Then all counts as written; but in standby nothing was, and the base stays true. That
             # is durable before the live map is believed: by then nobody knows of the failure.
             if not (self.meta.clean or self.meta.graduated or self.meta.standby):
-                self._replace_meta(epoch=self.meta.epoch + 1, base=None)
+                noted = self.meta.written_ns  # if this start fails, the next one compares it, too
+                self._replace_meta(epoch=self.meta.epoch + 1, base=None, written_ns=noted)
             self._diverge_what_is_dirty(durable)
             self._live.vouch()
 
@@ -255,15 +258,26 @@ class Store:
             self._replace_meta(**changes)
 
     def note_written(self) -> None:
-        """Note, until the next `update`, when the image was written last: now nothing of ours does.
+        """Note when the image was written last: from now on nothing of ours does.
+
+        The note stays, whatever else of `meta` is changed before the process ends.
 
         Raises:
             StoreError: as of `update`.
         """
-        self.update(written_ns=self._written_ns())
+        with self._update_lock:
+            self.commit()
+            if self.meta.written_ns is None:
+                self._replace_meta(written_ns=self._written_ns())
+            self.still = True
 
     def _written_ns(self) -> int | None:
-        """When the image was written last, to be noted: after a power failure it says the same."""
+        """When the image was written last, to be noted: after a power failure it says the same.
+
+        If it is noted already it is that: something else may have written it meanwhile.
+        """
+        if self.meta.written_ns is not None:
+            return self.meta.written_ns
         written_ns = self.image.modified_ns
         if written_ns is not None and self.directory is not None:
             self._sync(self.image.sync_times)
@@ -282,9 +296,8 @@ class Store:
         """Change fields of `meta`, durably; with `_update_lock`."""
         versions = 0 if self._durable is None else self._durable.versions
         fresh = replace(self.meta, **{"map_versions": versions, "written_ns": None, **changes})
-        if fresh.settled:  # noted once
-            known = self.meta.written_ns if self.meta.settled else None
-            fresh = replace(fresh, written_ns=known or self._written_ns())
+        if fresh.settled or self.still:
+            fresh = replace(fresh, written_ns=self._written_ns())
         if self.directory is not None:
             metadata.write(self.directory, fresh)
         with self.lock:

@@ -55,6 +55,35 @@ def test_what_was_written_while_the_source_was_down_is_copied(sites: Any, ended:
         assert second.connect().pread(SIZE_BYTES, 0) == model
 
 
+@pytest.mark.parametrize("then", ["a round", "a seal that is undone"])
+def test_what_is_written_after_the_last_flush_is_found_whatever_came_in_between(
+    sites: Any, then: str
+) -> None:
+    """As where a round of a copy comes before the server is killed."""
+    a, b, _ = sites
+    model = source_bytes(SIZE_BYTES)
+    model[:BLOCK] = NEW
+    with ExitStack() as running:
+        first = running.enter_context(a.target())
+        second = running.enter_context(b.proxy(first, "mode=standby", "refresh=off"))
+        wait_for(lambda: all_present(second), "the copy ahead")
+        first.connect().pwrite(NEW, 0)
+        first.control.call("flush", last=True)
+        if then == "a round":
+            second.control.call("refresh")
+            wait_for(lambda: all_present(second), "the round")
+        else:
+            first.control.call("seal")
+            first.control.call("unseal")
+        first.kill()
+        write_outside(a.image, 5 * BLOCK)
+        model[5 * BLOCK : 6 * BLOCK] = ELSE
+        again = running.enter_context(a.target())
+        assert any("written by something else" in note for note in again.status()["notes"])
+        second.control.call("activate", wait=True)
+        assert second.connect().pread(SIZE_BYTES, 0) == model
+
+
 def test_what_was_not_written_is_not_copied_again(sites: Any) -> None:
     a, b, _ = sites
     with ExitStack() as running:
@@ -82,6 +111,31 @@ def test_after_the_last_flush_no_write_passes(sites: Any) -> None:
         assert not handle.aio_command_completed(written)
         server.kill()
     assert a.image.read_bytes()[:BLOCK] == NEW
+
+
+@pytest.mark.parametrize("sealed", ["before", "after"])
+def test_after_the_last_flush_no_write_passes_at_a_disk_that_was_unsealed(
+    sites: Any, sealed: str
+) -> None:
+    a, _, _ = sites
+    with a.target() as server:
+        handle = server.connect()
+        handle.pwrite(NEW, 0)
+        if sealed == "before":
+            server.control.call("seal")
+        server.control.call("flush", last=True)
+        server.control.call("seal")
+        server.control.call("unseal")
+        written = handle.aio_pwrite(ELSE, 0)
+        assert handle.poll(200) in (0, 1)
+        assert not handle.aio_command_completed(written)
+        server.kill()
+    with a.target() as again:
+        assert again.status()["notes"] == []
+        handle = again.connect()
+        assert handle.pread(BLOCK, 0) == NEW
+        handle.pwrite(ELSE, 0)
+        assert handle.pread(BLOCK, 0) == ELSE
 
 
 def test_a_sealed_disk_that_was_written_is_not_served_until_it_is_said_to_be_the_same(

@@ -1,6 +1,8 @@
 """What a store is believed to be when it is opened, after whatever happened to it."""
 
 import errno
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +42,28 @@ def test_what_a_killed_process_had_replaced_is_durable_once_the_store_is_open(
     monkeypatch.setattr(metadata, "sync_directory", synced.append)
     make_store(tmp_path / "s", SIZE_BYTES).abandon()
     assert synced == [tmp_path / "s"]
+
+
+def test_what_was_written_outside_is_found_by_the_start_after_one_that_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = tmp_path / "disk.raw"
+    image.write_bytes(bytes(SIZE_BYTES))
+    store = open_target(image, tmp_path / "s", 4096)
+    store.note_written()
+    store.abandon()
+    os.utime(image, ns=(0, 0))
+    monkeypatch.setattr("relocator.store.store.boot_id", lambda: "another boot".ljust(36))
+    if (child := os.fork()) == 0:
+        monkeypatch.setattr(Store, "update", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+        try:
+            open_target(image, tmp_path / "s", 4096)
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    store = open_target(image, tmp_path / "s", 4096)
+    assert any("written by something else" in note for note in store.notes)
+    store.close()
 
 
 def test_lost_maps_are_never_taken_for_empty_ones(tmp_path: Path) -> None:
