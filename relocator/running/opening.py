@@ -29,6 +29,7 @@ from relocator.store import meta as metadata
 from relocator.store.geometry import Geometry, suited_block_bytes
 from relocator.store.meta import Meta, Takeover, new_token
 from relocator.store.opening import (
+    check_disk,
     check_same,
     check_size,
     is_written_outside,
@@ -55,6 +56,8 @@ def _copy_of(settings: Config) -> Store:
     found = metadata.read(settings.store)
     if found is not None and found.creating:
         found = None  # it holds nothing, and nobody was promised anything
+    if found is not None and settings.disk is not None:
+        check_disk(settings.store, found, settings.disk)
     if found is not None and found.complete and (found.seal is None or settings.source is None):
         return open_store(settings.store, found)
     if found is not None and found.outdated:

@@ -183,11 +183,29 @@ def check_same(directory: Path, meta: Meta, fresh: Meta) -> None:
                 f"store={directory}: holds a copy with {key}={has}, not {wanted}; "
                 "give the source and block it was made with, or another directory"
             )
-    if meta.disk is not None and fresh.disk not in (None, meta.disk):
+    if fresh.disk is not None:
+        check_disk(directory, meta, Path(fresh.disk))
+
+
+def check_disk(directory: Path, meta: Meta, disk: Path) -> None:
+    """Refuse a store whose image is another one than `disk`, by whatever path.
+
+    Raises:
+        ConfigError: it is.
+    """
+    own = directory / "disk.img" if meta.disk is None else Path(meta.disk)
+    if disk != own and not _is_one_file(disk, own):
         raise ConfigError(
-            f"disk={fresh.disk}: the store {directory} is for {meta.disk}; give that, or another "
-            "store"
+            f"disk={disk}: the store {directory} is for {own}; give that, or leave disk= out, or "
+            "give another store"
         )
+
+
+def _is_one_file(path: Path, other: Path) -> bool:
+    try:
+        return path.samefile(other)
+    except OSError:  # one of them isn't there
+        return False
 
 
 def open_image(directory: Path, meta: Meta) -> Image:
