@@ -49,6 +49,7 @@ class Plan:
     nbdkit: list[str]
     plugin: list[str]
     store: Path
+    disk: Path | None
     control: Path
 
     @property
@@ -93,7 +94,7 @@ class _Supervisor:
     def run(self) -> int:
         """One server after the other."""
         control: ControlServer | None = None
-        while (disk := graduate(self._plan.store)) is None:
+        while (disk := graduate(self._plan.store, self._plan.disk)) is None:
             if control is not None:  # the disk was sealed in the very last moment
                 control.stop()
             self._start(self._plan.proxy)

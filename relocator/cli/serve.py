@@ -160,9 +160,9 @@ def _graduate(options: argparse.Namespace) -> int:
     if options.control is None:
         options.control = str(store / "control")
     nbdkit = [*_nbdkit(options), "--foreground"]
-    plan = graduate.Plan(
-        address_of(options), nbdkit, _plugin(options), store, Path(options.control).absolute()
-    )
+    disk = None if options.disk is None else Path(options.disk).absolute()
+    control = Path(options.control).absolute()
+    plan = graduate.Plan(address_of(options), nbdkit, _plugin(options), store, disk, control)
     if options.print:
         print(launch.shell_line(plan.proxy))
         return 0

@@ -26,7 +26,7 @@ from relocator.running.status import check_cells
 from relocator.store import meta as metadata
 from relocator.store.image import Image
 from relocator.store.meta import Meta
-from relocator.store.opening import open_image, take_lock
+from relocator.store.opening import check_disk, open_image, take_lock
 
 _REFUSAL = (
     "'{verb}' is refused: the disk has graduated, and what serves it now records no writes; "
@@ -132,14 +132,19 @@ def may_graduate(meta: Meta | None) -> bool:
     return meta.complete and meta.seal is None
 
 
-def graduate(directory: Path) -> Graduated | None:
+def graduate(directory: Path, disk: Path | None) -> Graduated | None:
     """Take over the store at `directory` and note that it has graduated; None if it may not.
 
+    `disk` is where its image was said to be, if that was said.
+
     Raises:
-        ConfigError: the store is in use or damaged.
+        ConfigError: the store is in use or damaged, or its image is elsewhere.
     """
-    if not may_graduate(metadata.read(directory)):
+    found = metadata.read(directory)
+    if found is None or not may_graduate(found):
         return None
+    if disk is not None:
+        check_disk(directory, found, disk)
     lock_fd = take_lock(directory)
     try:
         meta = metadata.read(directory)

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from tests.support.command import relocator
 from tests.support.model import source_bytes
 from tests.support.servers import plugin, refused
 from tests.support.sites import BLOCK, SIZE_BYTES
+from tests.support.sources import free_port
 
 NEW = b"n" * BLOCK
 
@@ -53,6 +55,17 @@ def test_a_copy_that_has_its_image_in_its_store_is_refused_with_another(sites: A
         assert f"is for {b.copy}" in refused(f"store={b.directory / 'store'}", f"disk={other}")
         with b.proxy(first, f"disk={b.copy}") as second:
             assert second.connect().pread(SIZE_BYTES, 0) == source_bytes(SIZE_BYTES)
+
+
+def test_a_copy_that_is_complete_does_not_graduate_with_another_image(sites: Any) -> None:
+    a, b, _ = sites
+    one, other = images(b.directory)
+    with a.target() as first, b.proxy(first, f"disk={one}") as second:
+        second.wait()
+    words = ["proxy", str(b.directory / "store"), first.uri, "--graduate", "--disk"]
+    done = relocator(*words, str(other), "--listen", f"127.0.0.1:{free_port()}")
+    assert done.returncode == 2, done.stderr
+    assert f"disk={other}: the store {b.directory / 'store'} is for {one}; give that" in done.stderr
 
 
 def test_a_disk_that_returns_to_another_image_is_refused(sites: Any) -> None:
