@@ -50,6 +50,8 @@ GATHER_S = 0.002
 _BROKEN = frozenset(
     {errno.ENOTCONN, errno.ESHUTDOWN, errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT}
 )
+#: Errors by which libnbd rejects a request, such as one beyond the disk's end: it always would.
+_REJECTED = frozenset({errno.EINVAL, errno.ERANGE})
 
 
 class Guard(Protocol):
@@ -241,17 +243,26 @@ class Connection:
             self._complete(flight, error.value)
             return 1
 
-        if request.kind == "read":
-            pieces = self._limits.pieces(request.offset, request.length)
-            start, flight.parts = pieces[0].offset, len(pieces)
-            request.data = bytearray(sum(piece.length for piece in pieces))
-            for piece in pieces:
-                aio_pread(handle, request.data, piece, start, completed)
-        elif self.has_allocation:
-            self._ask_status(handle, request, completed)
-        else:
-            request.runs = [(request.length, 0)]
-            self._complete(flight, 0)
+        unsent = 1
+        try:
+            if request.kind == "read":
+                pieces = self._limits.pieces(request.offset, request.length)
+                start, flight.parts = pieces[0].offset, len(pieces)
+                request.data = bytearray(sum(piece.length for piece in pieces))
+                unsent = len(pieces)
+                for piece in pieces:
+                    aio_pread(handle, request.data, piece, start, completed)
+                    unsent -= 1
+            elif self.has_allocation:
+                self._ask_status(handle, request, completed)
+            else:
+                request.runs = [(request.length, 0)]
+                self._complete(flight, 0)
+        except nbd.Error as error:
+            if error.errnum not in _REJECTED or handle.aio_is_dead() or handle.aio_is_closed():
+                raise
+            flight.parts -= unsent - 1
+            self._complete(flight, error.errnum)
 
     def _ask_status(self, handle: Any, request: Request, completed: Callable[[Any], int]) -> None:
         start, length = self._limits.widen(request.offset, request.length)
