@@ -9,13 +9,14 @@ here: the copier skips that.
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from relocator.copying import recent
 from relocator.errors import ConfigError
 from relocator.store.bitmap import Bitmap
+from relocator.store.geometry import Extent
 
 Range = tuple[int, int]
 _RANDOM_SEED = 1
@@ -113,28 +114,29 @@ def named(keys: Sequence[str], knowledge: Knowledge) -> Iterator[Range]:
             )
 
 
-def read_trace(text: str, block_bytes: int) -> list[int]:
-    """Blocks in the order of their first access, from lines `OFFSET[,LENGTH]` in bytes.
+def read_trace(text: str) -> list[Extent]:
+    """What was accessed, from lines `OFFSET[,LENGTH]` in bytes.
 
     Raises:
         ValueError: a line is something else; names its number.
     """
-    seen: dict[int, None] = {}
+    found: list[Extent] = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
         parts = line.split(",")
         try:
-            offset, length = int(parts[0]), int(parts[1]) if len(parts) > 1 else 1
+            access = Extent(int(parts[0]), int(parts[1]) if len(parts) > 1 else 1)
         except ValueError as error:
             raise ValueError(f"line {number}: '{line}' is not OFFSET[,LENGTH] in bytes") from error
-        for block in range(offset // block_bytes, -(-(offset + length) // block_bytes)):
-            seen[block] = None
-    return list(seen)
+        if min(access) < 0:
+            raise ValueError(f"line {number}: '{line}' has a number below 0")
+        found.append(access)
+    return found
 
 
-def load_trace(order: Sequence[str], block_bytes: int) -> list[int]:
-    """The blocks of an order's `trace:FILE`, in order of first access; none if it has no trace.
+def accesses(order: Sequence[str]) -> list[Extent]:
+    """What is in an order's `trace:FILE`; nothing if it has no trace.
 
     Raises:
         ConfigError: the file can't be read, or is no trace.
@@ -143,6 +145,20 @@ def load_trace(order: Sequence[str], block_bytes: int) -> list[int]:
     if key is None:
         return []
     try:
-        return read_trace(Path(key.removeprefix("trace:")).read_text(), block_bytes)
+        return read_trace(Path(key.removeprefix("trace:")).read_text())
     except (OSError, ValueError) as error:
         raise ConfigError(f"order={key}: {error}") from error
+
+
+def blocks(trace: Iterable[Extent], block_bytes: int) -> list[int]:
+    """The blocks of a trace, in order of first access."""
+    seen: dict[int, None] = {}
+    for offset, length in trace:
+        for block in range(offset // block_bytes, -(-(offset + length) // block_bytes)):
+            seen[block] = None
+    return list(seen)
+
+
+def load_trace(order: Sequence[str], block_bytes: int) -> list[int]:
+    """The blocks of an order's `trace:FILE`, in order of first access; errors as of `accesses`."""
+    return blocks(accesses(order), block_bytes)

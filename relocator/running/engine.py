@@ -37,6 +37,7 @@ from relocator.running.status import Status
 from relocator.running.verbs import Verbs
 from relocator.source.identity import Guard
 from relocator.source.upstream import Upstream
+from relocator.store.geometry import Extent
 from relocator.store.store import Store
 
 COMMIT_EVERY_S = 5
@@ -46,7 +47,12 @@ class Engine:
     """Serves one disk and, while it has an upstream, brings the rest of it here."""
 
     def __init__(
-        self, settings: Config, store: Store, seeds: Sequence[Seed], share: Share | None = None
+        self,
+        settings: Config,
+        store: Store,
+        seeds: Sequence[Seed],
+        share: Share | None = None,
+        trace: Sequence[Extent] = (),
     ) -> None:
         self._store = store
         self._seeds = seeds
@@ -60,7 +66,7 @@ class Engine:
             store.geometry,
             settings.order,
             heat_shift=self._heat.shift,
-            trace=ordering.load_trace(settings.order, store.geometry.block_bytes),
+            trace=ordering.blocks(trace, store.geometry.block_bytes),
         )
         self._transfer = self._make_transfer(settings) if self._lifecycle.unfinished else None
         self._parts = Parts(
@@ -232,8 +238,9 @@ def open_engine(settings: Config) -> Engine:
     """Open the disk and everything it needs, without starting anything.
 
     Raises:
-        ConfigError: the disk, store, source, a seed or the group's file doesn't fit.
+        ConfigError: the disk, store, source, a seed, the group's file or a trace doesn't fit.
     """
     seeds = [Seed(path) for path in settings.seeds]
     share = Share(settings.rate_group) if settings.rate_group else None
-    return Engine(settings, open_disk(settings), seeds, share)  # the source may be sealed last
+    trace = ordering.accesses(settings.order)
+    return Engine(settings, open_disk(settings), seeds, share, trace)  # the seal comes last

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from relocator.copying import heat
+from relocator.errors import RelocatorError
 from tests.support.model import source_bytes
 from tests.support.servers import Server, nbdkit, proxy, target, wait_for
 
@@ -103,6 +104,20 @@ def test_a_trace_that_is_not_there_is_refused_at_the_start(tmp_path: Path, sourc
     with pytest.raises(RuntimeError, match="order=trace:"):
         with proxy(tmp_path, source, f"order=trace:{tmp_path / 'none'}"):
             pass
+
+
+def test_a_trace_below_zero_is_refused_in_flight_and_the_copy_goes_on(
+    tmp_path: Path, source: Server
+) -> None:
+    trace = tmp_path / "trace"
+    trace.write_text(f"0,{BLOCK}\n-{BLOCK},{BLOCK}\n")
+    with proxy(tmp_path, source, "order=sequential", "rate=8M", "readahead=0") as server:
+        with pytest.raises(RelocatorError, match=f"order=trace:{trace}: line 2: '-4096,4096' has"):
+            server.control.call("set", order=f"trace:{trace}")
+        assert server.status()["order"] == "sequential"
+        server.hurry()
+        server.wait()
+    assert (tmp_path / "store" / "disk.img").read_bytes() == source_bytes(SIZE_BYTES)
 
 
 def test_a_trace_comes_first_and_an_order_can_be_changed_in_flight(
