@@ -91,9 +91,19 @@ def config(key: str, value: str) -> None:
 def get_ready() -> None:
     global _engine, _control
     parsed = settings.parse(_pairs)
+    _check_control(parsed)
     _engine = open_engine(parsed)
     if parsed.control is not None:
         _control = ControlServer(parsed.control, _engine.verbs.call)
+
+
+def _check_control(parsed: settings.Config) -> None:
+    """Refuse a control path that can't be served while the source is not sealed yet."""
+    if (path := parsed.control) is None:
+        return
+    if path.parent == parsed.store and not parsed.store.exists():
+        return  # the store is made with the disk
+    ControlServer(path, lambda _verb, _arguments: {}).stop()
 
 
 def _fail_stop(failure: threading.ExceptHookArgs) -> None:

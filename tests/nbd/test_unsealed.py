@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.servers import Server, refused, target
+from relocator.client import Client
+from tests.support.servers import PLUGIN, Server, nbdkit, refused, target
 
 SIZE_BYTES = 1 << 20
 
@@ -20,11 +21,21 @@ def a_trace_below_zero(tmp_path: Path, _: Server) -> tuple[str, str]:
     return f"order=trace:{tmp_path}/trace", "trace: line 1: '-4096' has a number below 0"
 
 
+def a_control_path_in_use(_tmp_path: Path, source: Server) -> tuple[str, str]:
+    return f"control={source.control_path}", "another process listens there"
+
+
+def a_control_path_without_a_directory(tmp_path: Path, _: Server) -> tuple[str, str]:
+    return f"control={tmp_path}/none/control", "No such file or directory; give a path in"
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
         a_trace_that_is_none,
         a_trace_below_zero,
+        a_control_path_in_use,
+        a_control_path_without_a_directory,
     ],
     ids=lambda wrong: wrong.__name__,
 )
@@ -36,3 +47,12 @@ def test_a_start_that_is_refused_leaves_the_source_unsealed(
         assert why in refused(f"source={source.uri}", f"store={tmp_path}/store", key)
         assert source.status()["state"] == "complete"
         source.connect().pwrite(b"written", 0)
+
+
+def test_a_control_path_in_a_store_that_is_made_is_served(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    with target(tmp_path, SIZE_BYTES) as source:
+        keys = (f"source={source.uri}", f"store={store}", f"control={store}/control")
+        with nbdkit(tmp_path, "proxy", ["python", str(PLUGIN), *keys]):
+            Client(store / "control").call("wait", timeout_s=60)
+    assert (store / "disk.img").read_bytes() == (tmp_path / "disk.img").read_bytes()
