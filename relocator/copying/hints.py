@@ -10,6 +10,8 @@ blocks written at the source since its maps began are known, and count as in use
 allocated before that must be in the bitmaps by now: its journal shows two commits since.
 """
 
+from contextlib import suppress
+
 from relocator.copying import heat, recent
 from relocator.copying.claims import subtract
 from relocator.copying.hydration import Hydration
@@ -44,9 +46,13 @@ def ask(source: Source, plan: Plan, hydration: Hydration, *, skip_free: bool, ou
 
 
 def tell_recent(answer: Answer, plan: Plan) -> None:
-    """Let the copy begin with what came with the seal; a source of an older version sends none."""
+    """Let the copy begin with what came with the seal; a source of an older version sends none.
+
+    One that is damaged is none: who asks here is about to take the disk over.
+    """
     if (packed := answer.attachments.get("recent")) is not None:
-        plan.add(recent=recent.unpack(packed))
+        with suppress(UpstreamError):
+            plan.add(recent=recent.unpack(packed))
 
 
 def _ask_recent(source: Source, plan: Plan) -> None:

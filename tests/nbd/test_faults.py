@@ -60,6 +60,22 @@ def test_a_mistake_in_what_nobody_waits_for_is_told_and_ends_nothing(tmp_path: P
     assert (tmp_path / "store" / "disk.img").read_bytes() == source_bytes(SIZE_BYTES)
 
 
+def test_a_working_set_that_is_damaged_costs_an_activation_nothing(tmp_path: Path) -> None:
+    wrong = mistaken(
+        tmp_path,
+        "from relocator.copying.recent import Recent\n\n"
+        "Recent.places = lambda self, most=None: b'no such thing'\n",
+    )
+    with target(tmp_path, SIZE_BYTES, file=wrong) as source:
+        with proxy(tmp_path, source, "mode=standby", "order=recent,sequential") as server:
+            server.control.call("activate", wait=True)
+            server.connect().pwrite(b"here", 0)
+            server.wait()
+    model = source_bytes(SIZE_BYTES)
+    model[:4] = b"here"
+    assert (tmp_path / "store" / "disk.img").read_bytes() == model
+
+
 def test_a_thread_that_dies_of_a_mistake_ends_the_server_and_not_the_data(tmp_path: Path) -> None:
     wrong = mistaken(
         tmp_path,

@@ -115,6 +115,8 @@ def test_a_source_that_sends_no_working_set_leaves_the_order_as_it_was() -> None
     read(working_set, 3)
     hints.tell_recent(Answer({}, {"recent": working_set.places()}), plan)
     assert (plan.known, list(plan.named())) == (["recent"], [(3, 4)])
+    hints.tell_recent(Answer({}, {"recent": b"no such thing"}), plan)  # nor one that is damaged
+    assert list(plan.named()) == [(3, 4)]
 
 
 def test_an_order_begins_with_the_places_only_if_it_says_so() -> None:
