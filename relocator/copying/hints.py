@@ -7,42 +7,59 @@ costs nothing but order.
 `skip-free=yes` makes free blocks present as zeros instead of copying them. That is only done where
 a wrong verdict can't lose data: every file system's journal was read, and if one is mounted, the
 blocks written at the source since its maps began are known, and count as in use. What a guest had
-allocated before that must be in the bitmaps by now: its journal shows two commits since.
+allocated before that must be in the bitmaps by now: its journal shows two commits since. And it
+rests on nothing but the disk that is copied, whatever else may answer at its address.
 """
 
+from collections.abc import Callable
 from contextlib import suppress
 
 from relocator.copying import heat, recent
-from relocator.copying.claims import subtract
+from relocator.copying.claims import Range, subtract
 from relocator.copying.hydration import Hydration
 from relocator.copying.plan import Plan
-from relocator.errors import UpstreamError
+from relocator.errors import OtherDiskError, UpstreamError
 from relocator.filesystem import inuse
 from relocator.filesystem.inuse import InUse
 from relocator.source.remote import Answer, Source
+from relocator.source.upstream import Upstream
 from relocator.store.bitmap import Bitmap
+from relocator.store.store import Store
 
 
-def ask(source: Source, plan: Plan, hydration: Hydration, *, skip_free: bool, ours: bool) -> None:
+def ask(
+    source: Source,
+    upstream: Upstream,
+    store: Store,
+    plan: Plan,
+    hydration: Hydration,
+    *,
+    skip_free: bool,
+    stopped: Callable[[], bool],
+) -> None:
     """Ask the source for its working set, heat and blocks in use, as far as the order wants them.
 
-    `ours`: the source is a relocator, which knows what was read and written.
+    Once it is `stopped`, nothing more is stored.
 
     Raises:
-        UpstreamError: the source can't be asked.
+        UpstreamError: the source can't be asked, or (`skip_free`) is another disk.
+        StoreError: the store can't keep free blocks as zeros.
     """
+    ours = store.meta.base is not None  # a relocator, which knows what was read and written
     if ours and "recent" in plan.keys:
         _ask_recent(source, plan)
     if ours and "hot" in plan.keys:
         _ask_heat(source, plan)
     if "in-use" in plan.keys or skip_free:
         asked = hydration.disowned
-        found = source.serve(inuse.survey(plan.geometry, journal=skip_free))
+        survey = inuse.survey(plan.geometry, journal=skip_free)
+        # An order may rest on whatever answers at the address; zeros may not.
+        found = upstream.serve(survey) if skip_free else source.serve(survey)
         plan.notes = found.notes
         if found.free_blocks:  # else there is nothing to tell apart, and the map would be a burden
             plan.add(in_use=found.blocks)
-        if skip_free:
-            _skip_free(source, plan, hydration, found, asked, ours=ours)
+        if skip_free and (free := _sure(source, store, plan, found, ours=ours)):
+            hydration.skip(free, asked, stopped)
 
 
 def tell_recent(answer: Answer, plan: Plan) -> None:
@@ -71,22 +88,26 @@ def _ask_heat(source: Source, plan: Plan) -> None:
     plan.add(heat=heat.unpack(source.export("heat", heat.MOST_PACKED_BYTES)), heat_shift=shift)
 
 
-def _skip_free(
-    source: Source, plan: Plan, hydration: Hydration, found: InUse, asked: int, *, ours: bool
-) -> None:
-    """Make the free blocks present as zeros, where that is safe."""
+def _sure(source: Source, store: Store, plan: Plan, found: InUse, *, ours: bool) -> list[Range]:
+    """The free blocks that may be made present as zeros; notes why others may not.
+
+    Raises:
+        OtherDiskError: what was written, another disk tells than was looked at.
+    """
     if (blocks := found.blocks) is None:
-        return
+        return []
     if found.caveats:
         plan.notes += (f"free blocks are copied after all: {found.caveats[0]}",)
-        return
+        return []
     if found.mounted and not ours:
         reason = "a mounted file system, and the source keeps no record of what was written"
         plan.notes += (f"free blocks are copied after all: {reason}",)
-        return
+        return []
     written = Bitmap(blocks.bits)
     if ours:
         answer = source.call("identify")
+        if answer["id"] != store.meta.origin_id:
+            raise OtherDiskError("the source has become another disk: it has another id")
         for name in ("dirty", "diverged"):
             for first, end in answer.blocks(name, plan.geometry):
                 written.set(first, end)
@@ -96,5 +117,4 @@ def _skip_free(
         reason = "the source has recorded what is written for less than two commits of its journal"
         plan.notes += (f"free blocks of {one.name} are copied after all: {reason}",)
     volumes = [plan.geometry.touched(*one.volume) for one in unsure]
-    if free := subtract(list(blocks.clear_runs(0, blocks.bits)), volumes):
-        hydration.skip(free, asked)
+    return subtract(list(blocks.clear_runs(0, blocks.bits)), volumes)

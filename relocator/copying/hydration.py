@@ -167,14 +167,15 @@ class Hydration:
         for claim in storing:
             claim.wait()
 
-    def skip(self, free: list[Range], asked: int) -> None:
+    def skip(self, free: list[Range], asked: int, stopped: Callable[[], bool]) -> None:
         """Make blocks present as zeros that are free at the source, whatever it has there.
 
-        The store says first which they are. `asked` and errors as for `fill_hole`.
+        The store says first which they are. Ends early once it is `stopped`. `asked` and errors as
+        for `fill_hole`.
         """
         skipped.note(self._store, free)
         for first, end in free:
-            if not self.fill_hole(first, end, asked, free=True):
+            if stopped() or not self.fill_hole(first, end, asked, free=True):
                 return
 
     def fill_hole(self, first: int, end: int, asked: int, *, free: bool = False) -> bool:

@@ -125,8 +125,15 @@ class Afterwards:
             self._store.update(origin_samples=samples_at(source.endpoint))
         hints.ask(
             source,
+            transfer.upstream,
+            self._store,
             self._parts.plan,
             transfer.hydration,
             skip_free=self._parts.settings.skip_free,
-            ours=self._store.meta.base is not None,
+            stopped=lambda: self._stopped,
         )
+
+    @property
+    def _stopped(self) -> bool:
+        """Whether what is asked for is not to be noted any more."""
+        return self._lifecycle.stopping.is_set() or not self._concerned

@@ -8,13 +8,16 @@ all there is on the link: the copier bounds it (see pacing.py).
 import threading
 import time
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 from relocator.errors import UpstreamError
+from relocator.filesystem.rounds import Rounds, serve
 from relocator.source.connection import Connection, Guard
 from relocator.source.endpoint import Endpoint
-from relocator.source.handles import connected
+from relocator.source.handles import connected, read_many
 from relocator.source.requests import Request
 
+T = TypeVar("T")
 Done = Callable[[Request], None]
 FEWEST = 2
 FAR = 13
@@ -164,6 +167,26 @@ class Upstream:
     def block_status(self, offset: int, length: int, done: Done) -> None:
         """Ask which parts are holes; a source that can't tell answers 'all data'."""
         self._least_busy().submit(Request("block status", offset, length, done))
+
+    def serve(self, rounds: Rounds[T]) -> T:
+        """Serve the rounds of a reader, whose verdict is of the disk that is copied and no other.
+
+        Over a connection of its own: the guard looks at it before, and at the end once more, since
+        who answers the guard need not be who is read.
+
+        Raises:
+            UpstreamError: the source can't be reached, fails a read, or is another disk.
+            StoreError: as of `Guard.check`.
+        """
+        with connected(self._endpoint) as handle:
+            self._check(handle)
+            found = serve(rounds, lambda wanted: read_many(handle, wanted, timeout_s=60.0))
+            self._check(handle)
+        return found
+
+    def _check(self, handle: Any) -> None:
+        if self._guard is not None:
+            self._guard.check(handle, first=False)
 
     def close(self) -> None:
         """Disconnect; whatever waits fails. Must not be called from a `done`."""

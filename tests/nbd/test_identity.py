@@ -10,11 +10,14 @@ from typing import Any
 import nbd
 import pytest
 
+from relocator.errors import OtherDiskError
+from relocator.filesystem.rounds import ask_one
 from relocator.source import digests
 from relocator.source.endpoint import Endpoint
 from relocator.source.identity import Guard, samples_at
 from relocator.source.remote import Source
 from relocator.source.requests import Request
+from relocator.source.upstream import Upstream
 from tests.support.model import source_bytes
 from tests.support.servers import PLUGIN, Server, mistaken, proxy, refused, status_or_none, wait_for
 from tests.support.sources import daemon
@@ -203,6 +206,25 @@ def test_a_target_that_forgot_its_seal_is_sealed_again(tmp_path: Path) -> None:
             with pytest.raises(nbd.Error, match="EPERM"):
                 guest.pwrite(b"x", 0)
             guest.shutdown()
+
+
+def test_a_verdict_is_not_believed_of_what_is_another_disk_by_then(tmp_path: Path) -> None:
+    class Guarding:
+        def __init__(self, *refuses: bool) -> None:
+            self._refuses = iter(refuses)
+
+        def check(self, _handle: Any, *, first: bool) -> None:
+            assert not first
+            if next(self._refuses):
+                raise OtherDiskError("another disk")
+
+    with moving(tmp_path, foreign) as (source, _):
+        endpoint, read = Endpoint(uri(source)), ask_one(0, 4096, SIZE_BYTES)
+        with pytest.raises(OtherDiskError):
+            Upstream(endpoint, 1.0, guard=Guarding(False, True)).serve(read)
+        read = ask_one(0, 4096, SIZE_BYTES)
+        found = Upstream(endpoint, 1.0, guard=Guarding(False, False)).serve(read)
+        assert found == source_bytes(SIZE_BYTES)[:4096]
 
 
 @pytest.mark.parametrize("kind", [ours, ours_with_store], ids=lambda k: k.__name__)

@@ -1,4 +1,4 @@
-"""Free blocks of a mounted file system, and what its guest had not committed yet at the switch."""
+"""Free blocks: of a mounted file system, and of another disk."""
 
 import random
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support import ext_images as images
-from tests.support.servers import Server, plugin, proxy, wait_for
+from tests.support.servers import Server, nbdkit, plugin, proxy, wait_for
 
 pytestmark = pytest.mark.skipif(bool(images.MISSING), reason=f"not installed: {images.MISSING}")
 
@@ -96,3 +96,50 @@ def write(server: Server, steps: list[Any]) -> None:
         for at, data in step:
             guest.pwrite(data, at)
     guest.flush()
+
+
+def test_free_blocks_of_another_disk_at_the_sources_address_are_not_free_here(
+    tmp_path: Path,
+) -> None:
+    options = ["-t", "ext4", "-b", "4096", "-E", "nodiscard"]
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "large").write_bytes(b"relocate" * (10 << 17))
+    right = images.make(tmp_path / "right.img", "16M", options, tmp_path / "files")
+    other = images.make(tmp_path / "other.img", "16M", options, None)
+    served = tmp_path / "served.img"
+
+    def source(image: Path) -> Any:
+        served.unlink(missing_ok=True)
+        served.symlink_to(image)
+        return nbdkit(tmp_path, "source", ["file", str(served)])
+
+    keys = ("background=off", "readahead=0", "retry-timeout=1")
+    with source(right) as here, proxy(tmp_path, here, *keys) as server:
+        server.connect().pread(PIECE, 0)
+    with proxy(tmp_path, here.uri, "skip-free=yes", *keys) as server:
+        with source(other):
+            wait_for(lambda: said(server), "the verdict")
+        with source(right):
+            wait_for(lambda: not server.status()["faults"]["handover"], "the right disk")
+            server.control.call("set", background="on")
+            assert server.wait()["skipped_bytes"] > 0
+            assert server.connect().pread(PIECE, 0) == right.read_bytes()[:PIECE]
+    check_copy(tmp_path, right)
+
+
+def said(server: Server) -> bool:
+    """Whether free blocks were skipped, or another disk was told of."""
+    status = server.status()
+    return "another disk" in str(status["faults"]["handover"]) or status["skipped_bytes"] > 0
+
+
+def check_copy(tmp_path: Path, image: Path) -> None:
+    """What is in use is here, byte by byte; what is free is as it was, or zeros."""
+    copy, whole = (tmp_path / "store" / "disk.img").read_bytes(), image.read_bytes()
+    assert len(copy) == len(whole)
+    at = 0
+    for first, end in [*images.free_ranges(image), (len(whole), len(whole))]:
+        assert copy[at:first] == whole[at:first]
+        for piece in range(first, end, 512):
+            assert copy[piece : piece + 512] in (bytes(512), whole[piece : piece + 512])
+        at = end
