@@ -5,7 +5,8 @@
     outdated  then there are two versions of the disk: no write passes here any more
     hints     what the order of the copy may rest on: asked once
 
-`lock` orders `moved` against a withdrawal; it is held across I/O.
+`lock` orders `moved` against a withdrawal; it is held across I/O. So is `_asking`, as long as what
+was asked is noted and stored.
 """
 
 import sys
@@ -24,6 +25,8 @@ from relocator.source.remote import Source
 
 #: at most so long until the source is told again, and asked again what the order may rest on
 AGAIN_S = 30.0
+#: so long the end waits for an answer of the source's; what is stored by then is waited for anyhow
+_PATIENCE_S = 1.0
 
 
 class Afterwards:
@@ -35,6 +38,7 @@ class Afterwards:
         self._lifecycle = parts.lifecycle
         self._source = source
         self._lock = lock
+        self._asking = threading.Lock()
 
     def run(self) -> None:
         """Tell the source, and ask it; again if it can't be reached (a thread)."""
@@ -65,6 +69,11 @@ class Afterwards:
                 return
             if self._lifecycle.stopping.wait(delay_s) or not self._concerned:
                 return
+
+    def join(self) -> None:
+        """Wait until nothing is noted of the source any more; once the lifecycle is stopping."""
+        if self._asking.acquire(timeout=_PATIENCE_S):
+            self._asking.release()
 
     def _tell_again(self) -> None:
         while self._concerned and not self._lifecycle.stopping.wait(AGAIN_S):
@@ -121,17 +130,20 @@ class Afterwards:
         """Ask what the order may rest on."""
         if transfer is None or not self._lifecycle.unfinished:
             return
-        if self._store.meta.origin_samples is None:
-            self._store.update(origin_samples=samples_at(source.endpoint))
-        hints.ask(
-            source,
-            transfer.upstream,
-            self._store,
-            self._parts.plan,
-            transfer.hydration,
-            skip_free=self._parts.settings.skip_free,
-            stopped=lambda: self._stopped,
-        )
+        with self._asking:
+            if self._stopped:
+                return
+            if self._store.meta.origin_samples is None:
+                self._store.update(origin_samples=samples_at(source.endpoint))
+            hints.ask(
+                source,
+                transfer.upstream,
+                self._store,
+                self._parts.plan,
+                transfer.hydration,
+                skip_free=self._parts.settings.skip_free,
+                stopped=lambda: self._stopped,
+            )
 
     @property
     def _stopped(self) -> bool:

@@ -194,6 +194,8 @@ class Engine:
             if self._transfer.seeding is not None:
                 self._transfer.seeding.join()
             self._handover.activation.join()
+            self._transfer.hydration.disown_fetches()  # no free block is filled from here on
+            self._handover.activation.afterwards.join()
         if self._keeper.is_alive():
             self._keeper.join()
             self._recent.turn()

@@ -1,4 +1,4 @@
-"""Free blocks: of a mounted file system, and of another disk."""
+"""Free blocks: of a mounted file system, of another disk, and when the proxy is ended meanwhile."""
 
 import random
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support import ext_images as images
-from tests.support.servers import Server, nbdkit, plugin, proxy, wait_for
+from tests.support.servers import Server, mistaken, nbdkit, plugin, proxy, wait_for
 
 pytestmark = pytest.mark.skipif(bool(images.MISSING), reason=f"not installed: {images.MISSING}")
 
@@ -17,6 +17,21 @@ PIECE = 4096
 #: written by a guest into a block that it has allocated, but not committed
 FRESH = random.Random(7).randbytes(PIECE)
 COMMIT = b"\xc0\x3b\x39\x98\0\0\0\2"
+#: fills slowly, a little at a time, and lets go of its store slowly, as a busy machine does
+SLOW = """
+import time as _time
+from relocator.copying import hydration as _hydration
+from relocator.store import image as _image, store as _store
+_hydration._WRITE_STEP_BYTES = _hydration._PUNCH_STEP_BYTES = 64 << 10
+_zero, _abandon = _image.Image.zero, _store.Store.abandon
+def _zero_slowly(self, offset, length, *, punch):
+    _time.sleep(0.02)
+    return _zero(self, offset, length, punch=punch)
+def _abandon_slowly(self):
+    _time.sleep(0.5)
+    _abandon(self)
+_image.Image.zero, _store.Store.abandon = _zero_slowly, _abandon_slowly
+"""
 UNSURE = "free blocks of whole disk are copied after all: the source has recorded"
 
 
@@ -143,3 +158,18 @@ def check_copy(tmp_path: Path, image: Path) -> None:
         for piece in range(first, end, 512):
             assert copy[piece : piece + 512] in (bytes(512), whole[piece : piece + 512])
         at = end
+
+
+def test_a_proxy_that_is_ended_while_it_skips_free_blocks_starts_again(
+    tmp_path: Path, disk: Path
+) -> None:
+    with nbdkit(tmp_path, "source", ["file", str(disk)]) as source:
+        keys = ("skip-free=yes", "background=off", "readahead=0")
+        with proxy(tmp_path, source, *keys, file=mistaken(tmp_path, SLOW)) as server:
+            wait_for(lambda: server.status()["skipped_bytes"], "some of them")
+            assert server.end() == 0, server.log.read_text()
+        with proxy(tmp_path, source, *keys) as server:
+            server.control.call("set", background="on")
+            status = server.wait()
+            assert status["skipped_bytes"] > 1 << 20, "it was ended too late"
+    check_copy(tmp_path, disk)
