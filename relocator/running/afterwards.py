@@ -12,16 +12,25 @@ was asked is noted and stored.
 import sys
 import threading
 import traceback
+from collections.abc import Iterable
 from contextlib import suppress
 
 from relocator.copying import hints
-from relocator.errors import OutdatedError, RelocatorError, StateError, StoreError
+from relocator.errors import (
+    OtherDiskError,
+    OutdatedError,
+    RelocatorError,
+    StateError,
+    StoreError,
+)
 from relocator.jobs import start
 from relocator.running.lifecycle import OUTDATED
 from relocator.running.parts import HANDOVER, Parts, Transfer
 from relocator.source.connection import backoff
-from relocator.source.identity import samples_at, unsealed
+from relocator.source.handles import connected, read_many
+from relocator.source.identity import places, samples, unsealed
 from relocator.source.remote import Source
+from relocator.store.geometry import Extent
 
 #: at most so long until the source is told again, and asked again what the order may rest on
 AGAIN_S = 30.0
@@ -134,7 +143,7 @@ class Afterwards:
             if self._stopped:
                 return
             if self._store.meta.origin_samples is None:
-                self._store.update(origin_samples=samples_at(source.endpoint))
+                self._note_samples(source)
             hints.ask(
                 source,
                 transfer.upstream,
@@ -149,3 +158,37 @@ class Afterwards:
     def _stopped(self) -> bool:
         """Whether what is asked for is not to be noted any more."""
         return self._lifecycle.stopping.is_set() or not self._concerned
+
+    def _note_samples(self, source: Source) -> None:
+        """Note what the source is known by from now on, unless it lacks what was copied ahead.
+
+        Raises:
+            OtherDiskError: it does: it is not the disk that this one is a copy of.
+            UpstreamError: it can't be read.
+        """
+        with connected(source.endpoint) as handle:
+            fetched = self._fetched(places(self._store.geometry.size_bytes))
+            found = read_many(handle, [*fetched])
+            for extent, theirs in zip(fetched, found, strict=True):
+                if fetched[extent] != theirs and self._is_fetched(extent):
+                    raise OtherDiskError(
+                        "the source has become another disk: it lacks what was fetched from it"
+                    )
+            told = samples(handle)
+        if not self._stopped:
+            self._store.update(origin_samples=told)
+
+    def _fetched(self, places: Iterable[Extent]) -> dict[Extent, bytes]:
+        """Those of the places that are here as they were fetched; zeros prove too little."""
+        found: dict[Extent, bytes] = {}
+        for place in places:
+            data = bytearray(place.length)
+            self._store.image.read_into(data, place.offset)
+            if any(data) and self._is_fetched(place):
+                found[place] = bytes(data)
+        return found
+
+    def _is_fetched(self, extent: Extent) -> bool:
+        first, end = self._store.geometry.touched(*extent)
+        with self._store.lock:
+            return self._store.present.all(first, end) and not self._store.diverged.any(first, end)

@@ -4,6 +4,7 @@ import queue
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from relocator.source.identity import Guard, samples_at
 from relocator.source.remote import Source
 from relocator.source.requests import Request
 from relocator.source.upstream import Upstream
+from relocator.store import meta as metadata
 from tests.support.model import source_bytes
 from tests.support.servers import PLUGIN, Server, mistaken, proxy, refused, status_or_none, wait_for
 from tests.support.sources import daemon
@@ -208,6 +210,31 @@ def test_a_target_that_forgot_its_seal_is_sealed_again(tmp_path: Path) -> None:
             guest.shutdown()
 
 
+def test_another_disk_is_not_noted_as_what_the_source_is_known_by(tmp_path: Path) -> None:
+    """Of a source that stands still since the switch nothing is known but what was fetched."""
+    store = tmp_path / "store"
+    with moving(tmp_path, foreign) as (source, site):
+        keys = (uri(source), "background=off", "readahead=0", "retry-timeout=1")
+        with proxy(tmp_path, *keys) as server:
+            server.connect().pread(4096, 0)
+        source.kill()
+        known = metadata.read(store)
+        assert known is not None
+        metadata.write(store, replace(known, origin_samples=None))
+        with proxy(tmp_path, *keys) as server:
+            site.show(2)
+            source.start()
+            wait_for(lambda: looked_at(server, store), "it to be looked at", PATIENCE_S)
+            source.kill()
+            site.show(1)
+            source.start()
+            wait_for(lambda: trouble(server) == "None", "the right", PATIENCE_S)
+            assert metadata.read(store).origin_samples == known.origin_samples
+            server.control.call("set", background="on")
+            server.wait(PATIENCE_S)
+    assert (store / "disk.img").read_bytes() == source_bytes(SIZE_BYTES)
+
+
 def test_a_verdict_is_not_believed_of_what_is_another_disk_by_then(tmp_path: Path) -> None:
     class Guarding:
         def __init__(self, *refuses: bool) -> None:
@@ -225,6 +252,13 @@ def test_a_verdict_is_not_believed_of_what_is_another_disk_by_then(tmp_path: Pat
         read = ask_one(0, 4096, SIZE_BYTES)
         found = Upstream(endpoint, 1.0, guard=Guarding(False, False)).serve(read)
         assert found == source_bytes(SIZE_BYTES)[:4096]
+
+
+def looked_at(server: Server, store: Path) -> bool:
+    """Whether what answers was noted, or found to be another disk."""
+    known = metadata.read(store)
+    assert known is not None
+    return known.origin_samples is not None or "lacks what was fetched" in trouble(server)
 
 
 @pytest.mark.parametrize("kind", [ours, ours_with_store], ids=lambda k: k.__name__)
