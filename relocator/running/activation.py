@@ -76,7 +76,7 @@ class Activation:
     def begin(self) -> None:
         """Go on where the last process was, or make ready for the switch."""
         if self._lifecycle.outdated:
-            self.afterwards.be_outdated()
+            self.afterwards.be_outdated(self._store.meta.origin_seal)
         elif self._source is None:
             return
         elif self._lifecycle.state is State.ACTIVATING:

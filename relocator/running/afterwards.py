@@ -114,26 +114,26 @@ class Afterwards:
             except StateError:
                 answer = self._source.identify()
                 if answer is not None and unsealed(meta, answer):
-                    self.be_outdated()
+                    self.be_outdated(meta.origin_seal)
                     raise OutdatedError(OUTDATED) from None
                 raise
             if meta.untold:
                 self._store.update(untold=False)
 
-    def be_outdated(self) -> None:
-        """The source goes on with another version of the disk: say so, and let no write pass.
+    def be_outdated(self, seal: str | None) -> None:
+        """The source has undone `seal` and goes on: let no write pass by that seal, and say so.
 
         From a thread of its own: a write in progress may wait for a block, and with it for the
         connection by which this was found out.
         """
-        if self._parts.faults.told(HANDOVER) != OUTDATED:
+        start("outdated", self._stop_writes, seal)
+
+    def _stop_writes(self, seal: str | None) -> None:
+        with suppress(RelocatorError):  # not durable: found out again by the next process
+            self._lifecycle.note_outdated(seal)
+        if self._lifecycle.outdated and self._parts.faults.told(HANDOVER) != OUTDATED:
             self._parts.faults.report(HANDOVER, OUTDATED)
             print(f"relocator: {self._store.image.path}: {OUTDATED}", file=sys.stderr, flush=True)
-        start("outdated", self._stop_writes)
-
-    def _stop_writes(self) -> None:
-        with suppress(RelocatorError):  # not durable: found out again by the next process
-            self._lifecycle.note_outdated()
 
     def _ask(self, source: Source, transfer: Transfer | None) -> None:
         """Ask what the order may rest on."""

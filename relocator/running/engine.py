@@ -162,8 +162,8 @@ class Engine:
         rounds = self._handover.activation.rounds if self._lifecycle.pass_through else None
         return self._store.absent_bytes if rounds is None else rounds.left_bytes
 
-    def _be_outdated(self) -> None:
-        self._handover.activation.afterwards.be_outdated()
+    def _be_outdated(self, seal: str) -> None:
+        self._handover.activation.afterwards.be_outdated(seal)
 
     def open_session(self, name: str) -> Session:
         """A client's connection to what it calls `name`; errors as `Verbs.open_export`."""

@@ -280,17 +280,19 @@ class Lifecycle:
                 self._enter_locked(self.state)
                 raise
 
-    def note_outdated(self) -> None:
-        """The source goes on with another version of the disk: no write passes here any more.
+    def note_outdated(self, seal: str | None) -> None:
+        """The source has undone `seal` by force, and goes on with another version of the disk.
 
-        That holds also if it can't be made durable: the next process is told again.
+        No write passes here any more, also if that can't be made durable: the next process is told
+        again. Nothing, if the disk is not held by that seal: then it was given back meanwhile.
         """
         with self._lock:
-            if self.state is not State.OUTDATED:
-                after = states.after(self.state, "source-unsealed")
-                self.breaks += 1
-                self._enter_locked(after)
-                self._store.update(outdated=True)
+            if self.state is State.OUTDATED or seal != self._store.meta.origin_seal:
+                return
+            after = states.after(self.state, "source-unsealed")
+            self.breaks += 1
+            self._enter_locked(after)
+            self._store.update(outdated=True)
 
     def _void_locked(self, token: str) -> tuple[str, ...]:
         """The tokens that are void once the seal `token` is withdrawn."""

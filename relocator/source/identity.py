@@ -122,7 +122,7 @@ def unsealed(meta: Meta, answer: Answer) -> bool:
 class Guard:
     """Asked on each new connection to the source, before anything is believed of it.
 
-    `be_outdated` is told, on the connection's thread, that the source was unsealed by force.
+    `be_outdated` is told, on the connection's thread, which seal the source has undone by force.
     `aside`: the connections are to other exports than the disk itself, which is looked at apart.
     """
 
@@ -130,7 +130,7 @@ class Guard:
         self,
         store: Store,
         endpoint: Endpoint,
-        be_outdated: Callable[[], None] = lambda: None,
+        be_outdated: Callable[[str], None] = lambda _seal: None,
         *,
         aside: bool = False,
     ) -> None:
@@ -143,7 +143,9 @@ class Guard:
         """Refuse another disk; `first`: no connection was up before.
 
         A relocator that has forgotten its seal is sealed again, and known by its new id. A seal is
-        looked at even where no block is here yet: the first may be newer than that.
+        looked at even where no block is here yet: the first may be newer than that. The answer may
+        take long. If the disk was given back or taken over meanwhile, it is looked at again: what
+        is answered says nothing of another seal than the one that it is held against.
 
         Raises:
             OutdatedError: it was unsealed by force.
@@ -151,7 +153,19 @@ class Guard:
             StoreError: its new id can't be noted: until then no unsealing of it would be found out.
             UpstreamError: it can't be asked.
         """
-        meta = self._store.meta
+        while True:
+            meta = self._store.meta
+            self._look(handle, meta, first)
+            if self._is_in_force(meta):
+                return
+
+    def _is_in_force(self, meta: Meta) -> bool:
+        """Whether the disk is held by the same seal still as when `meta` was read."""
+        now = self._store.meta
+        return (now.standby, now.origin_seal) == (meta.standby, meta.origin_seal)
+
+    def _look(self, handle: Any, meta: Meta, first: bool) -> None:
+        """As `check`, by what was known of the source when `meta` was read."""
         if meta.outdated:
             raise OutdatedError(_UNSEALED)
         if meta.standby:
@@ -182,10 +196,10 @@ class Guard:
         why = mismatch(meta, answer, sample)
         if why is not None:
             raise OtherDiskError(f"the source has become another disk: {why}")
-        if answer is None:
+        if answer is None or not self._is_in_force(meta):
             return
-        if unsealed(meta, answer):
-            self._be_outdated()
+        if meta.origin_seal is not None and unsealed(meta, answer):
+            self._be_outdated(meta.origin_seal)
             raise OutdatedError(_UNSEALED)
         seal = f"/{meta.origin_seal}" if meta.origin_seal else ""
         if forgot := answer["seal"] is None:

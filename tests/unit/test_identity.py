@@ -1,8 +1,24 @@
 """What a disk is known by."""
 
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from relocator.source.identity import agree, places
+from relocator.errors import OutdatedError
+from relocator.running.lifecycle import Lifecycle
+from relocator.running.states import State
+from relocator.source import identity
+from relocator.source.endpoint import Endpoint
+from relocator.source.identity import Guard, agree, places
+from relocator.source.remote import Answer
+from relocator.store.meta import Base, Meta, Takeover
+from relocator.store.opening import open_store
+from relocator.store.store import Store
+
+SIZE_BYTES = 1 << 20
+SOURCE, FIRST, SECOND = "a" * 32, "1" * 32, "2" * 32
 
 
 @pytest.mark.parametrize("size_bytes", [1, 4096, 5000, 100_000, 1 << 20, (1 << 20) + 1, 1 << 40])
@@ -18,3 +34,81 @@ def test_a_place_that_could_not_be_read_says_nothing() -> None:
     assert agree("a b c", "a - c")
     assert agree("a - c", "a b c")
     assert not agree("a - c", "a b d")
+
+
+class Handle:
+    """A connection to a disk of that size."""
+
+    def __init__(self, size_bytes: int = SIZE_BYTES) -> None:
+        self._size_bytes = size_bytes
+
+    def get_size(self) -> int:
+        return self._size_bytes
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """A disk that was taken over by the first seal, and has a block."""
+    known = Base(SOURCE, 3, FIRST)
+    keys: dict[str, Any] = {"base": known, "origin_id": SOURCE, "origin_seal": FIRST}
+    fresh = Meta("b" * 32, SIZE_BYTES, 4096, source="nbd://x", complete=False, **keys)
+    found = open_store(tmp_path / "store", fresh)
+    with found.lock:
+        found.mark_present_locked(0, 1)
+    yield found
+    found.abandon()
+
+
+def says(
+    monkeypatch: pytest.MonkeyPatch, seal: str, meanwhile: Callable[[], None] = lambda: None
+) -> list[str]:
+    """The source is sealed by `seal`, and `meanwhile` happens until its first answer is here."""
+    answers: list[str] = []
+
+    def identify(_source: Any) -> Answer:
+        if not answers:
+            meanwhile()
+        answers.append(seal)
+        known = {"id": SOURCE, "epoch": 4, "seal": seal, "base": None, "outdated": False}
+        return Answer(known, {})
+
+    monkeypatch.setattr(identity.Source, "identify", identify)
+    return answers
+
+
+def taken_again(lifecycle: Lifecycle) -> None:
+    """Given back, and taken over by the second seal."""
+    lifecycle.withdraw()
+    lifecycle.note_given_back()
+    lifecycle.begin_activation(Takeover(SECOND))
+    base = Base(SOURCE, 4, SECOND)
+    lifecycle.activate(base=base, origin_id=SOURCE, origin_seal=SECOND)
+
+
+def test_an_answer_that_took_long_is_not_held_against_an_earlier_seal(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lifecycle = Lifecycle(store)
+    answers = says(monkeypatch, SECOND, lambda: taken_again(lifecycle))
+    Guard(store, Endpoint("nbd://x"), lifecycle.note_outdated).check(Handle(), first=False)
+    assert len(answers) == 2
+    assert (lifecycle.state, store.meta.outdated) == (State.ACTIVE, False)
+
+
+def test_a_source_that_has_undone_the_seal_in_force_makes_the_disk_outdated(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lifecycle = Lifecycle(store)
+    says(monkeypatch, SECOND)
+    with pytest.raises(OutdatedError):
+        Guard(store, Endpoint("nbd://x"), lifecycle.note_outdated).check(Handle(), first=False)
+    assert (lifecycle.state, store.meta.outdated) == (State.OUTDATED, True)
+
+
+def test_word_of_a_seal_that_is_in_force_no_more_changes_nothing(store: Store) -> None:
+    lifecycle = Lifecycle(store)
+    taken_again(lifecycle)
+    lifecycle.note_outdated(FIRST)
+    assert (lifecycle.state, store.meta.outdated) == (State.ACTIVE, False)
+    lifecycle.note_outdated(SECOND)
+    assert (lifecycle.state, store.meta.outdated) == (State.OUTDATED, True)
