@@ -67,9 +67,12 @@ class Answer:
 
     def rest(self, at: int, length: int, idle: Callable[[], None]) -> bytes:
         """What comes with it, from `at` on; see `Incoming.read`. Used by one thread."""
-        if self._incoming is None or at + length > self.rest_bytes:
+        data = b""
+        if self._incoming is not None and at + length <= self.rest_bytes:
+            data = self._incoming.read(self._rest_at + at, length, idle=idle)
+        if len(data) < length:
             raise UpstreamError("the source's answer has fewer bytes than its map of them says")
-        return self._incoming.read(self._rest_at + at, length, idle=idle)
+        return data
 
     def end(self, idle: Callable[[], None]) -> None:
         """Let the last of it come, and hang up; it is not read any more."""

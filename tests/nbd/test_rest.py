@@ -54,6 +54,19 @@ def _late(self, name, *admitted):
     return _open(self, name, *admitted)
 _Verbs.open_export = _late
 """
+#: a source that says that the blocks are where its answer has ended already
+_PAST = """
+import json as _json
+from relocator.running import exports as _exports
+_encode = _exports.encode
+def _past(reply):
+    line, _, body = _encode(reply).partition(b"\\n")
+    fields = _json.loads(line)
+    if "rest" in fields["attachments"]:
+        fields["attachments"]["rest"][0] = 100 << 20
+    return _json.dumps(fields).encode() + b"\\n" + body
+_exports.encode = _past
+"""
 #: a source that answers a guest's read of block 7 only once it is told to
 _SILENT = """
 import time as _time
@@ -286,6 +299,18 @@ def test_what_does_not_come_is_fetched(tmp_path: Path, site: Site) -> None:
             assert proxy.status()["brought_bytes"] == 0
             again.kill()  # rather than to wait for its client
     assert (tmp_path / "store" / "disk.img").read_bytes() == site.model
+
+
+def test_what_is_said_to_come_where_the_answer_has_ended_is_fetched(
+    tmp_path: Path, site: Site
+) -> None:
+    with site.serve(mistake=_PAST) as target, in_step(tmp_path, target) as proxy:
+        site.write(target.connect(), 40, 10)
+        proxy.control.call("activate", wait=True)
+        proxy.control.call("resume")
+        done = proxy.wait(20)
+        assert (done["dropped_blocks"], done["brought_bytes"]) == (10, 0)
+        assert proxy.connect().pread(SIZE_BYTES, 0) == site.model
 
 
 def test_a_proxy_that_dies_before_it_has_come_asks_for_it_again(tmp_path: Path, site: Site) -> None:
