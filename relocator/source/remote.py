@@ -231,10 +231,14 @@ class Source:
         Raises:
             UpstreamError: it can't be reached, or wants a key: a relocator must never be taken for
                 something else.
+            OtherDiskError: it refuses to say, as no relocator does.
         """
-        with suppress(UpstreamError):
-            return self.call("identify")
-        return self.call("identify") if exports_at(self.endpoint) >= _OURS else None
+        try:
+            with suppress(UpstreamError):
+                return self.call("identify")
+            return self.call("identify") if exports_at(self.endpoint) >= _OURS else None
+        except StateError as error:
+            raise OtherDiskError(f"it can't be told which disk this is: {error}") from error
 
     def call(self, verb: str, rest_bytes: int = 0, parts: Sequence[str] = ()) -> Answer:
         """Carry out a verb at the source; `rest_bytes` of the disk are expected with the answer.
