@@ -28,7 +28,7 @@ from relocator.running.lifecycle import OUTDATED
 from relocator.running.parts import HANDOVER, Parts, Transfer
 from relocator.source.connection import backoff
 from relocator.source.handles import connected, read_many
-from relocator.source.identity import places, samples, unsealed
+from relocator.source.identity import check_size, places, samples, unsealed
 from relocator.source.remote import Source
 from relocator.store.geometry import Extent
 
@@ -167,6 +167,7 @@ class Afterwards:
             UpstreamError: it can't be read.
         """
         with connected(source.endpoint) as handle:
+            check_size(handle, self._store.geometry.size_bytes)
             fetched = self._fetched(places(self._store.geometry.size_bytes))
             found = read_many(handle, [*fetched])
             for extent, theirs in zip(fetched, found, strict=True):

@@ -19,6 +19,7 @@ long as it keeps its id, so it is known by having no seal, or another.
 import hashlib
 from collections.abc import Callable
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 from relocator.errors import OtherDiskError, OutdatedError, StateError, UpstreamError
@@ -78,15 +79,29 @@ def _digest(data: bytes) -> str:
 
 def agree(known: str, found: str) -> bool:
     """Whether no place that could be read both times has changed."""
-    pairs = zip(known.split(), found.split(), strict=True)
+    pairs = zip_longest(known.split(), found.split())
     return all(one == other or "-" in (one, other) for one, other in pairs)
 
 
-def samples_at(endpoint: Endpoint) -> str | None:
-    """`samples` over a connection of its own; None if it is lost."""
+def check_size(handle: Any, size_bytes: int) -> None:
+    """Refuse a disk of another size, by OtherDiskError: no content is needed to tell."""
+    if (found := handle.get_size()) != size_bytes:
+        raise OtherDiskError(f"the source has become another disk: {found} bytes, not {size_bytes}")
+
+
+def samples_at(endpoint: Endpoint, size_bytes: int | None = None) -> str | None:
+    """`samples` over a connection of its own; None if it is lost.
+
+    Raises:
+        OtherDiskError: it is not of `size_bytes`, if that is known.
+    """
     try:
         with connected(endpoint) as handle:
+            if size_bytes is not None:
+                check_size(handle, size_bytes)
             return samples(handle)
+    except OtherDiskError:
+        raise
     except UpstreamError:
         return None
 
@@ -168,6 +183,8 @@ class Guard:
         """As `check`, by what was known of the source when `meta` was read."""
         if meta.outdated:
             raise OutdatedError(_UNSEALED)
+        if not self._aside:
+            check_size(handle, meta.size_bytes)
         if meta.standby:
             self._check_standing_by(meta.base)
             return

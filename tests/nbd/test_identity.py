@@ -196,6 +196,71 @@ def test_a_source_that_refuses_to_be_sealed_again_is_not_read_and_ends_nothing(
             assert server.process.poll() is None
 
 
+def test_a_source_that_refuses_to_say_who_it_is_ends_no_proxy_that_stands_by(
+    tmp_path: Path,
+) -> None:
+    refuses = tmp_path / "refuses"
+
+    def secretive(image: Path, maps: Path) -> list[str]:
+        wrong = mistaken(
+            tmp_path,
+            "from pathlib import Path\nfrom relocator.errors import StateError\n"
+            "from relocator.running.handover import Handover\n"
+            "known = Handover.identify\n\n"
+            "def refuse(self):\n"
+            f"    if Path({str(refuses)!r}).exists():\n"
+            "        raise StateError('not you')\n"
+            "    return known(self)\n\n"
+            "Handover.identify = refuse\n",
+        )
+        return ["python", str(wrong), f"disk={image}", f"store={maps}"]
+
+    with moving(tmp_path, secretive) as (source, _):
+        keys = ("mode=standby", "rate=1M", "refresh=off")
+        with proxy(tmp_path, uri(source), *keys) as server:
+            wait_for(lambda: server.status()["present_blocks"], "some of the copy ahead")
+            source.kill()
+            refuses.touch()
+            source.start()
+            wait_for(lambda: "refused 'identify': not you" in trouble(server), "that", PATIENCE_S)
+            assert server.process.poll() is None
+            refuses.unlink()
+            wait_for(lambda: trouble(server) == "None", "the source to say it", PATIENCE_S)
+            server.hurry()
+            server.control.call("activate", wait=True)
+            server.wait(PATIENCE_S)
+            source.kill()
+    assert (tmp_path / "store" / "disk.img").read_bytes() == source_bytes(SIZE_BYTES)
+
+
+@pytest.mark.parametrize("size_bytes", [SIZE_BYTES // 2, 2 * SIZE_BYTES])
+def test_a_disk_of_another_size_that_answers_first_is_not_believed(
+    tmp_path: Path, size_bytes: int
+) -> None:
+    """Of a source that is no relocator nothing else is known in standby."""
+    model = source_bytes(SIZE_BYTES)
+    with moving(tmp_path, foreign) as (source, site):
+        (tmp_path / "2.img").write_bytes(bytes(size_bytes))
+        more = ("mode=standby", "background=off", "readahead=0", "retry-timeout=1")
+        with proxy(tmp_path, uri(source), *more) as server:
+            server.connect().pread(4096, 0)
+        source.kill()
+        with proxy(tmp_path, uri(source), *more) as server:
+            site.show(2)
+            source.start()
+            wait_for(lambda: "another disk" in trouble(server), "it to be noticed", PATIENCE_S)
+            server.control.call("activate", wait=True)
+            with pytest.raises(nbd.Error, match="Input/output error"):
+                server.connect().pread(4096, 0)
+            source.kill()
+            site.show(1)
+            source.start()
+            wait_for(lambda: trouble(server) == "None", "the right one", PATIENCE_S)
+            server.control.call("set", background="on")
+            server.wait(PATIENCE_S)
+    assert (tmp_path / "store" / "disk.img").read_bytes() == model
+
+
 def test_a_target_that_forgot_its_seal_is_sealed_again(tmp_path: Path) -> None:
     with moving(tmp_path, ours) as (source, _):
         with proxy(tmp_path, uri(source), "background=off") as server:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from relocator.errors import OutdatedError
+from relocator.errors import OtherDiskError, OutdatedError
 from relocator.running.lifecycle import Lifecycle
 from relocator.running.states import State
 from relocator.source import identity
@@ -34,6 +34,14 @@ def test_a_place_that_could_not_be_read_says_nothing() -> None:
     assert agree("a b c", "a - c")
     assert agree("a - c", "a b c")
     assert not agree("a - c", "a b d")
+    assert not agree("a b c", "a b")
+
+
+def test_a_disk_of_another_size_is_refused_before_anything_is_known_of_it(store: Store) -> None:
+    store.update(origin_seal=None, origin_id=None, base=None, standby=True)
+    for first in (True, False):
+        with pytest.raises(OtherDiskError, match="another disk: 4096 bytes, not 1048576"):
+            Guard(store, Endpoint("nbd://x")).check(Handle(4096), first=first)
 
 
 class Handle:
