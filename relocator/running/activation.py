@@ -220,6 +220,7 @@ class Activation:
         self._to_seal = self._to_seal or seal
         if self._thread is None or not self._thread.is_alive():
             self._failure = None
+            self._lifecycle.go_on_activating()
             self._thread = start("handover", self._take_over)
         self._tell()
 

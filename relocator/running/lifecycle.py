@@ -125,6 +125,12 @@ class Lifecycle:
             self.told = self.told or not by_write
             self._change_locked("activate", takeover=takeover)
 
+    def go_on_activating(self) -> None:
+        """Writes wait for the seal, also where they were refused since the last try had failed."""
+        with self._lock:
+            if self.state is State.ACTIVATING:
+                self._set_gate_locked(self.state)
+
     def release(self) -> None:
         """Writes wait for nothing but the source's seal."""
         with self._lock:

@@ -2,6 +2,8 @@
 
 import json
 import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -254,6 +256,32 @@ def test_an_activation_that_can_t_be_noted_is_undone_once_that_can(
         assert writable(second)
         server.control.call("activate", wait=True)
         assert writable(server)
+
+
+def test_writes_wait_again_where_an_activation_that_failed_goes_on(
+    tmp_path: Path, room: Room
+) -> None:
+    """Though it could not be noted that it had failed."""
+    image(tmp_path)
+    with ExitStack() as running:
+        first = running.enter_context(source(tmp_path, f"store={tmp_path / 'maps'}"))
+        server = running.enter_context(standing_by(tmp_path, room, first.uri, "retry-timeout=5"))
+        wait_for(lambda: server.status()["rounds"], "the copy ahead")
+        first.kill()
+        server.control.call("activate")
+        room.fill(server)
+        says(server, "that can't be noted")
+        assert server.status()["state"] == "activating"
+        assert not writable(server)
+        server.control.call("activate")
+        with ThreadPoolExecutor(1) as pool:
+            write = pool.submit(server.connect().pwrite, b"n" * BLOCK, 0)
+            time.sleep(0.5)
+            assert not write.done()
+            room.free(server)
+            again(running, tmp_path, f"store={tmp_path / 'maps'}")
+            write.result(20)
+        assert server.connect().pread(BLOCK, 0) == b"n" * BLOCK
 
 
 def test_a_withdrawal_that_can_t_be_noted_changes_nothing(tmp_path: Path, room: Room) -> None:
