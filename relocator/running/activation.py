@@ -318,11 +318,27 @@ class Activation:
             takeover = self._store.meta.takeover
             if takeover is None or not takeover.withdrawn:
                 return
-            with suppress(StateError):  # it is not sealed, and not ours to unseal
-                check_id(self._store.meta.base, source.call(f"withdrawn/{takeover.token}"))
+            self._let_go(source, takeover.token)
             self._lifecycle.note_given_back()
             self._token = new_token()
         start("handover", self._stay_ready)
+
+    def _let_go(self, source: Source, token: str) -> None:
+        """Have the source undo the seal `token`, unless it has nothing to do with it.
+
+        Raises:
+            UpstreamError: it can't be told, or is another disk: the seal's may be sealed still.
+        """
+        try:
+            answer = source.call(f"withdrawn/{token}")
+        except StateError as error:  # it is not sealed, and not ours to unseal
+            if (found := source.identify()) is None:
+                raise UpstreamError(str(error)) from error
+            answer = found
+        if isinstance(self._sealing, Sealing):
+            self._sealing.check_owed(answer)
+        else:
+            check_id(self._store.meta.base, answer)
 
     def _give_back_later(self) -> None:
         """As `_give_back`, again until the source answers and the store has noted that."""

@@ -14,6 +14,9 @@ it, as with any fetch (see copying/hydration.py). What does not arrive is absent
 the others. Asked again, after an answer that was lost, the source says the same: it stands still.
 
 A source of an older version knows nothing of this, and is asked for its seal alone.
+
+Whoever is asked is sealed. So who answers is looked at before: when the connections are made ready,
+or, where none is, on the way.
 """
 
 import errno
@@ -25,13 +28,13 @@ from typing import Any
 
 from relocator.copying import hints
 from relocator.copying.claims import Claim
-from relocator.errors import RelocatorError, StateError, UpstreamError
+from relocator.errors import OtherDiskError, RelocatorError, StateError, UpstreamError
 from relocator.jobs import start
 from relocator.running.coming import Coming
 from relocator.running.insisting import insist
 from relocator.running.parts import Parts, Transfer
 from relocator.running.rest import MOST_REST_BYTES
-from relocator.source.remote import Answer, Source, base_of, stale
+from relocator.source.remote import Answer, Source, base_of, check_id, other_disk, stale
 from relocator.store.store import Runs
 
 #: what comes with the seal comes in so many parts at least
@@ -58,6 +61,8 @@ class Sealing:
         #: what is ready to be asked, how much may come of it, how many parts were wanted
         self._ready: tuple[list[str], int, int] = [], 0, 0
         self._answer: Answer | None = None
+        #: the id of the source that was looked at last, if it keeps that
+        self._kept_id: str | None = None
         self._thread: threading.Thread | None = None
         self._counting = threading.Lock()
         #: bytes that have come with the seal
@@ -87,10 +92,12 @@ class Sealing:
         """Have a connection ready for the seal `token`, with what may come as the link is now.
 
         Raises:
-            UpstreamError: the source can't be reached.
+            UpstreamError: the source can't be reached, or has become another disk.
         """
         if self._store.meta.takeover is not None:
             return  # it was withdrawn: nobody asks for this seal any more
+        if self._transfer.upstream.refusal is not None:
+            return  # whoever answers now is not to be sealed
         most, parts = self._most_bytes, self._wanted_parts
         ready, brings, of = self._ready
         is_enough = brings * 3 <= most * 4 <= brings * 5 and (parts == of or not most)
@@ -100,7 +107,9 @@ class Sealing:
                 return  # what was lost is made ready again once the source is there again
         for verbs in _verbs(token, most, parts):
             try:
-                self._source.prepare(*verbs, f"moved/{token}")
+                self._source.prepare(*verbs, f"moved/{token}", look=self._look)
+            except OtherDiskError:
+                raise
             except UpstreamError as error:
                 refused = error
             else:
@@ -118,7 +127,30 @@ class Sealing:
         why = "the source can't be sealed yet"
         self._answer = insist(self._parts, lambda: self._ask(token), pause, why)
 
+    def _look(self, answer: Answer) -> None:
+        """Refuse another disk, before it is asked for a seal; errors as of `check_id`."""
+        check_id(self._store.meta.base, answer)
+        self._kept_id = answer["id"] if answer.fields.get("kept") else None
+
+    def check_owed(self, answer: Answer) -> None:
+        """Refuse who is not the disk that may be sealed for this one: it would stay so.
+
+        Raises:
+            OtherDiskError: it has another id than that disk, which keeps its own.
+        """
+        check_id(self._store.meta.base, answer)
+        if self._kept_id not in (None, answer["id"]):
+            raise other_disk(str(self._kept_id), answer)
+
     def _ask(self, token: str) -> Answer:
+        if self._transfer.upstream.refusal is not None:
+            self.unprepare()  # somebody else has answered: whom these reach is looked at anew
+        try:
+            return self._call(token)
+        except OtherDiskError as error:  # it has answered: to ask again would say the same
+            raise StateError(str(error)) from error
+
+    def _call(self, token: str) -> Answer:
         verbs, most, _ = self._ready
         if not verbs or token not in verbs[0]:
             most, verbs = self._most_bytes, []
@@ -126,11 +158,15 @@ class Sealing:
         if verbs == [plain]:
             whole, most = plain, 0
         try:
-            return self._source.call(whole, most, verbs)
+            return self._source.call(whole, most, verbs, self._look)
+        except OtherDiskError:
+            raise
         except UpstreamError as error:
             if whole == plain or error.errno == errno.ETIMEDOUT:
                 raise
-            return self._source.call(plain)  # unless it can't be reached, it is of an older version
+            return self._source.call(
+                plain, look=self._look
+            )  # unless it can't be reached, it is of an older version
 
     def settle(self) -> dict[str, Any]:
         """Drop what is older than the seal, and let come what comes with it.

@@ -39,6 +39,8 @@ from relocator.store.store import Store
 
 T = TypeVar("T")
 Runs = list[tuple[int, int]]
+#: refuses who gives this answer to `identify`, by an OtherDiskError
+Look = Callable[["Answer"], None]
 #: what a relocator of any version lists among its exports, and hardly anybody else
 _OURS = frozenset({"control", "dirty", "diverged"})
 
@@ -119,6 +121,14 @@ def base_of(answer: Answer) -> Base:
     return Base(answer["id"], answer["epoch"], answer["seal"])
 
 
+def other_disk(known: str, answer: Answer) -> OtherDiskError:
+    """What is said of another disk than the one whose id is known."""
+    return OtherDiskError(
+        f"the source has become another disk: {answer['id']}, not {known}; let the one "
+        "that this copy is of be served there, or begin anew with another store"
+    )
+
+
 def check_id(base: Base | None, answer: Answer) -> None:
     """Refuse another disk than that of `base`.
 
@@ -128,10 +138,7 @@ def check_id(base: Base | None, answer: Answer) -> None:
         OtherDiskError: it has another id, and a store, so that its id is for good.
     """
     if base is not None and answer["id"] != base.id and answer.fields.get("kept"):
-        raise OtherDiskError(
-            f"the source has become another disk: {answer['id']}, not {base.id}; let the one "
-            "that this copy is of be served there, or begin anew with another store"
-        )
+        raise other_disk(base.id, answer)
 
 
 def stale(
@@ -163,6 +170,10 @@ def _known(found: Mapping[str, T], name: str) -> T:
     return found[name]
 
 
+def _unknown(error: StateError) -> OtherDiskError:
+    return OtherDiskError(f"it can't be told which disk this is: {error}")
+
+
 def _fail(error: UpstreamError) -> Answer:
     raise error
 
@@ -181,13 +192,24 @@ class Source:
         self.endpoint = endpoint
         self._ready: dict[str, Any] = {}
 
-    def prepare(self, *verbs: str) -> None:
+    def prepare(self, *verbs: str, look: Look | None = None) -> None:
         """Connect for `verbs` now, and no other, so that carrying them out takes one round trip.
 
         Until all are connected what was ready before stays so.
 
         Raises:
             UpstreamError: the source can't be reached, or has no such export; as before.
+            OtherDiskError: `look` refuses it.
+        """
+        opened = self._open_all(verbs, look)
+        before, self._ready = self._ready, opened
+        _hang_up(before)
+
+    def _open_all(self, verbs: Sequence[str], look: Look | None) -> dict[str, Any]:
+        """Connections for `verbs`, made at once; errors as of `prepare`.
+
+        Who answers is looked at once they are connected: what takes that server's place later is
+        not reached over them, and nothing of them is asked before.
         """
         opened: dict[str, Any] = {}
         errors: list[UpstreamError] = []
@@ -198,7 +220,8 @@ class Source:
             except UpstreamError as error:
                 errors.append(error)
 
-        threads = [Thread(target=connect, args=(verb,), daemon=True) for verb in verbs]
+        wanted = verbs if look is None else (*verbs, "identify")
+        threads = [Thread(target=connect, args=(verb,), daemon=True) for verb in wanted]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -206,8 +229,24 @@ class Source:
         if errors:
             _hang_up(opened)
             raise errors[0]
-        before, self._ready = self._ready, opened
-        _hang_up(before)
+        if look is not None:
+            try:
+                look(self._who(opened.pop("identify")))
+            except RelocatorError:
+                _hang_up(opened)
+                raise
+        return opened
+
+    def _who(self, handle: Any) -> Answer:
+        """What is answered to `identify`, without its maps: one round trip, and hung up."""
+        incoming = Incoming(handle)
+        try:
+            fields, _, _ = self._line("identify", incoming)
+        except StateError as error:
+            raise _unknown(error) from error
+        finally:
+            incoming.end()
+        return Answer(fields, {})
 
     def is_ready(self, *verbs: str) -> bool:
         """Whether a connection is ready for each of `verbs`, and none has been lost meanwhile."""
@@ -238,16 +277,24 @@ class Source:
                 return self.call("identify")
             return self.call("identify") if exports_at(self.endpoint) >= _OURS else None
         except StateError as error:
-            raise OtherDiskError(f"it can't be told which disk this is: {error}") from error
+            raise _unknown(error) from error
 
-    def call(self, verb: str, rest_bytes: int = 0, parts: Sequence[str] = ()) -> Answer:
+    def call(
+        self,
+        verb: str,
+        rest_bytes: int = 0,
+        parts: Sequence[str] = (),
+        look: Look | None = None,
+    ) -> Answer:
         """Carry out a verb at the source; `rest_bytes` of the disk are expected with the answer.
 
         `parts` are verbs that bring the same together, each over a connection of its own. They are
-        asked for instead if a connection is ready for the first of them.
+        asked for instead if a connection is ready for the first of them. Where none is ready, who
+        answers is looked at first, which takes a round trip more.
 
         Raises:
             UpstreamError: the source can't be reached, is not ours, or wants a key.
+            OtherDiskError: `look` refuses it; it was not asked.
             StateError: it refused.
         """
         first, *further = parts or [verb]
@@ -260,8 +307,8 @@ class Source:
                 end_later(other.incoming for other in others if other.incoming is not None)
                 if not isinstance(error, UpstreamError):
                     raise  # else the connection has died since it was made ready
-        incoming = Incoming(self._open(verb), more=bool(rest_bytes))
-        return self._ask(verb, incoming, rest_bytes)
+        handle = self._open(verb) if look is None else self._open_all([verb], look)[verb]
+        return self._ask(verb, Incoming(handle, more=bool(rest_bytes)), rest_bytes)
 
     def _take(self, verb: str, rest_bytes: int) -> Incoming | None:
         """Ask for `verb` if a connection is ready for it."""
@@ -285,7 +332,10 @@ class Source:
             end_later([incoming])
             raise
 
-    def _understand(self, verb: str, incoming: Incoming, asked_bytes: int) -> Answer:
+    def _line(
+        self, verb: str, incoming: Incoming
+    ) -> tuple[dict[str, Any], int, dict[str, tuple[int, int]]]:
+        """An answer's fields, where it ends, and the places of what comes behind."""
         found = decode_line(incoming.read(0, FIRST_READ_BYTES))
         if found is None:
             raise UpstreamError(f"the source {self.endpoint.uri} is not a relocator")
@@ -301,6 +351,10 @@ class Source:
             if fields.get("shut"):
                 raise ShutOutError(f"the source {self.endpoint.uri} refused '{verb}': {why}")
             raise StateError(f"the source refused '{verb}': {why}")
+        return fields, start, places
+
+    def _understand(self, verb: str, incoming: Incoming, asked_bytes: int) -> Answer:
+        fields, start, places = self._line(verb, incoming)
         end = max((at + length for at, length in places.values()), default=0)
         rest_at, rest_bytes = places.pop("rest", (0, 0))
         if rest_bytes > asked_bytes:

@@ -1,6 +1,7 @@
 """What a copy rests on: a source that can no longer vouch for it says so, whatever happened."""
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -55,6 +56,17 @@ def _dying(self, first, end):
             _os.kill(_os.getpid(), _signal.SIGKILL)
     return _set(self, first, end)
 _Bitmap.set = _dying
+"""
+
+#: notes in a file that it was asked for its seal
+_NOTES_SEALS = """
+from pathlib import Path as _Path
+from relocator.running.handover import Handover as _Handover
+_seal = _Handover.seal
+def _noted(self, *arguments, **options):
+    _Path("{asked}").touch()
+    return _seal(self, *arguments, **options)
+_Handover.seal = _noted
 """
 
 
@@ -269,6 +281,33 @@ def test_what_comes_in_the_place_of_a_source_is_not_taken_over_for_it(
         assert proxy.connect().pread(SIZE_BYTES, 0) == model
 
 
+@pytest.mark.parametrize("noticed", [True, False])
+def test_what_comes_in_the_place_of_a_source_is_not_sealed(
+    sites: Any, tmp_path: Path, noticed: bool
+) -> None:
+    a, b, c = sites
+    c.image.write_bytes(a.image.read_bytes())
+    asked = tmp_path / "asked"
+    file = mistaken(tmp_path, _NOTES_SEALS.format(asked=str(asked)))
+    with ExitStack() as running:
+        target = running.enter_context(a.target())
+        proxy = running.enter_context(b.proxy(target, "mode=standby", "background=off"))
+        wait_for(lambda: proxy.status()["source_connected"], "the source")
+        target.kill()
+        wanted = (f"disk={c.image}", f"store={c.maps}")
+        other = running.enter_context(plugin(a.directory, "target", *wanted, file=file))
+        if noticed:
+            wait_for(lambda: "another disk" in str(proxy.status()["error"]), "the word of it")
+            time.sleep(1.0)  # in which something might be made ready
+        with pytest.raises(RelocatorError, match="another disk"):
+            proxy.control.call("activate", wait=True)
+        assert not asked.exists()
+        other.kill()
+        again = running.enter_context(a.target())
+        proxy.control.call("activate", wait=True)
+        assert again.status()["state"] == "sealed"
+
+
 @pytest.mark.parametrize("mode", ["standby", "active"])
 def test_a_source_that_is_reached_now_and_then_is_not_taken_for_one_that_needs_no_seal(
     sites: Any, tmp_path: Path, mode: str
@@ -322,6 +361,30 @@ def test_the_word_that_a_disk_is_given_back_reaches_that_disk(sites: Any) -> Non
         target.kill()
         other = running.enter_context(in_the_place_of(a, c))
         with suppress(RelocatorError):  # it says that it can't be told yet
+            proxy.control.call("withdraw")
+        other.kill()
+        again = running.enter_context(a.target())
+        wait_for(lambda: again.status()["state"] == "complete", "the word", 60.0)
+        again.connect().pwrite(NEW, 0)
+
+
+@pytest.mark.parametrize("how", ["without a store", "standing by"])
+def test_a_disk_is_given_back_to_the_one_that_was_sealed(sites: Any, how: str) -> None:
+    """Not to one that may be it, started again without its store, or that has no seal to undo."""
+    a, b, c = sites
+    c.image.write_bytes(a.image.read_bytes())
+    with ExitStack() as running:
+        target = running.enter_context(a.target())
+        proxy = running.enter_context(b.proxy(target, "mode=standby", "background=off"))
+        proxy.control.call("activate", wait=True)
+        target.kill()
+        if how == "without a store":
+            other = running.enter_context(in_the_place_of(a, c, kept=False))
+        else:
+            third = running.enter_context(c.target())
+            wanted = (f"store={c.directory / 'store'}", f"source={third.uri}", "mode=standby")
+            other = running.enter_context(plugin(a.directory, "target", *wanted))
+        with pytest.raises(RelocatorError, match="another disk"):
             proxy.control.call("withdraw")
         other.kill()
         again = running.enter_context(a.target())
