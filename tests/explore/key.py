@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 from relocator.source.remote import Answer
+from tests.explore.network import Handle
 from tests.explore.site import Site
 from tests.explore.threads import Event, Kernel, Thread
 from tests.explore.world import World
@@ -43,7 +44,7 @@ def _parts(world: World) -> Iterator[Any]:
             yield _durable(site)
     yield from _tasks(world.kernel)
     for handle in world.network.waiting:
-        yield handle.client.name, handle.export, len(handle.queued)
+        yield handle.asker, handle.export, len(handle.queued)
     yield sorted(
         (one.client.name, one.export, [data[:512] for _, data, _, _ in one.answers], one.carrying)
         for one in world.network.handles
@@ -89,7 +90,11 @@ def _memory(part: Any) -> list[Any]:
 
 
 def _source(source: Any) -> Any:
-    return [(verb, one.broken, len(one.queued)) for verb, one in source._ready.items()]
+    return _handles(source._ready)
+
+
+def _handles(known: dict[str, Handle]) -> list[Any]:
+    return [(verb, one.broken, len(one.queued)) for verb, one in sorted(known.items())]
 
 
 def _durable(site: Site) -> Any:
@@ -126,6 +131,8 @@ def _value(value: Any) -> Any:
         return sorted(fields.items(), key=str), sorted(value.attachments.items())
     if isinstance(value, tuple | list):
         return [_value(one) for one in value]
+    if isinstance(value, dict) and all(isinstance(one, Handle) for one in value.values()):
+        return _handles(value)  # ready, or about to be
     if is_dataclass(value) and not hasattr(value, "uri"):
         return repr(value) if "0x" not in repr(value) else type(value).__name__
     return type(value).__name__

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 from relocator.errors import RelocatorError, UpstreamError
 from relocator.running.exports import NAMES
 from relocator.source.endpoint import Endpoint
-from tests.explore.threads import Here, Process
+from tests.explore.threads import Here, Process, Task
 
 #: verbs that may arrive late with an effect
 _LATE = ("control/seal", "control/moved", "control/withdrawn", "control/epoch")
@@ -35,10 +35,11 @@ class Server(Protocol):
 
 
 class Handle:
-    """A connection from the process `client` to an export of `server`."""
+    """A connection to an export of `server`, made by the task `asker` of its client."""
 
-    def __init__(self, network: "Network", client: Process, server: Server, export: str) -> None:
-        self.client, self.server, self.export = client, server, export
+    def __init__(self, network: "Network", asker: Task, server: Server, export: str) -> None:
+        self.client, self.server, self.export = asker.process, server, export
+        self.asker = asker.name  # several may ask the same at a time
         self.incarnation = server.process
         self._target = server.open_export(export)
         self.queued: list[tuple[memoryview, int, Callable[[Any], int]]] = []
@@ -127,11 +128,11 @@ class Network:
         parts = urlsplit(endpoint.uri)
         server = self.servers[parts.netloc]
         assert Here.kernel.current is not None
-        client = Here.kernel.current.process
-        if self.is_cut(client.name, server.name):
+        asker = Here.kernel.current
+        if self.is_cut(asker.process.name, server.name):
             raise UpstreamError(f"{endpoint.uri}: no answer", errno.ETIMEDOUT)
         try:
-            handle = Handle(self, client, server, unquote(parts.path.removeprefix("/")))
+            handle = Handle(self, asker, server, unquote(parts.path.removeprefix("/")))
         except RelocatorError as error:
             raise UpstreamError(f"{endpoint.uri}: {error}", error.errno or errno.ENOENT) from error
         self.handles.append(handle)
@@ -180,7 +181,7 @@ class Network:
 
 
 def _place(handle: Handle) -> tuple[str, ...]:
-    return handle.client.name, handle.server.name, *handle.export.split("/")[:2]
+    return handle.client.name, handle.server.name, *handle.export.split("/")[:2], handle.asker
 
 
 def progress(handle: Handle, _timeout_s: float, _wake_fd: int | None = None) -> bool:
