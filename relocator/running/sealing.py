@@ -164,9 +164,8 @@ class Sealing:
         except UpstreamError as error:
             if whole == plain or error.errno == errno.ETIMEDOUT:
                 raise
-            return self._source.call(
-                plain, look=self._look
-            )  # unless it can't be reached, it is of an older version
+            # unless it can't be reached, it is of an older version
+            return self._source.call(plain, look=self._look)
 
     def settle(self) -> dict[str, Any]:
         """Drop what is older than the seal, and let come what comes with it.

@@ -57,7 +57,7 @@ _REJECTED = frozenset({errno.EINVAL, errno.ERANGE})
 class Guard(Protocol):
     """Refuses a source that has become another disk (see identity.py), by an UpstreamError."""
 
-    def check(self, handle: Any, *, first: bool) -> None:
+    def check(self, handle: Any) -> None:
         """Look at a handle that has just connected."""
 
 
@@ -193,7 +193,7 @@ class Connection:
                 f"the source has become another disk: {size_bytes} bytes, not {self._size_bytes}"
             )
         if self._guard is not None:
-            self._guard.check(handle, first=self._size_bytes is None)
+            self._guard.check(handle)
         self._size_bytes = size_bytes
         self.has_allocation = handle.can_meta_context(ALLOCATION)
         self.multi_conn = handle.can_multi_conn()

@@ -154,13 +154,12 @@ class Guard:
         self._be_outdated = be_outdated
         self._aside = aside
 
-    def check(self, handle: Any, *, first: bool) -> None:
-        """Refuse another disk; `first`: no connection was up before.
+    def check(self, handle: Any) -> None:
+        """Refuse another disk, also where no block is here yet: the first ones would be its.
 
-        A relocator that has forgotten its seal is sealed again, and known by its new id. A seal is
-        looked at even where no block is here yet: the first may be newer than that. The answer may
-        take long. If the disk was given back or taken over meanwhile, it is looked at again: what
-        is answered says nothing of another seal than the one that it is held against.
+        A relocator that has forgotten its seal is sealed again, and known by its new id. The answer
+        may take long. If the disk was given back or taken over meanwhile, it is looked at again:
+        what is answered says nothing of another seal than the one that it is held against.
 
         Raises:
             OutdatedError: it was unsealed by force.
@@ -170,7 +169,7 @@ class Guard:
         """
         while True:
             meta = self._store.meta
-            self._look(handle, meta, first)
+            self._look(handle, meta)
             if self._is_in_force(meta):
                 return
 
@@ -179,7 +178,7 @@ class Guard:
         now = self._store.meta
         return (now.standby, now.origin_seal) == (meta.standby, meta.origin_seal)
 
-    def _look(self, handle: Any, meta: Meta, first: bool) -> None:
+    def _look(self, handle: Any, meta: Meta) -> None:
         """As `check`, by what was known of the source when `meta` was read."""
         if meta.outdated:
             raise OutdatedError(_UNSEALED)
@@ -187,8 +186,6 @@ class Guard:
             check_size(handle, meta.size_bytes)
         if meta.standby:
             self._check_standing_by(meta.base)
-            return
-        if first and meta.origin_seal is None and self._store.present_blocks == 0:
             return
         try:
             self._check(handle, meta)

@@ -186,7 +186,7 @@ class Upstream:
 
     def _check(self, handle: Any) -> None:
         if self._guard is not None:
-            self._guard.check(handle, first=False)
+            self._guard.check(handle)
 
     def close(self) -> None:
         """Disconnect; whatever waits fails. Must not be called from a `done`."""

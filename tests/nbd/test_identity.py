@@ -138,6 +138,26 @@ def test_a_proxy_that_comes_back_takes_the_same_disk_and_no_other(
 
 
 @KINDS
+def test_a_disk_that_answers_first_is_looked_at_though_no_block_is_here_yet(
+    tmp_path: Path, kind: Argv
+) -> None:
+    with moving(tmp_path, kind) as (source, site):
+        with proxy(tmp_path, uri(source), "background=off", "readahead=0"):
+            pass
+        source.kill()
+        with proxy(tmp_path, uri(source), "readahead=0") as server:
+            site.show(2)
+            source.start()
+            wait_for(lambda: "another disk" in trouble(server), "it to be noticed", PATIENCE_S)
+            assert server.status()["present_blocks"] == 0
+            source.kill()
+            site.show(1)
+            source.start()
+            server.wait(PATIENCE_S)
+    assert (tmp_path / "store" / "disk.img").read_bytes() == source_bytes(SIZE_BYTES)
+
+
+@KINDS
 def test_a_source_that_was_away_at_the_start_is_looked_at_when_it_comes(
     tmp_path: Path, kind: Argv
 ) -> None:
@@ -305,8 +325,7 @@ def test_a_verdict_is_not_believed_of_what_is_another_disk_by_then(tmp_path: Pat
         def __init__(self, *refuses: bool) -> None:
             self._refuses = iter(refuses)
 
-        def check(self, _handle: Any, *, first: bool) -> None:
-            assert not first
+        def check(self, _handle: Any) -> None:
             if next(self._refuses):
                 raise OtherDiskError("another disk")
 

@@ -39,9 +39,8 @@ def test_a_place_that_could_not_be_read_says_nothing() -> None:
 
 def test_a_disk_of_another_size_is_refused_before_anything_is_known_of_it(store: Store) -> None:
     store.update(origin_seal=None, origin_id=None, base=None, standby=True)
-    for first in (True, False):
-        with pytest.raises(OtherDiskError, match="another disk: 4096 bytes, not 1048576"):
-            Guard(store, Endpoint("nbd://x")).check(Handle(4096), first=first)
+    with pytest.raises(OtherDiskError, match="another disk: 4096 bytes, not 1048576"):
+        Guard(store, Endpoint("nbd://x")).check(Handle(4096))
 
 
 class Handle:
@@ -98,7 +97,7 @@ def test_an_answer_that_took_long_is_not_held_against_an_earlier_seal(
 ) -> None:
     lifecycle = Lifecycle(store)
     answers = says(monkeypatch, SECOND, lambda: taken_again(lifecycle))
-    Guard(store, Endpoint("nbd://x"), lifecycle.note_outdated).check(Handle(), first=False)
+    Guard(store, Endpoint("nbd://x"), lifecycle.note_outdated).check(Handle())
     assert len(answers) == 2
     assert (lifecycle.state, store.meta.outdated) == (State.ACTIVE, False)
 
@@ -109,7 +108,7 @@ def test_a_source_that_has_undone_the_seal_in_force_makes_the_disk_outdated(
     lifecycle = Lifecycle(store)
     says(monkeypatch, SECOND)
     with pytest.raises(OutdatedError):
-        Guard(store, Endpoint("nbd://x"), lifecycle.note_outdated).check(Handle(), first=False)
+        Guard(store, Endpoint("nbd://x"), lifecycle.note_outdated).check(Handle())
     assert (lifecycle.state, store.meta.outdated) == (State.OUTDATED, True)
 
 
