@@ -7,6 +7,7 @@ process that dies resets its connections, and what was on its way to it is gone.
 """
 
 import errno
+import re
 from collections.abc import Callable
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
@@ -16,6 +17,7 @@ from relocator.running.exports import NAMES
 from relocator.source.endpoint import Endpoint
 from tests.explore.threads import Here, Process, Task
 
+_LOOKING = re.compile("/(stay_ready|take_over)[0-9]+$")
 #: verbs that may arrive late with an effect
 _LATE = ("control/seal", "control/moved", "control/withdrawn", "control/epoch")
 
@@ -40,6 +42,8 @@ class Handle:
     def __init__(self, network: "Network", asker: Task, server: Server, export: str) -> None:
         self.client, self.server, self.export = asker.process, server, export
         self.asker = asker.name  # several may ask the same at a time
+        #: who answers is looked at, as connections are made for a seal
+        self.is_look = export == "control/identify" and _LOOKING.search(asker.name) is not None
         self.incarnation = server.process
         self._target = server.open_export(export)
         self.queued: list[tuple[memoryview, int, Callable[[Any], int]]] = []

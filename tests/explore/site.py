@@ -96,7 +96,7 @@ class Data:
 
     def _connect(self) -> None:
         handle = self._network.connect(self._endpoint)
-        self._guard.check(handle, first=not self._known)
+        self._guard.check(handle)
         self.handle, self._known, self.refusal = handle, True, None
         for request in self.flights:
             self._send(request)

@@ -159,9 +159,15 @@ class World:
         self._run_eager()
 
     def _run_eager(self) -> None:
-        for task in list(self.kernel.tasks):
-            if not task.ended and task.runnable and _thread(task) in self.plan.eager:
-                self.kernel.run(task)
+        """What has nothing to decide goes on; looks at who answers are answered: always the same."""
+        while True:
+            for task in list(self.kernel.tasks):
+                if not task.ended and task.runnable and _thread(task) in self.plan.eager:
+                    self.kernel.run(task)
+            look = next((one for one in self.network.waiting if one.is_look), None)
+            if look is None:
+                return
+            self._serve(look)
 
     @property
     def syncs_of_step(self) -> int:
