@@ -159,7 +159,7 @@ class World:
         self._run_eager()
 
     def _run_eager(self) -> None:
-        """What has nothing to decide goes on; looks at who answers are answered: always the same."""
+        """What has nothing to decide goes on; looks at who answers are answered: all alike."""
         while True:
             for task in list(self.kernel.tasks):
                 if not task.ended and task.runnable and _thread(task) in self.plan.eager:
