@@ -52,7 +52,7 @@ def release(disks: Sequence[Disk]) -> None:
             could be told, when some had been.
     """
     try:
-        if failures := _of_all(disks, _see_to_seal):
+        if failures := _of_all(disks, see_to_seal):
             raise failures[0]
         for disk in disks:
             _await_seal(disk)
@@ -83,7 +83,7 @@ def give_up(disks: Sequence[Disk], patience_s: float = 60.0) -> list[RelocatorEr
     return _each(disks, back)
 
 
-def _see_to_seal(disk: Disk) -> None:
+def see_to_seal(disk: Disk) -> None:
     """What is held asks for its seal only once it is told to: not since a restart, nor if armed.
 
     Told again, it goes on with the seal that it has begun, by the same name, and stays held.

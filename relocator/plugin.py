@@ -99,10 +99,12 @@ def get_ready() -> None:
 
 def _check_control(parsed: settings.Config) -> None:
     """Refuse a control path that can't be served while the source is not sealed yet."""
-    if (path := parsed.control) is None:
+    path, store = parsed.control, parsed.store
+    if path is None:
         return
-    if path.parent == parsed.store and not parsed.store.exists():
-        return  # the store is made with the disk
+    there = path.parent.resolve()
+    if store is not None and not there.exists() and store.resolve().is_relative_to(there):
+        return  # it is made with the store
     ControlServer(path, lambda _verb, _arguments: {}).stop()
 
 

@@ -173,6 +173,8 @@ class Hydration:
         The store says first which they are. Ends early once it is `stopped`. `asked` and errors as
         for `fill_hole`.
         """
+        if stopped():
+            return
         skipped.note(self._store, free)
         for first, end in free:
             if stopped() or not self.fill_hole(first, end, asked, free=True):

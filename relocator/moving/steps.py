@@ -203,9 +203,7 @@ class Steps:
             if time.monotonic() > looked_s + LOOK_EVERY_S:
                 looked_s = time.monotonic()
                 self._parties.destination.call("query-status")
-                for disk, state in zip(self._parties.disks, states, strict=True):
-                    if not state["seal_confirmed"]:
-                        disk.call("activate", hold=True)
+                of_all(self._parties.disks, group.see_to_seal)
             time.sleep(SEAL_EVERY_S)
 
     def _moved(self) -> str:

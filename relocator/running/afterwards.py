@@ -12,7 +12,6 @@ was asked is noted and stored.
 import sys
 import threading
 import traceback
-from collections.abc import Iterable
 from contextlib import suppress
 
 from relocator.copying import hints
@@ -27,9 +26,10 @@ from relocator.jobs import start
 from relocator.running.lifecycle import OUTDATED
 from relocator.running.parts import HANDOVER, Parts, Transfer
 from relocator.source.connection import backoff
-from relocator.source.handles import connected, read_many
-from relocator.source.identity import check_size, places, samples, unsealed
+from relocator.source.handles import connected
+from relocator.source.identity import check_size, places, read_each, samples, unsealed
 from relocator.source.remote import Source
+from relocator.store import skipped
 from relocator.store.geometry import Extent
 
 #: at most so long until the source is told again, and asked again what the order may rest on
@@ -64,7 +64,7 @@ class Afterwards:
             except OutdatedError:
                 return
             except StoreError as error:
-                faults.report(HANDOVER, f"the source was told, but that can't be noted: {error}")
+                faults.report(HANDOVER, f"what the source said can't be noted: {error}")
             except RelocatorError as error:
                 faults.report(HANDOVER, f"nothing more is known of the source: {error}")
             except Exception as error:  # ours, but no guest waits for this: the log has it
@@ -76,7 +76,11 @@ class Afterwards:
                 faults.report(HANDOVER, None)
                 self._tell_again()
                 return
-            if self._lifecycle.stopping.wait(delay_s) or not self._concerned:
+            if self._lifecycle.stopping.wait(delay_s):
+                return
+            if not self._concerned:
+                if self._lifecycle.finished.is_set():  # all is here: nothing need be known any more
+                    faults.report(HANDOVER, None)
                 return
 
     def join(self) -> None:
@@ -130,8 +134,12 @@ class Afterwards:
 
     def _stop_writes(self, seal: str | None) -> None:
         with suppress(RelocatorError):  # not durable: found out again by the next process
-            self._lifecycle.note_outdated(seal)
-        if self._lifecycle.outdated and self._parts.faults.told(HANDOVER) != OUTDATED:
+            self._lifecycle.note_outdated(seal, self._tell_outdated)
+        if self._lifecycle.outdated:
+            self._tell_outdated()
+
+    def _tell_outdated(self) -> None:
+        if self._parts.faults.told(HANDOVER) != OUTDATED:
             self._parts.faults.report(HANDOVER, OUTDATED)
             print(f"relocator: {self._store.image.path}: {OUTDATED}", file=sys.stderr, flush=True)
 
@@ -162,16 +170,21 @@ class Afterwards:
     def _note_samples(self, source: Source) -> None:
         """Note what the source is known by from now on, unless it lacks what was copied ahead.
 
+        One that has an id is known by that.
+
         Raises:
             OtherDiskError: it does: it is not the disk that this one is a copy of.
             UpstreamError: it can't be read.
+            StoreError: what was skipped as free, and so lacks nothing, is not known.
         """
         with connected(source.endpoint) as handle:
             check_size(handle, self._store.geometry.size_bytes)
-            fetched = self._fetched(places(self._store.geometry.size_bytes))
-            found = read_many(handle, [*fetched])
+            if self._stopped:
+                return
+            fetched = self._fetched() if self._store.meta.origin_id is None else {}
+            found = read_each(handle, [*fetched])
             for extent, theirs in zip(fetched, found, strict=True):
-                if fetched[extent] != theirs and self._is_fetched(extent):
+                if theirs not in (None, fetched[extent]) and self._is_fetched(extent):
                     raise OtherDiskError(
                         "the source has become another disk: it lacks what was fetched from it"
                     )
@@ -179,13 +192,16 @@ class Afterwards:
         if not self._stopped:
             self._store.update(origin_samples=told)
 
-    def _fetched(self, places: Iterable[Extent]) -> dict[Extent, bytes]:
-        """Those of the places that are here as they were fetched; zeros prove too little."""
+    def _fetched(self) -> dict[Extent, bytes]:
+        """Sampled places that are here as they were fetched; zeros prove too little."""
         found: dict[Extent, bytes] = {}
-        for place in places:
+        free = skipped.noted(self._store)
+        for place in places(self._store.geometry.size_bytes):
             data = bytearray(place.length)
             self._store.image.read_into(data, place.offset)
-            if any(data) and self._is_fetched(place):
+            first, end = self._store.geometry.touched(*place)
+            is_free = any(start < end and first < stop for start, stop in free)
+            if any(data) and not is_free and self._is_fetched(place):
                 found[place] = bytes(data)
         return found
 

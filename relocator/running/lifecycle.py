@@ -17,6 +17,7 @@ while writes in progress drain; no guest's read or write ever waits for it.
 """
 
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -286,16 +287,18 @@ class Lifecycle:
                 self._enter_locked(self.state)
                 raise
 
-    def note_outdated(self, seal: str | None) -> None:
+    def note_outdated(self, seal: str | None, tell: Callable[[], None] = lambda: None) -> None:
         """The source has undone `seal` by force, and goes on with another version of the disk.
 
-        No write passes here any more, also if that can't be made durable: the next process is told
+        `tell` says so before the state does: writes in progress may keep that for seconds. No
+        write passes here any more, also if that can't be made durable: the next process is told
         again. Nothing, if the disk is not held by that seal: then it was given back meanwhile.
         """
         with self._lock:
             if self.state is State.OUTDATED or seal != self._store.meta.origin_seal:
                 return
             after = states.after(self.state, "source-unsealed")
+            tell()
             self.breaks += 1
             self._enter_locked(after)
             self._store.update(outdated=True)

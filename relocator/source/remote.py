@@ -5,6 +5,7 @@ every name, which the reply's magic tells. Then everything works but heat, pre-s
 return trip, and the status says so.
 """
 
+import errno
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -209,8 +210,27 @@ class Source:
         """Connections for `verbs`, made at once; errors as of `prepare`.
 
         Who answers is looked at once they are connected: what takes that server's place later is
-        not reached over them, and nothing of them is asked before.
+        not reached over them, and nothing of them is asked before. Where that is a connection too
+        many, it is looked at first.
         """
+        if look is None:
+            return self._connect_all(verbs)
+        try:
+            opened = self._connect_all([*verbs, "identify"])
+        except UpstreamError as error:
+            if error.errno == errno.ETIMEDOUT:
+                raise
+            look(self._who(self._open("identify")))
+            return self._connect_all(verbs)
+        try:
+            look(self._who(opened.pop("identify")))
+        except RelocatorError:
+            _hang_up(opened)
+            raise
+        return opened
+
+    def _connect_all(self, verbs: Sequence[str]) -> dict[str, Any]:
+        """A connection for each verb, made at once; an UpstreamError if one can't be."""
         opened: dict[str, Any] = {}
         errors: list[UpstreamError] = []
 
@@ -220,8 +240,7 @@ class Source:
             except UpstreamError as error:
                 errors.append(error)
 
-        wanted = verbs if look is None else (*verbs, "identify")
-        threads = [Thread(target=connect, args=(verb,), daemon=True) for verb in wanted]
+        threads = [Thread(target=connect, args=(verb,), daemon=True) for verb in verbs]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -229,12 +248,6 @@ class Source:
         if errors:
             _hang_up(opened)
             raise errors[0]
-        if look is not None:
-            try:
-                look(self._who(opened.pop("identify")))
-            except RelocatorError:
-                _hang_up(opened)
-                raise
         return opened
 
     def _who(self, handle: Any) -> Answer:

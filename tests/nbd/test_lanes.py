@@ -11,7 +11,16 @@ import pytest
 from relocator.source.handles import hear_out
 from tests.support.model import source_bytes
 from tests.support.relay import relay
-from tests.support.servers import TARGET_FLAGS, Server, mistaken, nbdkit, plugin, proxy, wait_for
+from tests.support.servers import (
+    TARGET_FLAGS,
+    Server,
+    mistaken,
+    nbdkit,
+    plugin,
+    proxy,
+    target,
+    wait_for,
+)
 
 SIZE_BYTES = 1 << 20
 BLOCK = 4096
@@ -117,3 +126,13 @@ def test_who_is_owed_nothing_waits_for_nobody_at_a_goodbye(tmp_path: Path) -> No
             leaving.join(20)
         source.process.send_signal(signal.SIGCONT)
         assert not leaving.is_alive()
+
+
+def test_a_source_that_allows_few_connections_is_sealed_all_the_same(tmp_path: Path) -> None:
+    flags = (*TARGET_FLAGS, "--filter=limit")
+    with target(tmp_path, SIZE_BYTES, "limit=3", flags=flags) as source:
+        wanted = ("mode=standby", "connections=2", "retry-timeout=8")
+        with proxy(tmp_path, source, *wanted) as server:
+            server.control.call("activate", wait=True)
+            server.wait()
+    assert (tmp_path / "store" / "disk.img").read_bytes() == source_bytes(SIZE_BYTES)

@@ -49,10 +49,11 @@ def test_a_start_that_is_refused_leaves_the_source_unsealed(
         source.connect().pwrite(b"written", 0)
 
 
-def test_a_control_path_in_a_store_that_is_made_is_served(tmp_path: Path) -> None:
-    store = tmp_path / "store"
+@pytest.mark.parametrize("within", ["new/store", "new"])
+def test_a_control_path_in_a_directory_that_is_made_is_served(tmp_path: Path, within: str) -> None:
+    store, control = tmp_path / "new" / "store", tmp_path / within / "control"
     with target(tmp_path, SIZE_BYTES) as source:
-        keys = (f"source={source.uri}", f"store={store}", f"control={store}/control")
+        keys = (f"source={source.uri}", f"store={store}", f"control={control}")
         with nbdkit(tmp_path, "proxy", ["python", str(PLUGIN), *keys]):
-            Client(store / "control").call("wait", timeout_s=60)
+            Client(control).call("wait", timeout_s=60)
     assert (store / "disk.img").read_bytes() == (tmp_path / "disk.img").read_bytes()

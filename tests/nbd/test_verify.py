@@ -98,15 +98,18 @@ def test_what_was_skipped_is_known_to_a_proxy_that_is_started_again(
 
 
 @needs_ext
+@pytest.mark.parametrize("mode", ["active", "standby"])
 @pytest.mark.usefixtures("free")
-def test_a_disk_that_returns_differs_where_its_source_has_skipped(sites: Any) -> None:
+def test_a_disk_that_returns_differs_where_its_source_has_skipped(sites: Any, mode: str) -> None:
     a, b, _ = sites
     with a.target() as target, skipping(b, target) as (server, status):
         target.kill()
         server.connect().pwrite(b"news", 0)
-        wanted = (f"disk={a.image}", f"store={a.maps}", f"source={server.uri}")
+        wanted = (f"disk={a.image}", f"store={a.maps}", f"source={server.uri}", f"mode={mode}")
         with plugin(a.directory, "home", *wanted) as home:
+            home.control.call("activate", wait=True)
             home.wait()
+            assert home.status()["error"] is None
             proof = home.control.call("verify")
             assert proof["skipped_blocks"] * BLOCK == status["skipped_bytes"]
             assert proof["verified_blocks"] + proof["skipped_blocks"] == status["total_blocks"]

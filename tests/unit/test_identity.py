@@ -119,3 +119,11 @@ def test_word_of_a_seal_that_is_in_force_no_more_changes_nothing(store: Store) -
     assert (lifecycle.state, store.meta.outdated) == (State.ACTIVE, False)
     lifecycle.note_outdated(SECOND)
     assert (lifecycle.state, store.meta.outdated) == (State.OUTDATED, True)
+
+
+def test_why_a_disk_is_outdated_is_told_before_it_is(store: Store) -> None:
+    lifecycle = Lifecycle(store)
+    told: list[State] = []
+    lifecycle.note_outdated(FIRST, lambda: told.append(lifecycle.state))
+    lifecycle.note_outdated(FIRST, lambda: told.append(lifecycle.state))
+    assert (told, lifecycle.state) == ([State.ACTIVE], State.OUTDATED)
