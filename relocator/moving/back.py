@@ -18,6 +18,7 @@ released later, it goes on.
 """
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 
 from relocator.errors import RelocatorError
@@ -70,12 +71,14 @@ def withdraw_all(parties: Parties) -> None:
         raise RelocatorError("the disks can't all go back: " + "; ".join(refusals))
 
 
-def _withdraw(disk: Disk, parties: Parties) -> str | None:
-    """Give one disk back; why it can't be."""
+def _withdraw(disk: Disk, parties: Parties, *, again: bool = True) -> str | None:
+    """Give one disk back; why it can't be. `again`: one whose proxy is back now is asked again."""
     try:
         disk.call("withdraw", patience_s=30.0)
     except RelocatorError as error:
         status = disk.status()
+        if again and status is not None and status["state"] == "activating":
+            return _withdraw(disk, parties, again=False)
         if status is None and not parties.untold:
             return (
                 f"{error}; it may have been released already. Start it again; or, if it is certain "
@@ -108,13 +111,23 @@ def _unseal(disk: Disk, *, by_force: bool) -> None:
 
 def _look_again(parties: Parties) -> None:
     """A proxy that could not be asked is back, or had asked for a seal that is made only now."""
-    silent = [disk for disk in parties.disks if parties.untold and disk.status() is None]
+
+    def still_out(disks: Sequence[Disk]) -> list[Disk]:
+        return [disk for disk in disks if parties.untold and not _in_standby(disk)]
+
+    out = still_out(parties.disks)
     give_up_s = time.monotonic() + LATE_S
-    while silent and time.monotonic() < give_up_s:
-        time.sleep(_LOOK_EVERY_S)
-        for disk in silent:
+    while out and time.monotonic() < give_up_s:
+        for disk in out:
             _withdraw(disk, parties)
-        silent = [disk for disk in silent if disk.status() is None]
+        out = still_out(out)
+        time.sleep(_LOOK_EVERY_S if out else 0)
+
+
+def _in_standby(disk: Disk) -> bool:
+    """Whether it has been given back; one that was restarted meanwhile knows nothing of that."""
+    status = disk.status()
+    return status is not None and status["state"] == "standby"
 
 
 def _nothing_to_go_back_to(parties: Parties) -> None:

@@ -151,6 +151,24 @@ def test_a_guest_goes_on_at_the_source_while_its_other_qemu_waits_for_a_dead_dis
     assert way.destination.heard[-2:] == ["stop", "quit"]
 
 
+def test_a_proxy_that_is_back_before_it_is_looked_at_again_gives_its_disk_back(way: Way) -> None:
+    """Else the destination's QEMU, which is ended last, waits for its writes: for ever."""
+    found = []
+
+    def arrive() -> None:
+        way.arrived()
+        way.proxy.kill()
+
+    way.source.before["migrate-continue"] = arrive
+    way.source.before["cont"] = way.start_proxy
+    way.destination.before["quit"] = lambda: found.append(way.disk)
+    process = way.sending()
+    way.source.stand_still()
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 1, said
+    assert found == [("complete", "standby")]
+
+
 #: the source is at its seal when there is a file `asked`, and has made it when there is `made`
 _SLOW_SEAL = """
 import time as _time
