@@ -18,7 +18,6 @@ released later, it goes on.
 """
 
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 
 from relocator.errors import RelocatorError
@@ -111,17 +110,12 @@ def _unseal(disk: Disk, *, by_force: bool) -> None:
 
 def _look_again(parties: Parties) -> None:
     """A proxy that could not be asked is back, or had asked for a seal that is made only now."""
-
-    def still_out(disks: Sequence[Disk]) -> list[Disk]:
-        return [disk for disk in disks if parties.untold and not _in_standby(disk)]
-
-    out = still_out(parties.disks)
+    out = list(parties.disks) if parties.untold else []
     give_up_s = time.monotonic() + LATE_S
-    while out and time.monotonic() < give_up_s:
+    while (out := [disk for disk in out if not _in_standby(disk)]) and time.monotonic() < give_up_s:
         for disk in out:
             _withdraw(disk, parties)
-        out = still_out(out)
-        time.sleep(_LOOK_EVERY_S if out else 0)
+        time.sleep(_LOOK_EVERY_S)
 
 
 def _in_standby(disk: Disk) -> bool:

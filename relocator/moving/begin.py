@@ -5,7 +5,7 @@ from contextlib import suppress
 from relocator.errors import ConfigError, RelocatorError
 from relocator.moving import seen
 from relocator.moving.ends import of_all
-from relocator.moving.freezing import USUAL_LIMITS
+from relocator.moving.freezing import limits_of
 from relocator.moving.monitor import Monitor, MonitorLostError
 from relocator.moving.parties import Parties, Plan
 from relocator.moving.seen import DestVm, SourceVm
@@ -86,18 +86,11 @@ def start(parties: Parties, plan: Plan) -> None:
         if plan.multifd_channels:
             monitor.call("migrate-set-parameters", multifd_channels=plan.multifd_channels)
     if limits := parties.freeze.first_limits(plan.limits):
-        parties.limits_before = parties.limits_before or _limits(source)
+        parties.limits_before = parties.limits_before or limits_of(source)
         source.call("migrate-set-parameters", **limits)
     if not destination.call("query-migrate").get("socket-address"):
         destination.call("migrate-incoming", uri=plan.incoming)
     source.call("migrate", uri=plan.uri)
-
-
-def _limits(source: Monitor) -> dict[str, int]:
-    """What limits the migrations of a QEMU; not what a move that was killed has left."""
-    now = source.call("query-migrate-parameters")
-    found = {name: now[name.replace("_", "-")] for name in USUAL_LIMITS}
-    return found if found["downtime_limit"] else USUAL_LIMITS
 
 
 def undo(parties: Parties) -> None:

@@ -21,7 +21,7 @@ from relocator.moving.monitor import Monitor
 from relocator.moving.seen import DestVm, Disks, Seen, SourceVm
 
 #: QEMU's own, in ms and bytes a second: for what a move that was killed has left behind
-USUAL_LIMITS = {"downtime_limit": 300, "max_bandwidth": 128 << 20}
+_LIMITS = {"downtime_limit": 300, "max_bandwidth": 128 << 20}
 #: all of a guest's memory is not sent in less, until it is frozen
 _PASS_S = 4
 #: so little is left to send that QEMU soon pauses the guest, or twice the downtime limit
@@ -31,6 +31,13 @@ TRIES = 3
 PATIENCE_S = 20.0
 _AGAIN_S = 0.5
 _THERE = (DestVm.RUNS, DestVm.STOPPED)
+
+
+def limits_of(source: Monitor) -> dict[str, int]:
+    """What limits the migrations of a QEMU; not what a move that was killed has left."""
+    now = source.call("query-migrate-parameters")
+    found = {name: now[name.replace("_", "-")] for name in _LIMITS}
+    return found if found["downtime_limit"] else _LIMITS
 
 
 class NoFreeze:
@@ -116,11 +123,7 @@ class Freeze(NoFreeze):
         }
 
     def _want(self, wanted: dict[str, int]) -> None:
-        now = self._source.call("query-migrate-parameters")
-        if now["downtime-limit"] == 0:
-            self._wanted = {**USUAL_LIMITS, **wanted}
-        else:
-            self._wanted = {name: now[name.replace("_", "-")] for name in USUAL_LIMITS} | wanted
+        self._wanted = limits_of(self._source) | wanted
 
     def when_near(self, memory: dict[str, Any], wanted: dict[str, int]) -> bool:
         """Freeze once little is left to send, by what QEMU says of the `memory`; see above."""
@@ -183,7 +186,7 @@ class Freeze(NoFreeze):
     def thaw_at_source(self) -> None:
         """The guest goes on at the source, or never left it; QEMU's limits are as they were."""
         if self._source.call("query-migrate-parameters")["downtime-limit"] == 0:
-            self._limit(**(self._wanted or USUAL_LIMITS))
+            self._limit(**(self._wanted or _LIMITS))
         self._thaw("source", self._here)
 
     def try_thaw(self) -> bool:
