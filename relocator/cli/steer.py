@@ -24,8 +24,9 @@ _UNSEAL = (
     "back, it refuses to go on."
 )
 #: fields of an answer that the user wants to see
-_KINDS = ("verified_blocks", "skipped_blocks", "unverified_blocks", "absent_blocks")
-_TOLD = ("refreshed_blocks", *_KINDS)
+_TOLD = tuple(
+    f"{kind}_blocks" for kind in ("refreshed", "verified", "skipped", "unverified", "absent")
+)
 
 
 def add(commands: Commands) -> None:
