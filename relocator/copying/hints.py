@@ -21,7 +21,8 @@ from relocator.copying.plan import Plan
 from relocator.errors import OtherDiskError, UpstreamError
 from relocator.filesystem import inuse
 from relocator.filesystem.inuse import InUse
-from relocator.source.remote import Answer, Source
+from relocator.source.answer import Answer
+from relocator.source.remote import Source
 from relocator.source.upstream import Upstream
 from relocator.store.bitmap import Bitmap
 from relocator.store.store import Store

@@ -33,8 +33,9 @@ from relocator.running.recorded import Recorded
 from relocator.running.rounds import NO_ROUNDS, Rounds
 from relocator.running.sealing import Sealing
 from relocator.running.states import State
+from relocator.source.answer import check_id
 from relocator.source.connection import backoff
-from relocator.source.remote import Source, check_id
+from relocator.source.remote import Source
 from relocator.store.meta import Takeover, new_token
 
 #: so often it is looked, in standby, whether a round is due

@@ -26,8 +26,8 @@ from relocator.jobs import start
 from relocator.running.lifecycle import OUTDATED
 from relocator.running.parts import HANDOVER, Parts, Transfer
 from relocator.source.connection import backoff
-from relocator.source.handles import connected
-from relocator.source.identity import check_size, places, read_each, samples, unsealed
+from relocator.source.handles import check_size, connected
+from relocator.source.identity import places, read_each, samples, unsealed
 from relocator.source.remote import Source
 from relocator.store import skipped
 from relocator.store.geometry import Extent

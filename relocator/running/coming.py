@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from relocator.errors import RelocatorError, UpstreamError
 from relocator.jobs import start
 from relocator.running.rest import part_bytes
-from relocator.source.remote import Answer
+from relocator.source.answer import Answer
 from relocator.store.geometry import Extent
 
 

@@ -16,7 +16,8 @@ from relocator.copying import heat
 from relocator.errors import StateError, UpstreamError
 from relocator.running.parts import Parts, Transfer
 from relocator.running.rounds import check_standby
-from relocator.source.remote import Answer, Source, base_of, stale
+from relocator.source.answer import Answer, base_of, stale
+from relocator.source.remote import Source
 from relocator.store.meta import Base
 
 

@@ -21,9 +21,10 @@ from typing import Any
 
 from relocator.config import Config
 from relocator.errors import ConfigError, StateError, UpstreamError
+from relocator.source.answer import Answer, base_of
 from relocator.source.bitmaps import DirtyBitmap
 from relocator.source.identity import mismatch, samples_at, unsealed
-from relocator.source.remote import Answer, Source, base_of
+from relocator.source.remote import Source
 from relocator.source.upstream import probe_size
 from relocator.store import meta as metadata
 from relocator.store.geometry import Geometry, suited_block_bytes

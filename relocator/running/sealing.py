@@ -34,7 +34,8 @@ from relocator.running.coming import Coming
 from relocator.running.insisting import insist
 from relocator.running.parts import Parts, Transfer
 from relocator.running.rest import MOST_REST_BYTES
-from relocator.source.remote import Answer, Source, base_of, check_id, other_disk, stale
+from relocator.source.answer import Answer, base_of, check_id, other_disk, stale
+from relocator.source.remote import Source
 from relocator.store.store import Runs
 
 #: what comes with the seal comes in so many parts at least

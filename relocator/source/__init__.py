@@ -8,7 +8,8 @@ byte is taken from a server that is not the disk the copy was begun from.
     tunnel      ssh
     connection  one connection that heals itself, owned by one thread      -> Connection, Request
     upstream    several of them: demand apart from background              -> Upstream
-    remote      the verbs and further exports of a source that is ours     -> Source, Answer
+    remote      the verbs and further exports of a source that is ours     -> Source
+    answer      what it answers to a verb                                  -> Answer
     bitmaps     what QEMU has recorded of a source that is not ours       -> DirtyBitmap
     replies     a verb's reply on the wire
     identity    whether a source that comes back is still the same disk    -> Guard

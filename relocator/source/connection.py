@@ -35,6 +35,7 @@ from relocator.source.handles import (
     ALLOCATION,
     Limits,
     aio_pread,
+    check_size,
     hear_out,
     limits_of,
     open_handle,
@@ -187,14 +188,11 @@ class Connection:
             self._expire()
 
         handle = open_handle(self._endpoint, idle=idle, wake_fd=self._wake_fd)
-        size_bytes = handle.get_size()
-        if self._size_bytes not in (None, size_bytes):
-            raise OtherDiskError(
-                f"the source has become another disk: {size_bytes} bytes, not {self._size_bytes}"
-            )
+        if self._size_bytes is not None:
+            check_size(handle, self._size_bytes)
         if self._guard is not None:
             self._guard.check(handle)
-        self._size_bytes = size_bytes
+        self._size_bytes = handle.get_size()
         self.has_allocation = handle.can_meta_context(ALLOCATION)
         self.multi_conn = handle.can_multi_conn()
         self.round_trip_s = round_trip_s(handle.aio_get_fd())

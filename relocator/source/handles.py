@@ -16,7 +16,7 @@ from typing import Any
 
 import nbd
 
-from relocator.errors import UpstreamError
+from relocator.errors import OtherDiskError, UpstreamError
 from relocator.source import tls
 from relocator.source.endpoint import Endpoint
 from relocator.source.sockets import keep_alive, socket_of
@@ -120,6 +120,12 @@ def connected(endpoint: Endpoint) -> Iterator[Any]:
         yield handle
     finally:
         hang_up(handle)
+
+
+def check_size(handle: Any, size_bytes: int) -> None:
+    """Refuse a disk of another size, by OtherDiskError: no content is needed to tell."""
+    if (found := handle.get_size()) != size_bytes:
+        raise OtherDiskError(f"the source has become another disk: {found} bytes, not {size_bytes}")
 
 
 def exports_at(endpoint: Endpoint) -> set[str]:

@@ -23,9 +23,10 @@ from itertools import zip_longest
 from typing import Any
 
 from relocator.errors import OtherDiskError, OutdatedError, StateError, UpstreamError
+from relocator.source.answer import Answer, check_id
 from relocator.source.endpoint import Endpoint
-from relocator.source.handles import connected, read_many
-from relocator.source.remote import Answer, Source, check_id
+from relocator.source.handles import check_size, connected, read_many
+from relocator.source.remote import Source
 from relocator.store.geometry import Extent
 from relocator.store.meta import Base, Meta
 from relocator.store.store import Store
@@ -85,12 +86,6 @@ def agree(known: str, found: str) -> bool:
     """Whether no place that could be read both times has changed."""
     pairs = zip_longest(known.split(), found.split())
     return all(one == other or "-" in (one, other) for one, other in pairs)
-
-
-def check_size(handle: Any, size_bytes: int) -> None:
-    """Refuse a disk of another size, by OtherDiskError: no content is needed to tell."""
-    if (found := handle.get_size()) != size_bytes:
-        raise OtherDiskError(f"the source has become another disk: {found} bytes, not {size_bytes}")
 
 
 def samples_at(endpoint: Endpoint) -> str | None:

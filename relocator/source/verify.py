@@ -18,8 +18,9 @@ from functools import cache
 from typing import Any
 
 from relocator.errors import StateError, UpstreamError
+from relocator.source.answer import Runs
 from relocator.source.handles import exports_at
-from relocator.source.remote import Runs, Source
+from relocator.source.remote import Source
 from relocator.store import runs, skipped
 from relocator.store.geometry import Geometry
 from relocator.store.image import Image

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from relocator.source.remote import Answer
+from relocator.source.answer import Answer
 from tests.explore.network import Handle
 from tests.explore.site import Site
 from tests.explore.threads import Event, Kernel, Thread

@@ -11,7 +11,8 @@ from relocator.running.disk import Disk
 from relocator.running.gate import Gate
 from relocator.running.lifecycle import Lifecycle
 from relocator.source import remote
-from relocator.source.remote import Answer, Source
+from relocator.source.answer import Answer
+from relocator.source.remote import Source
 from relocator.store.meta import new_token
 from relocator.store.store import Store
 from tests.explore.plan import Plan

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 
 from relocator.copying import heat, recent
 from relocator.errors import RelocatorError, StateError, UpstreamError
+from relocator.source.answer import Answer, base_of, stale
 from relocator.source.endpoint import Endpoint
-from relocator.source.remote import Answer, Source, base_of, stale
+from relocator.source.remote import Source
 from relocator.source.replies import MAGIC
 from relocator.store import runs
 from relocator.store.bitmap import Bitmap

@@ -11,7 +11,8 @@ from relocator.copying.hydration import Hydration
 from relocator.copying.plan import Plan
 from relocator.errors import OtherDiskError
 from relocator.filesystem import rounds
-from relocator.source.remote import Answer, Source
+from relocator.source.answer import Answer
+from relocator.source.remote import Source
 from relocator.source.upstream import Upstream
 from relocator.store import runs
 from relocator.store.bitmap import Bitmap

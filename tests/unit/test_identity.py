@@ -10,9 +10,9 @@ from relocator.errors import OtherDiskError, OutdatedError
 from relocator.running.lifecycle import Lifecycle
 from relocator.running.states import State
 from relocator.source import identity
+from relocator.source.answer import Answer
 from relocator.source.endpoint import Endpoint
 from relocator.source.identity import Guard, agree, places
-from relocator.source.remote import Answer
 from relocator.store.meta import Base, Meta, Takeover
 from relocator.store.opening import open_store
 from relocator.store.store import Store

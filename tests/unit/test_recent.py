@@ -9,7 +9,7 @@ from relocator.copying.ordering import Knowledge
 from relocator.copying.plan import Plan
 from relocator.copying.recent import Recent
 from relocator.errors import UpstreamError
-from relocator.source.remote import Answer
+from relocator.source.answer import Answer
 from relocator.store.geometry import Geometry
 
 BLOCK = 4096

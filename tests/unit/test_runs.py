@@ -5,7 +5,7 @@ import random
 import pytest
 
 from relocator.errors import UpstreamError
-from relocator.source.remote import Answer
+from relocator.source.answer import Answer
 from relocator.store import runs
 from relocator.store.bitmap import Bitmap
 from relocator.store.geometry import Geometry
