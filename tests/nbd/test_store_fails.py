@@ -190,14 +190,20 @@ def standing_by(tmp_path: Path, room: Room, uri: str, *keys: str) -> Any:
     return proxy(tmp_path, room, uri, "mode=standby", "refresh=0.2", *keys)
 
 
+def in_step(running: ExitStack, tmp_path: Path, room: Room, *keys: str) -> tuple[Server, Server]:
+    """A source, and a proxy that stands by and has copied ahead."""
+    image(tmp_path)
+    first = running.enter_context(source(tmp_path, f"store={tmp_path / 'maps'}"))
+    server = running.enter_context(standing_by(tmp_path, room, first.uri, *keys))
+    wait_for(lambda: server.status()["rounds"], "the copy ahead")
+    return first, server
+
+
 def test_the_source_is_told_that_the_disk_moved_though_that_can_t_be_noted(
     tmp_path: Path, room: Room
 ) -> None:
-    image(tmp_path)
     with ExitStack() as running:
-        first = running.enter_context(source(tmp_path, f"store={tmp_path / 'maps'}"))
-        server = running.enter_context(standing_by(tmp_path, room, first.uri))
-        wait_for(lambda: server.status()["rounds"], "the copy ahead")
+        first, server = in_step(running, tmp_path, room)
         server.control.call("activate", hold=True, wait=True)
         first.kill()
         server.control.call("release")
@@ -215,11 +221,8 @@ def test_the_source_is_told_that_the_disk_moved_though_that_can_t_be_noted(
 def test_a_disk_that_is_given_back_is_and_rounds_go_on_once_that_is_noted(
     tmp_path: Path, room: Room
 ) -> None:
-    image(tmp_path)
     with ExitStack() as running:
-        first = running.enter_context(source(tmp_path, f"store={tmp_path / 'maps'}"))
-        server = running.enter_context(standing_by(tmp_path, room, first.uri))
-        wait_for(lambda: server.status()["rounds"], "the copy ahead")
+        first, server = in_step(running, tmp_path, room)
         server.control.call("activate", hold=True, wait=True)
         first.kill()
         with pytest.raises(RelocatorError, match="withdrawn here"):
@@ -238,11 +241,8 @@ def test_a_disk_that_is_given_back_is_and_rounds_go_on_once_that_is_noted(
 def test_an_activation_that_can_t_be_noted_is_undone_once_that_can(
     tmp_path: Path, room: Room
 ) -> None:
-    image(tmp_path)
     with ExitStack() as running:
-        first = running.enter_context(source(tmp_path, f"store={tmp_path / 'maps'}"))
-        server = running.enter_context(standing_by(tmp_path, room, first.uri, PATIENT))
-        wait_for(lambda: server.status()["rounds"], "the copy ahead")
+        first, server = in_step(running, tmp_path, room, PATIENT)
         first.kill()
         server.control.call("activate")
         room.fill(server)
@@ -262,11 +262,8 @@ def test_writes_wait_again_where_an_activation_that_failed_goes_on(
     tmp_path: Path, room: Room
 ) -> None:
     """Though it could not be noted that it had failed."""
-    image(tmp_path)
     with ExitStack() as running:
-        first = running.enter_context(source(tmp_path, f"store={tmp_path / 'maps'}"))
-        server = running.enter_context(standing_by(tmp_path, room, first.uri, "retry-timeout=5"))
-        wait_for(lambda: server.status()["rounds"], "the copy ahead")
+        first, server = in_step(running, tmp_path, room, "retry-timeout=5")
         first.kill()
         server.control.call("activate")
         room.fill(server)
