@@ -1,5 +1,6 @@
 """What every test may rely on."""
 
+import compileall
 import os
 import signal
 import sys
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
+
+PROJECT = Path(__file__).parent.parent
 
 # A job that a shell starts in the background ignores SIGINT, and so would all that is started here:
 # then nothing that a test interrupts would end.
@@ -49,11 +52,17 @@ class AtOnce:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Only where there is a terminal: workers have none that is seen."""
+    """Once, and only where there is a terminal: workers have none that is seen.
+
+    The thousands of servers and commands that are started need not compile what they import, each
+    anew: where PYTHONDONTWRITEBYTECODE is set, none would keep it.
+    """
     plugins = session.config.pluginmanager
     terminal = plugins.get_plugin("terminalreporter")
     if terminal is not None and not hasattr(session.config, "workerinput"):
         plugins.register(AtOnce(terminal))
+        for package in ("relocator", "testbed", "experiments", "tests"):
+            compileall.compile_dir(PROJECT / package, quiet=1)
 
 
 class ByModule(LoadScopeScheduling):
