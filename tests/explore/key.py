@@ -56,7 +56,7 @@ def _parts(world: World) -> Iterator[Any]:
 def _site(site: Site) -> Iterator[Any]:
     yield site.name, site.process.alive, site.settings.source, site.refused is None
     if site.engine is None:
-        yield site.left, repr(site.meta)
+        yield site.left, repr(site.meta), _live_map(site)
         return
     life, store, activation = site.life, site.store, site.engine._handover.activation
     bitmaps = [one.extract(0, one.bits) for one in (store.present, store.dirty, store.diverged)]
@@ -74,6 +74,12 @@ def _site(site: Site) -> Iterator[Any]:
         yield transfer.pacer.paused
         yield [(one.offset, len(one.data), bytes(one.data[:1])) for one in data.flights]
         yield [(one.first, one.end, one.lost, one.storing) for one in transfer.hydration._claims]
+
+
+def _live_map(site: Site) -> Any:
+    """What a killed server has left of its map, or one that opens makes of it."""
+    path = site.settings.store and site.settings.store / "map.live"
+    return blake2b(path.read_bytes()).digest() if path and path.exists() else None
 
 
 def _memory(part: Any) -> list[Any]:

@@ -14,10 +14,10 @@ from io import StringIO
 from types import ModuleType
 
 from relocator.source import handles, incoming, remote
-from relocator.store import image, maps, meta, store
+from relocator.store import bitmap, image, maps, meta, store
 from tests.explore import network, threads
 from tests.explore.site import ExploredEngine
-from tests.explore.storage import Files, Syncs, written_as
+from tests.explore.storage import Files, Moments, storing, written_as
 from tests.explore.threads import Here, Kernel
 
 _STAND_INS = {"threading": (threading, threads), "time": (time, threads)}
@@ -33,10 +33,10 @@ class Switchboard:
         return cls.network.connect(*arguments, **options)  # type: ignore[arg-type]
 
 
-def begin(kernel: Kernel, net: network.Network, syncs: Syncs) -> None:
+def begin(kernel: Kernel, net: network.Network, moments: Moments) -> None:
     """From now on the product's modules belong to this run."""
     Here.kernel, Switchboard.network = kernel, net
-    Files.syncs, Files.opened = syncs, {}
+    Files.moments, Files.opened = moments, {}
     ExploredEngine.network = net
 
 
@@ -62,6 +62,12 @@ def explored() -> Iterator[None]:
         assert module.os is os
         put(module, "os", files)
     put(image.Image, "modified_ns", property(written_as))
+    for owner, names in (
+        (bitmap.Bitmap, ("set", "clear", "insert")),
+        (image.Image, ("write", "zero")),
+    ):
+        for name in names:
+            put(owner, name, storing(getattr(owner, name)))
     put(store, "boot_id", lambda: "0" * 36)  # after a power failure there is no live map at all
     for module in (handles, remote):
         put(module, "open_handle", Switchboard.connect)

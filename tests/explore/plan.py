@@ -41,8 +41,9 @@ class Plan:
     crashers: tuple[str, ...] = ("s", "p")
     settings: dict[str, Any] = field(default_factory=dict)
     ahead: tuple[int, ...] = ()  # blocks that are copied before it begins
-    within: bool = True  # a crash may come before each sync, not only between steps
+    within: bool = True  # a crash may come at each moment of a step, not only between steps
     slow_writes: bool = False  # a guest's write takes two steps
+    written: int = 2  # blocks that the guests write, in turn
     #: threads that go on as soon as they can: they have nothing to decide
     eager: frozenset[str] = frozenset({"stay_ready", "rest"})
     #: threads that the world does without: the first only commits, the others copy

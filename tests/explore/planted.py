@@ -20,7 +20,10 @@ from tests.explore.worlds import NO_COPY, TO_P, TWO
 
 
 class Planted(NamedTuple):
-    """`what` is wrong when `owner.name` is `instead`; `says` is in what the explorer says of it."""
+    """`what` is wrong when `owner.name` is `instead`; `says` is in what the explorer says of it.
+
+    `undefended`: methods of `owner` that would make up for it do nothing.
+    """
 
     what: str
     owner: type
@@ -28,16 +31,20 @@ class Planted(NamedTuple):
     instead: Any
     plan: Plan
     says: str
+    undefended: tuple[str, ...] = ()
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """The code with the defect."""
-        before = getattr(self.owner, self.name)
-        setattr(self.owner, self.name, self.instead)
+        planted = {self.name: self.instead, **dict.fromkeys(self.undefended, _nothing)}
+        before = {name: getattr(self.owner, name) for name in planted}
+        for name, instead in planted.items():
+            setattr(self.owner, name, instead)
         try:
             yield
         finally:
-            setattr(self.owner, self.name, before)
+            for name, method in before.items():
+                setattr(self.owner, name, method)
 
 
 def _plan(name: str, verbs: dict[str, tuple[str, ...]], **budget: int) -> Plan:
@@ -80,6 +87,14 @@ def _any_generation(self: Lifecycle, *_: Any) -> None:
         if self._store.meta.seal is not None:
             self._store.update(moved=True)
             self._set_gate_locked(self.state)
+
+
+def _dirty_first(self: Store, first: int, end: int) -> None:
+    if not self.dirty.all(first, end):
+        self.dirty_blocks += self.dirty.set(first, end)
+        self.diverged.set(first, end)
+        for plane in (0, 1, 2):
+            self._owe_locked(plane, first, end)
 
 
 def _nothing(*_: Any, **__: Any) -> None:
@@ -159,5 +174,19 @@ PLANTED = [
             slow_writes=True,
         ),
         "acknowledged a write",
+    ),
+    Planted(
+        "a block is dirty before it has diverged",
+        *(Store, "mark_dirty", _dirty_first),
+        Plan(
+            *("", TO_P, {"p": ("withdraw",)}, {"verb": 1, "write": 2, "kill": 1}),
+            active=frozenset("p"),
+            writers=("p",),
+            written=1,
+            crashers=("p",),
+            without=NO_COPY,
+        ),
+        "reads as",
+        undefended=("_diverge_what_is_dirty",),
     ),
 ]

@@ -194,10 +194,14 @@ class Explorer:
 
 
 def _crashes(world: World, action: Action) -> list[Action]:
-    """The same action with a crash before each of its syncs."""
-    hows = [how for how in ("kill", "power") if world.left.get(how) and world.plan.within]
-    moments = range(1, world.syncs_of_step + 1)
-    return [(*action, "crash", how, moment) for moment in moments for how in hows]
+    """The same action with a crash at each of its moments: a store outlives no power failure."""
+    hows = {"kill": ("sync", "store"), "power": ("sync",)}
+    return [
+        (*action, "crash", how, number)
+        for number, moment in enumerate(world.moments_of_step, 1)
+        for how, kinds in hows.items()
+        if world.left.get(how) and world.plan.within and moment in kinds
+    ]
 
 
 def shortened(runs: _Runs, wrong: list[str], trace: Trace) -> tuple[list[str], Trace]:

@@ -1,10 +1,12 @@
 """What of a site's files survives: all when a process dies, what was synced when power fails.
 
 The store's own code writes real files (small, in memory: /dev/shm). Its calls of fsync and
-fdatasync come by here. Each is a moment at which a crash may be chosen, and each says which bytes,
-or which names of a directory, a power failure leaves.
+fdatasync come by here; each says which bytes, or which names of a directory, a power failure
+leaves. Before each is a moment at which a crash may be chosen. A process may be killed as well
+after each store to a map or an image, which a file mapped shared keeps without any call.
 """
 
+import mmap
 import os
 import shutil
 import stat
@@ -13,6 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from greenlet import GreenletExit
+
+from relocator.store.bitmap import Bitmap
 from relocator.store.image import Image
 from tests.explore.threads import Here, Process
 
@@ -105,22 +110,45 @@ def _names(directory: str) -> dict[str, int]:
         return {one.name: one.inode() for one in found if one.is_file()}
 
 
-class Syncs:
-    """Sees every sync of a run: `on_sync` is called before it is done, `stores` know what was."""
+class Moments:
+    """Sees what a run makes durable: `on_sync` is called before it is done, `on_store` after.
+
+    `stores` know what was synced.
+    """
 
     def __init__(self) -> None:
         self.stores: list[Storage] = []
         self.on_sync: Callable[[], None] = lambda: None
+        self.on_store: Callable[[], None] = lambda: None
 
     def sync(self, fd: int) -> None:
         self.on_sync()
         any(store.synced(fd) for store in self.stores)
 
 
+def storing(store: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that stores to a map or an image; it does no more once its process is dead.
+
+    Else what unwinds a killed thread would still store: `finally`, which no killed process does.
+    """
+
+    def stored(self: Any, *arguments: Any, **options: Any) -> Any:
+        kept = not isinstance(self, Bitmap) or isinstance(self._buffer, mmap.mmap)
+        task = Here.kernel.current
+        if kept and task is not None and not task.process.alive:
+            raise GreenletExit
+        done = store(self, *arguments, **options)
+        if kept and task is not None:
+            Files.moments.on_store()
+        return done
+
+    return stored
+
+
 class Files:
     """The module `os` as the store's modules see it. What a process has opened ends with it."""
 
-    syncs: Syncs
+    moments: Moments
     opened: dict[int, Process]  # file descriptor -> whose it is
 
     @classmethod
@@ -141,7 +169,7 @@ class Files:
         os.close(fd)
 
     def fsync(self, fd: int) -> None:
-        self.syncs.sync(fd)
+        self.moments.sync(fd)
 
     fdatasync = fsync
 

@@ -12,7 +12,7 @@ def describe(world: World, action: Action) -> str:
     end = ""
     if "crash" in action:
         how = "is killed" if action[-2] == "kill" else "loses power"
-        end = f"; the server {how} before its sync {action[-1]}"
+        end = f"; the server {how} at its sync or store {action[-1]}"
         action = action[:-3]
     kind, *rest = action
     if kind in ("deliver", "late"):

@@ -18,7 +18,7 @@ from tests.explore.network import Network
 from tests.explore.patches import begin
 from tests.explore.plan import VERBS, Action, Plan
 from tests.explore.site import BLOCK_BYTES, Site
-from tests.explore.storage import Storage, Syncs
+from tests.explore.storage import Moments, Storage
 from tests.explore.threads import Kernel, Task
 
 FIRST = (0x11, 0x12)  # what the disk's blocks hold at the beginning
@@ -31,10 +31,11 @@ class World:
     def __init__(self, plan: Plan, root: Path, template: "World | None" = None) -> None:
         self.plan = plan
         self._template = template
-        self.kernel, self.network, self.syncs = Kernel(), Network(), Syncs()
-        begin(self.kernel, self.network, self.syncs)
+        self.kernel, self.network, self.moments = Kernel(), Network(), Moments()
+        begin(self.kernel, self.network, self.moments)
         self.kernel.names = 0 if template is None else template.kernel.names
-        self.syncs.on_sync = self._on_sync
+        self.moments.on_sync = lambda: self._on_moment("sync")
+        self.moments.on_store = lambda: self._on_moment("store")
         self.left = dict(plan.budget)
         self.kernel.without = plan.without
         self.ledger = Ledger(FIRST)
@@ -46,7 +47,8 @@ class World:
         self.took_over: set[str] = set()
         self.gone_on_from: set[str] = set()  # seals by which a proxy has become active
         self._writes = 0
-        self._sync_count = 0
+        #: of the last step: before each sync and after each store a crash may come
+        self.moments_of_step: list[str] = []
         self._crash_at = 0
         self._crashed: Site | None = None
         self._make("s", root)
@@ -57,7 +59,7 @@ class World:
     def _make(self, name: str, root: Path) -> None:
         made = None if self._template is None else self._template.sites[name]
         storage = Storage(root / name, None if made is None else made.storage)
-        self.syncs.stores.append(storage)
+        self.moments.stores.append(storage)
         site = Site(self.kernel, self.network, storage, name)
         common = {"order": ("sequential",), "recent_places": 16, "background": False}
         common |= {"seal_brings_bytes": 0, "block_bytes": BLOCK_BYTES, **self.plan.settings}
@@ -82,6 +84,7 @@ class World:
         for block in self.plan.ahead if self._template is None else ():
             self._do_copy("p", block)
             self.settle()
+        self.after_step()
         self.left = dict(self.plan.budget)
 
     # what may happen
@@ -117,7 +120,7 @@ class World:
         if self.left.get("verb") and "verb" not in busy:
             found += [("verb", site.name, verb) for verb in self.plan.verbs.get(site.name, ())]
         if self.left.get("write") and "write" not in busy and self._may_write(site):
-            found.append(("write", site.name, self._writes % len(FIRST)))
+            found.append(("write", site.name, self._writes % self.plan.written))
         if self.left.get("copy") and self._may_copy(site):
             absent = [at for at in range(len(FIRST)) if not site.store.present[at]]
             found += [("copy", site.name, at) for at in absent[:1]]
@@ -144,8 +147,8 @@ class World:
 
     # doing it
     def perform(self, action: Action) -> None:
-        """Do it. With `(..., "crash", HOW, N)` at its end, a crash comes before the Nth sync."""
-        self.answered, self._sync_count, self._crash_at = [], 0, 0
+        """Do it. With `(..., "crash", HOW, N)` at its end, a crash comes at its Nth moment."""
+        self.answered, self.moments_of_step, self._crash_at = [], [], 0
         how = ""
         if len(action) > 3 and action[-3] == "crash":
             how, self._crash_at = action[-2:]
@@ -169,14 +172,9 @@ class World:
                 return
             self._serve(look)
 
-    @property
-    def syncs_of_step(self) -> int:
-        """How many syncs the last step made: as many moments for a crash within it."""
-        return self._sync_count
-
-    def _on_sync(self) -> None:
-        self._sync_count += 1
-        if self._crash_at and self._sync_count == self._crash_at:
+    def _on_moment(self, kind: str) -> None:
+        self.moments_of_step.append(kind)
+        if self._crash_at and len(self.moments_of_step) == self._crash_at:
             task = self.kernel.current
             assert task is not None
             self._crashed = self.sites[task.process.name]

@@ -64,6 +64,15 @@ def worlds(more: int = 0) -> list[Plan]:
             without=NO_COPY,
         ),
         Plan(
+            "written again after a kill, given back",
+            *(TO_P, {"p": ("withdraw",)}, budget(verb=1, write=2, kill=1)),
+            active=frozenset("p"),
+            writers=("p",),
+            written=1,
+            crashers=("p",),
+            without=NO_COPY,
+        ),
+        Plan(
             "a move, power lost",
             *(TO_P, {"p": ("activate",)}, budget(verb=1, write=1, power=1)),
             without=NO_COPY,
