@@ -20,9 +20,10 @@ DOWN_LIMIT_S = 30.0
 #: what drbdsetup says while the last change of its state is not over ("retry after")
 _IN_TRANSIENT_STATE = "(-18)"
 #: for a long link: as much under way as the buffers hold, zeros not sent, no rate but the link's
+#: (the first is what it begins with, before it has seen one; unset it would be 250 KiB/s)
 _DISK = (
-    *("--c-plan-ahead=20", "--c-fill-target=4M", "--c-max-rate=4G", "--c-min-rate=0"),
-    "--rs-discard-granularity=65536",
+    *("--resync-rate=10M", "--c-max-rate=4G", "--c-min-rate=0"),
+    *("--c-plan-ahead=20", "--c-fill-target=8M", "--rs-discard-granularity=65536"),
 )
 _NET = (
     *("--protocol=A", "--sndbuf-size=10M", "--rcvbuf-size=10M", "--max-buffers=20000"),
@@ -52,6 +53,14 @@ class Node:
         """Let it listen at the one address, of the first network namespace, and look for the
         other node at the other."""
         run(["drbdsetup", "connect", self.name, here, there, *_NET])
+
+    def hold_sync(self) -> None:
+        """Once it is connected, it waits to be told when to synchronise."""
+        run(["drbdsetup", "pause-sync", str(self.minor)])
+
+    def begin_sync(self) -> None:
+        """Synchronise from now on."""
+        run(["drbdsetup", "resume-sync", str(self.minor)])
 
     def disconnect(self, here: str, there: str) -> None:
         """End the connection between these addresses: from now on nothing is replicated."""

@@ -1,6 +1,7 @@
 """A scripted migration: `python3 -m testbed.migration [--rtt 20ms --rate 100mbit ...]`.
 
-    prepare    sites and WAN, calibration, the disk, nbdcopy's speed, the source's server
+    prepare    the plugin's bytecode, sites and WAN, calibration, the disk, nbdcopy's speed, the
+               source's server
     t = 0      the workloads start on the guest's file system, over link A
     move       what the system must copy before the guest, then the memory
     switch     the guest's device changes from link A to link B
@@ -15,6 +16,7 @@ its disk is the system's business (`testbed.systems`), what it does the workload
 Exit status: 0 all is well, 1 a check or a step failed, 3 the link was off and refused.
 """
 
+import compileall
 import os
 import shutil
 import tempfile
@@ -41,6 +43,7 @@ def migrate(stage: Stage) -> None:
     real = stage.parameters.guest == "qemu"
     stage.guest = QemuGuest(stage) if real else DeviceGuest(stage)
     services.prepare_kernel()
+    compileall.compile_dir(services.PLUGIN.parent, quiet=1)  # as a package is when it is installed
     with topology.sites(stage.parameters.profile) as stage.sites:
         stage.log.event("sites-built")
         prepare.calibrate_link(stage)

@@ -54,6 +54,11 @@ class Drbd(System):
         self._there.start(place.servers, self.image, place.work / "moved.meta")
         self._relay("src", "dst")
         self._relay("dst", "src")
+        self._here.hold_sync()
+        self._there.connect(*_ends("dst", "src"))
+        self._here.connect(*_ends("src", "dst"))
+        apart = "UpToDate/Inconsistent"
+        wait_until(lambda: self._here.disks() == apart, "DRBD to be connected", COPY_LIMIT_S)
         monitor = place.work / "drbd.qmp"
         nodes = [
             f"driver=null-co,node-name=nothing,size={place.size_bytes},read-zeroes=on",
@@ -78,8 +83,7 @@ class Drbd(System):
         relay.wait_until(lambda: listens(kernel, out) and listens(site, door.port), "the relays")
 
     def copy_first(self) -> None:
-        self._there.connect(*_ends("dst", "src"))
-        self._here.connect(*_ends("src", "dst"))
+        self._here.begin_sync()
         in_step = "UpToDate/UpToDate"
         wait_until(lambda: self._here.disks() == in_step, "DRBD to be in step", COPY_LIMIT_S)
 
