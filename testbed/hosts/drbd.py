@@ -91,10 +91,18 @@ class Node:
     def disks(self) -> str:
         """The state of its disk and of the other node's, such as `UpToDate/Inconsistent`; empty
         before there is one."""
+        found = self._state("ds")
+        return "" if found.startswith("Diskless") else found
+
+    def roles(self) -> str:
+        """Its role and, as far as it knows, the other node's, such as `Secondary/Primary`."""
+        return self._state("ro")
+
+    def _state(self, which: str) -> str:
         for line in Path("/proc/drbd").read_text().splitlines():
             if line.lstrip().startswith(f"{self.minor}: cs:"):
-                found = [word[3:] for word in line.split() if word.startswith("ds:")]
-                return "" if not found or found[0].startswith("Diskless") else found[0]
+                found = [word[3:] for word in line.split() if word.startswith(f"{which}:")]
+                return found[0] if found else ""
         return ""
 
 

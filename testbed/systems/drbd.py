@@ -90,6 +90,10 @@ class Drbd(System):
     def hand_over(self) -> None:
         self.place.servers.cut_off(self.source)  # nbdkit would wait for the guest to hang up
         self._here.set_role("secondary")
+        let_go = "Secondary/Secondary"  # before it knows so, DRBD would ask again after 0.6 s
+        wait_until(
+            lambda: self._there.roles() == let_go, "the source to let go", COPY_LIMIT_S, 0.002
+        )
         self._there.set_role("primary")
         self._here.disconnect(*_ends("src", "dst"))  # or the source would get the guest's writes
         cache = {"direct": True, "no-flush": False}
