@@ -12,7 +12,7 @@ metric, for the metrics below:
 
 An interval of two seeds is so wide that it overlaps with nearly everything: it proves nothing. A
 seed whose run went well on one side and not on the other differs, and so does a figure that is
-there in one and not in the other ("never"). A cell that was run under other conditions, such as a
+there with a seed in one and not in the other ("never"). A cell that was run under other conditions, such as a
 quick one and a full one, is another experiment, and differs. Cells that stand in only one of them
 are named and don't count, and so are metrics that only one of them knows.
 
@@ -134,6 +134,9 @@ def _metric(
         if one is other:
             return Finding(cell, metric, "identical", "never in both")
         return Finding(cell, metric, "differs", f"{_text(one)} published, {_text(other)} now")
+    if lacks := _lacking_seeds(metric, was, now):
+        told = ", ".join(map(str, lacks))
+        return Finding(cell, metric, "differs", f"never on one side only (seed {told})")
     apart = abs(one.mean - other.mean)
     allowed = max(tolerance.amount, tolerance.fraction * max(abs(one.mean), abs(other.mean)))
     overlap = one.low <= other.high and other.low <= one.high
@@ -141,6 +144,12 @@ def _metric(
         allowed *= MOST_TOLERANCES
     detail = f"{_text(one)} published, {_text(other)} now; {allowed:.3g} apart are allowed"
     return Finding(cell, metric, "agrees" if apart <= allowed else "differs", detail)
+
+
+def _lacking_seeds(metric: str, was: pd.DataFrame, now: pd.DataFrame) -> list[int]:
+    """The seeds of both that lack it on one side."""
+    one, other = (frame.set_index("seed")[metric].isna() for frame in (was, now))
+    return [int(seed) for seed in one.index.intersection(other.index) if one[seed] != other[seed]]
 
 
 def _identical(metric: str, was: pd.DataFrame, now: pd.DataFrame) -> bool:

@@ -26,7 +26,7 @@ WINDOW_READS = 100  # of which at most one may be slow: their p99 is the second 
 FEWEST_LOCAL = 50
 MISS_RTTS = 0.9
 SLOW_TIMES = 2.0
-AHEAD = 0.01  # of what is copied ahead: then the copy has begun, and not only the connection
+BEGUN_BYTES = 1000  # over link C: somebody connects, and not only asks who has the address
 SHORTEST_COPY_S = 0.2  # the byte counters are sampled this often
 BIN_S = 1.0
 
@@ -53,17 +53,17 @@ def copies_ahead(run: Run) -> bool:
 def move_s(run: Run) -> float:
     """When the move began, on the run clock.
 
-    Where the disk was copied ahead, that is when the copy began: at the last sample of link C
-    before a hundredth of what came until `move-started` had come.
+    Where the disk was copied ahead, that is when the copy's connections began, as a mirror's are
+    within its move: at the last sample of link C before a kilobyte had come.
     """
     began_s = float(run.summary["move_s"])
     if not copies_ahead(run):
         return began_s
     rows = run.links[(run.links["link"] == "C") & (run.links["t_s"] <= began_s)]
     brought = rows["rx_bytes"] - rows["rx_bytes"].min()
-    if not brought.max() > 0:
+    if not brought.max() > BEGUN_BYTES:
         return began_s
-    return float(rows["t_s"][brought <= AHEAD * brought.max()].max())
+    return float(rows["t_s"][brought <= BEGUN_BYTES].max())
 
 
 def phases(run: Run) -> Mapping[str, Sequence[float]]:
@@ -268,15 +268,28 @@ def lost_work_s(run: Run, stay: Run) -> dict[str, float]:
 
     The kinds are those of work.csv; where there are none, the reads and writes of latency.csv.
     """
-    start_s, end_s = move_s(run), min(run.end_s, stay.end_s)
-    lost = {}
-    for kind, done, could in _done(run, stay, start_s, end_s):
-        if could > 0 and end_s > start_s:
-            lost[kind] = (1 - done / could) * (end_s - start_s)
-    return lost
+    start_s, end_s = _both(run, stay)
+    return {
+        kind: (1 - done / could) * (end_s - start_s)
+        for kind, done, could in _done(run, stay)
+        if could > 0 and end_s > start_s
+    }
 
 
-def _done(run: Run, stay: Run, start_s: float, end_s: float) -> Iterator[tuple[str, float, float]]:
+def lost_step_s(run: Run, stay: Run) -> float | None:
+    """Seconds of lost work that one unit more or less comes to, where there are fewest."""
+    start_s, end_s = _both(run, stay)
+    counts = [could for _, _, could in _done(run, stay) if could > 0]
+    return (end_s - start_s) / min(counts) if counts and end_s > start_s else None
+
+
+def _both(run: Run, stay: Run) -> tuple[float, float]:
+    """From the move's start to the sooner end of the two."""
+    return move_s(run), min(run.end_s, stay.end_s)
+
+
+def _done(run: Run, stay: Run) -> Iterator[tuple[str, float, float]]:
+    start_s, end_s = _both(run, stay)
     kinds = sorted(set(stay.work["kind"]))
     for kind in kinds:
         yield kind, *(progress(one, kind, start_s, end_s) for one in (run, stay))

@@ -241,8 +241,13 @@ def _lost(run: Run, stay: Run | None) -> Row:
     if stay is None:
         return {}
     lost = measures.lost_work_s(run, stay)
-    row: Row = {"lost_kinds": ",".join(lost)} if lost else {}
-    return row | ({"lost_work_s": sum(lost.values()) / len(lost)} if lost else {})
+    if not lost:
+        return {}
+    return {
+        "lost_work_s": sum(lost.values()) / len(lost),
+        "lost_step_s": measures.lost_step_s(run, stay),
+        "lost_kinds": ",".join(lost),
+    }
 
 
 def _by_phase(run: Run) -> Row:
@@ -269,7 +274,7 @@ def columns() -> Iterator[str]:
     """Every column, in order."""
     yield from (*IDENTITY, *CONDITIONS, *MEASURES)
     yield from ("wanted_bytes", "first_touch_ascending", "fetched_bytes", "fetched_never_read")
-    yield from ("lost_work_s", "lost_kinds")
+    yield from ("lost_work_s", "lost_step_s", "lost_kinds")
     for phase in PHASES:
         for kind in KINDS:
             for what in ("p50_s", "p99_s", "per_s"):

@@ -16,6 +16,7 @@ def compared(**peer: float) -> pd.DataFrame:
         "background_delay_s": 0.0,
         "observed_s": 60.0,
         "slow_until_s": 60.0,
+        "lost_step_s": 0.5,
     }
     base["wan_over_allocated"] = 1.0
     rows = [{**base, "name": "relocator"}, {**base, **peer, "name": "mirror"}]
@@ -253,6 +254,19 @@ def test_lost_work_is_compared_seed_by_seed() -> None:
     frame = seeds(lost_work_s=([1.0, 5.0], [1.0, 5.0])).drop(index=2)
     assert verdicts.verdicts(frame) == [], "the second seed's work is lost by whoever ran it"
     assert "ours loses 2 s more" in verdicts.verdicts(seeds(lost_work_s=([3.0], [1.0])))[0]
+
+
+def test_lost_work_is_no_more_than_was_counted() -> None:
+    """The load has few units: a share of one is chance, and so is what is below nothing."""
+    chance = seeds(lost_work_s=([-0.6], [0.0]))
+    assert verdicts.verdicts(chance) == []
+    frame = seeds(lost_work_s=([0.0], [2.0]))
+    assert "mirror loses 2 s more" in verdicts.verdicts(frame)[0]
+    assert verdicts.verdicts(frame.assign(lost_step_s=2.5)) == []
+    frame = seeds(lost_work_s=([-0.6], [12.0]))
+    assert "mirror loses 12 s more" in verdicts.verdicts(frame)[0], "of the 12 that were watched"
+    old = frame.assign(lost_step_s=math.nan)
+    assert "mirror loses 12 s more" in verdicts.verdicts(old)[0], "an older version's table"
 
 
 def test_a_disk_that_was_not_there_in_time_is_not_said_to_stay() -> None:

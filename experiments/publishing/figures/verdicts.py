@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from operator import sub
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ from experiments.publishing.figures.duels import OURS, Duel, by_condition, duels
 from experiments.publishing.figures.pairs import ALIKE, MEASURES, best
 
 READS = "due_read_p99_s"
-LITTLE_S = 0.1  # of lost work
+LITTLE_S = 0.1  # of lost work, where one unit of it comes to less
 NOTHING_S = 1e-4  # a handover in which nothing is done
 
 
@@ -91,17 +92,22 @@ def _in(count: int, total: int) -> str:
 
 
 def _lost_work(frame: pd.DataFrame, peer: str) -> str:
-    """Differences, seed by seed, since lost work may be zero."""
+    """Differences, seed by seed, since lost work may be zero.
+
+    Less than nothing is chance, and so is less than one unit of work, where the load has few.
+    """
     (measure,) = (one for one in MEASURES if one.column == "lost_work_s")
     found = []
     for _, _, here in by_condition(frame):
         names = (best(here, side, measure) for side in ([peer], OURS))
-        theirs, ours = (
-            here[here["name"] == name].set_index("seed")[measure.column] for name in names
-        )
-        found.append((theirs - ours).mean())
+        theirs, ours = (here[here["name"] == name].set_index("seed") for name in names)
+        lost = (one[measure.column].clip(lower=0) for one in (theirs, ours))
+        steps_s = (one["lost_step_s"] for one in (theirs, ours))
+        step_s = np.nanmax([LITTLE_S, *pd.concat(steps_s)])
+        gap_s = sub(*lost).mean()
+        found.append(0.0 if abs(gap_s) < step_s else gap_s)
     gap = pd.Series(found, dtype=float).dropna()
-    if gap.empty or gap.abs().max() < LITTLE_S:
+    if gap.empty or not gap.any():
         return ""
     if gap.min() >= 0:
         return f"{peer} loses {_amount(gap)} more of work"
