@@ -86,12 +86,10 @@ def _items(knowledge: Knowledge, *, parted: bool) -> Iterator[Item]:
 
 def _rank(key: str, knowledge: Knowledge) -> Callable[[Item], float]:
     """What `key` sorts by; smaller comes first."""
-    step = unit_blocks(knowledge)
     if key == "in-use":
         return lambda item: 1.0 if item.in_use is False else 0.0
     if key == "hot":
-        heat = knowledge.heat or [-written for written in knowledge.written]
-        return lambda item: -heat[item.first // step] if item.first // step < len(heat) else 0.0
+        return _coldness(knowledge)
     if key == "random":
         shuffle = random.Random(_RANDOM_SEED)
         places: dict[int, float] = {}
@@ -99,6 +97,18 @@ def _rank(key: str, knowledge: Knowledge) -> Callable[[Item], float]:
     if key == "sequential":
         return lambda item: float(item.first)
     return lambda _item: 0.0  # its blocks come before all else
+
+
+def _coldness(knowledge: Knowledge) -> Callable[[Item], float]:
+    """An item is as hot as the hottest group in it; if only writes are known, as often written."""
+    groups, sign = (knowledge.heat, -1) if knowledge.heat else (knowledge.written, 1)
+
+    def coldness(item: Item) -> float:
+        start, end = item.first * knowledge.block_bytes, item.end * knowledge.block_bytes
+        last = (end - 1) >> knowledge.heat_shift
+        return sign * max(groups[start >> knowledge.heat_shift : last + 1], default=0.0)
+
+    return coldness
 
 
 def named(keys: Sequence[str], knowledge: Knowledge) -> Iterator[Range]:

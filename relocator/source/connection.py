@@ -124,7 +124,7 @@ class Connection:
 
     @property
     def owed_bytes(self) -> int:
-        """How much was asked for and has no reply yet."""
+        """How many bytes of replies were asked for and are not here yet."""
         return self._asked_bytes - self._answered_bytes
 
     def submit(self, request: Request) -> None:
@@ -132,7 +132,7 @@ class Connection:
         with self._lock:
             if not self._closing:
                 self._queue.append(request)
-                self._asked_bytes += request.length
+                self._asked_bytes += request.reply_bytes
                 os.eventfd_write(self._wake_fd, 1)
                 return
         request.error = UpstreamError("the connection to the source was closed", errno.ESHUTDOWN)
@@ -234,7 +234,7 @@ class Connection:
         return self.owed_bytes > self._largest_bytes + GATHER_BYTES
 
     def _send(self, handle: Any, request: Request) -> None:
-        self._largest_bytes = max(self._largest_bytes, request.length)
+        self._largest_bytes = max(self._largest_bytes, request.reply_bytes)
         flight = self._in_flight[id(request)] = _Flight(request)
 
         def completed(error: Any) -> int:
@@ -295,7 +295,7 @@ class Connection:
         """Hand finished requests to their owners, outside libnbd's callbacks."""
         finished, self._finished = self._finished, []
         for request in finished:
-            self._answered_bytes += request.length
+            self._answered_bytes += request.reply_bytes
             request.done(request)
 
     def _put_back(self) -> None:
@@ -313,7 +313,7 @@ class Connection:
         kept: list[Request] = []
         for request in queued:
             if not self._closing and self.takes_over(request):
-                self._answered_bytes += request.length
+                self._answered_bytes += request.reply_bytes
             else:
                 kept.append(request)
         with self._lock:
@@ -332,7 +332,7 @@ class Connection:
         for request in late:
             what = f"the source {self._endpoint.uri} can't be reached: {self._why}"
             request.error = UpstreamError(what, errno.EIO)
-            self._answered_bytes += request.length
+            self._answered_bytes += request.reply_bytes
             request.done(request)
 
     def _pause(self, delay_s: float) -> None:

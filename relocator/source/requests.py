@@ -25,6 +25,12 @@ class Request:
     runs: list[tuple[int, int]] = field(default_factory=list)
     error: UpstreamError | None = None
 
+    @property
+    def reply_bytes(self) -> int:
+        """What its reply weighs on the link; of a block status, which asks for much, next to
+        nothing."""
+        return self.length if self.kind == "read" else 0
+
     def trim(self, limits: Limits) -> None:
         """Cut off what was added in front of and behind the result for the server's sake."""
         if self.kind == "read" and len(self.data) == self.length:
