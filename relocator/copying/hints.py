@@ -104,16 +104,19 @@ def _sure(source: Source, store: Store, plan: Plan, found: InUse, *, ours: bool)
         reason = "a mounted file system, and the source keeps no record of what was written"
         plan.notes += (f"free blocks are copied after all: {reason}",)
         return []
-    written = Bitmap(blocks.bits)
+    unsure = []
     if ours:
         answer = source.call("identify")
         if answer["id"] != store.meta.origin_id:
             raise OtherDiskError("the source has become another disk: it has another id")
+        theirs = answer.geometry(plan.geometry.size_bytes)
+        written = Bitmap(theirs.total_blocks)
         for name in ("dirty", "diverged"):
-            for first, end in answer.blocks(name, plan.geometry):
+            for first, end in answer.map(name, theirs.total_blocks):
                 written.set(first, end)
-                blocks.set(first, end)
-    unsure = [one for one in found.mounted if not one.covered(written, plan.geometry)]
+        for first, end in written.set_runs(0, written.bits):
+            blocks.set(*plan.geometry.touched(*theirs.extent(first, end)))
+        unsure = [one for one in found.mounted if not one.covered(written, theirs)]
     for one in unsure:
         reason = "the source has recorded what is written for less than two commits of its journal"
         plan.notes += (f"free blocks of {one.name} are copied after all: {reason}",)

@@ -33,7 +33,8 @@ class Mounted:
         """Whether the blocks `written` of the disk hold all that its bitmaps don't tell yet.
 
         So it is if the record of them began before the last two commits, as a block of the disk
-        shows that holds a part of the journal before them, and nothing else.
+        shows that holds a part of the journal before them, and nothing else. `geometry` is that of
+        the record: parts of one of its blocks were not written each, but one of them.
         """
         for extent in self.settled:
             _, first, end = geometry.split(*extent)

@@ -72,10 +72,26 @@ def differences(old: Path, new: Path) -> Iterator[tuple[int, bytes]]:
 
 
 @pytest.mark.parametrize(
-    ("restarted_after", "skips"), [(0, True), (1, True), (2, False), (3, False)]
+    ("restarted_after", "skips", "block", "copys_block"),
+    [
+        (0, True, 4096, 4096),
+        (1, True, 4096, 4096),
+        (2, False, 4096, 4096),
+        (3, False, 4096, 4096),
+        (2, False, 65536, 4096),  # the commits share a block
+        (1, True, 4096, 65536),
+        (2, False, 4096, 65536),
+    ],
 )
 def test_a_record_that_is_younger_than_two_commits_skips_nothing(
-    tmp_path: Path, commits: list[Path], disk: Path, restarted_after: int, skips: bool
+    tmp_path: Path,
+    commits: list[Path],
+    disk: Path,
+    *,
+    restarted_after: int,
+    skips: bool,
+    block: int,
+    copys_block: int,
 ) -> None:
     steps = [list(differences(*pair)) for pair in pairwise(commits)]
     at, _ = max(images.free_ranges(commits[0]), key=lambda one: one[1] - one[0])
@@ -85,9 +101,10 @@ def test_a_record_that_is_younger_than_two_commits_skips_nothing(
     if early:  # by a server with its maps in memory: they are forgotten
         with plugin(tmp_path, "before", f"disk={disk}") as server:
             write(server, early)
-    with plugin(tmp_path, "target", f"disk={disk}") as source:
+    with plugin(tmp_path, "target", f"disk={disk}", f"block={block}") as source:
         write(source, late)
-        with proxy(tmp_path, source, "skip-free=yes", "background=off") as server:
+        keys = ("skip-free=yes", "background=off", f"block={copys_block}")
+        with proxy(tmp_path, source, *keys) as server:
             wait_for(lambda: verdict(server.status()), "the verdict")
             server.control.call("set", background="on")
             status = server.wait()
