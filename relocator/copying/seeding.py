@@ -19,6 +19,7 @@ again compares what is absent by then.
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from threading import Thread
@@ -31,7 +32,7 @@ from relocator.copying.pacing import TokenBucket
 from relocator.copying.plan import Plan
 from relocator.copying.seeds import Seed, matching
 from relocator.copying.settling import Settling
-from relocator.errors import StoreError
+from relocator.errors import StoreError, UpstreamError
 from relocator.source.digests import DIGEST_BYTES, Digests
 from relocator.source.endpoint import Endpoint
 from relocator.source.identity import Guard
@@ -47,13 +48,17 @@ BATCH_UNITS, IN_FLIGHT = 16, 16
 
 @dataclass(eq=False, slots=True)
 class Question:
-    """For the digests of the units `first..end`; `asked` as for `Hydration.fill`."""
+    """For the digests of the units `first..end`; `asked` as for `Hydration.fill`.
+
+    `lost`: nothing came of the source's, not even an error.
+    """
 
     digests: Digests
     first: int
     end: int
     asked: int = 0
     reply: Request | None = None
+    lost: bool = False
 
 
 class Seeding:
@@ -261,6 +266,7 @@ class Seeding:
 
         def answered(reply: Request) -> None:
             question.reply = reply
+            question.lost = reply.error is not None and not question.digests.connected
             self._answers.append(question)
             self._pacer.wake()
 
@@ -298,12 +304,22 @@ class Seeding:
 
     def _failed(self, question: Question) -> None:
         """A question without an answer."""
-        if question.digests.connected:  # only this can't be read there, as its fetch will show
+        if not question.lost:  # only this can't be read there, as its fetch will show
             self._settling.settle(self._covered(question))
-        elif self._upstream.connected:
-            self._refusal = "seed: not used: the source gives no digests"
-        else:
+        elif question.digests.connected or not self._are_refused(question.digests):
             self._questions.appendleft(question)
+        else:
+            self._refusal = "seed: not used: the source gives no digests"
+
+    def _are_refused(self, digests: Digests) -> bool:
+        """Whether the source answers, and gives no digests.
+
+        That it is connected doesn't say that it answers: while seeds match, nothing is owed over
+        the copy's own connections, and who is owed nothing doesn't notice a link that is silent.
+        """
+        with suppress(UpstreamError):  # that it can't read this is an answer, too
+            self._upstream.read_into(memoryview(bytearray(1)), 0)
+        return self._upstream.connected and not digests.are_given()
 
     def _covered(self, question: Question) -> range:
         """The large units that a question is about."""

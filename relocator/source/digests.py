@@ -11,8 +11,10 @@ import hashlib
 import time
 from collections.abc import Callable
 
+from relocator.errors import StoreError, UpstreamError
 from relocator.source.connection import Connection, Guard
 from relocator.source.endpoint import Endpoint
+from relocator.source.handles import connected
 from relocator.source.requests import Request
 from relocator.store.geometry import Geometry
 from relocator.store.image import Image
@@ -89,7 +91,9 @@ class Digests:
     def __init__(self, endpoint: Endpoint, unit_bytes: int, guard: Guard | None = None) -> None:
         self.unit_bytes = unit_bytes
         name = export_name(unit_bytes)
-        self._connection = Connection(endpoint.with_export(name), name, guard)
+        self._endpoint = endpoint.with_export(name)
+        self._guard = guard
+        self._connection = Connection(self._endpoint, name, guard)
 
     def start(self) -> None:
         """Connect, in the background."""
@@ -106,6 +110,16 @@ class Digests:
     def connected(self) -> bool:
         """Whether a question would be sent at once."""
         return self._connection.connected
+
+    def are_given(self) -> bool:
+        """Whether they can be connected to at this moment; looked at by one more connection."""
+        try:
+            with connected(self._endpoint) as handle:
+                if self._guard is not None:
+                    self._guard.check(handle)
+        except (UpstreamError, StoreError):
+            return False
+        return True
 
     def close(self) -> None:
         """Disconnect; what waits fails. Must not be called from a `done`."""

@@ -1,30 +1,39 @@
 """Content that is at the destination already is not sent: `seed=PATH,...`."""
 
 import random
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from relocator.copying.seeds import Seed
 from tests.support.model import Actor, source_bytes
-from tests.support.servers import Server, nbdkit, plugin, proxy, refused, wait_for
+from tests.support.servers import Server, mistaken, nbdkit, plugin, proxy, refused, wait_for
 from tests.support.sources import Relay
 
 SIZE_BYTES = (24 << 20) + 5 * 512  # the last unit of any size is a short one
 UNIT_BYTES = 256 << 10
 PIECE_BYTES = 4096
+#: gives a silent source up after a second, and a question, too
+IMPATIENT = """
+from relocator.source import connection as _connection, digests as _digests
+_connection.STALL_S = _digests.PATIENCE_S = 1.0
+"""
+#: a source that has no digests
+OLDER = "from relocator.source import digests as _digests\n_digests.unit_of = lambda _name: None\n"
 
 
 @contextmanager
-def source_of(directory: Path, content: bytes, *keys: str) -> Iterator[Server]:
+def source_of(directory: Path, content: bytes, *keys: str, **more: Any) -> Iterator[Server]:
     """Our target with that content."""
     path = directory / "disk.img"
     path.write_bytes(content)
-    with plugin(directory, "target", f"disk={path}", *keys) as server:
+    with plugin(directory, "target", f"disk={path}", *keys, **more) as server:
         yield server
 
 
@@ -264,6 +273,44 @@ def test_a_source_that_gives_no_digests_is_copied(tmp_path: Path, serve: list[st
     assert image(tmp_path) == disk
     assert status["notes"][-1] == "seed: not used: the source is not a relocator"
     assert (status["seeded_bytes"], status["digest_bytes"]) == (0, 0)
+
+
+def test_a_source_of_ours_that_gives_no_digests_is_copied(tmp_path: Path) -> None:
+    disk = bytes(source_bytes(2 << 20))
+    older = mistaken(tmp_path, OLDER)
+    with source_of(tmp_path, disk, file=older) as source:
+        (tmp_path / "impatient").mkdir()
+        impatient = mistaken(tmp_path / "impatient", IMPATIENT)
+        with proxy(tmp_path, source, seed_of(tmp_path, disk), file=impatient) as server:
+            status = server.wait()
+    assert image(tmp_path) == disk
+    assert status["notes"][-1] == "seed: not used: the source gives no digests"
+    assert (status["seeded_bytes"], status["background_bytes"]) == (0, len(disk))
+
+
+def test_a_source_that_is_silent_for_a_while_gives_digests_again(tmp_path: Path) -> None:
+    """Nobody else notices: while all of it matches, the copy's own connections are idle."""
+    disk = random.Random(1).randbytes(SIZE_BYTES)
+    keys = (seed_of(tmp_path, disk), "seed-rate=40M")
+    impatient = mistaken(tmp_path, IMPATIENT)
+    with source_of(tmp_path, disk) as source:
+        with proxy(tmp_path, source, *keys, file=impatient) as server:
+            wait_for(lambda: server.status()["seeded_bytes"], "something taken")
+            source.process.send_signal(signal.SIGSTOP)
+            try:
+                wait_for(lambda: judged(server), "what is made of it")
+            finally:
+                source.process.send_signal(signal.SIGCONT)
+            status = server.wait()
+    assert image(tmp_path) == disk
+    assert (status["seeded_bytes"], status["background_bytes"]) == (SIZE_BYTES, 0)
+    assert not any("seed:" in note for note in status["notes"])
+
+
+def judged(server: Server) -> bool:
+    """Whether a silent source was asked by another connection, or seeds were given up."""
+    status = server.status()
+    return status["seeding"] == "over" or not status["source_connected"]
 
 
 def test_a_seed_that_is_none_is_refused(tmp_path: Path) -> None:
