@@ -23,7 +23,8 @@ HOLD_S = 1.0
 class Pacer:
     """Gives out turns until `over` says that nothing more is to be copied.
 
-    `report` is told why the background copy fails, and None once a fetch has succeeded since.
+    `report` is told why the background copy fails, and None once a fetch has succeeded since, or
+    all is over. What fails after that is nobody's trouble.
     """
 
     def __init__(
@@ -168,9 +169,7 @@ class Pacer:
         with self._turn:
             if error is None:
                 self._window.received(sent, time.monotonic())
-                if self._failing:
-                    self._failing = False
-                    self._report(None)
+                self._clear_locked()
             else:
                 self._window.lost(sent)
                 if not sent.demand:
@@ -183,9 +182,20 @@ class Pacer:
         with self._turn:
             self._complain_locked(message)
 
+    def end_complaints(self) -> None:
+        """All is here, for good: what failed on the way did no harm."""
+        with self._turn:
+            self._clear_locked()
+
     def _complain_locked(self, message: str) -> None:
-        self._failing = True
-        self._report(message)
+        if not self.over:
+            self._failing = True
+            self._report(message)
+
+    def _clear_locked(self) -> None:
+        if self._failing:
+            self._failing = False
+            self._report(None)
 
     def wait_turn(self) -> int:
         """Wait until a request may be sent; returns its size in bytes, or 0 once all is over."""

@@ -216,6 +216,7 @@ class Engine:
             return False
         self._faults.report(COMPLETION, None)
         if self._transfer is not None:
+            self._transfer.pacer.end_complaints()
             self._transfer.upstream.close()
         self._lifecycle.finished.set()
         return True

@@ -132,6 +132,9 @@ class Pace:
     def wake(self) -> None:
         """Nobody sleeps here."""
 
+    def end_complaints(self) -> None:
+        """Nobody complains."""
+
     def demand(self, _length: int) -> Callable[[object], None]:
         return lambda _: None
 

@@ -1,5 +1,6 @@
 """What one end's sudden death does to the other: nothing."""
 
+import signal
 import time
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import nbd
 import pytest
 
 from tests.support.model import source_bytes
-from tests.support.servers import mistaken, plugin, proxy, target, wait_for
+from tests.support.servers import mistaken, nbdkit, plugin, proxy, target, wait_for
 
 SIZE_BYTES = 8 << 20
 
@@ -118,3 +119,35 @@ def test_a_flush_that_failed_is_told_though_nothing_is_written_after_it(tmp_path
             handle.flush()
         wait_for(lambda: server.status()["error"] is not None, "word")
         assert "the disk fails" in server.status()["faults"]["commit"]
+
+
+def test_a_block_that_can_not_be_read_is_no_trouble_once_the_guest_has_written_it(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "disk.img"
+    path.write_bytes(source_bytes(SIZE_BYTES))
+    faulty = ["--filter=error", "file", str(path), "error-pread=EIO", "error-pread-rate=100%"]
+    with nbdkit(tmp_path, "source", faulty) as source, proxy(tmp_path, source) as server:
+        wait_for(lambda: server.status()["faults"]["copy"], "word")
+        server.connect().pwrite(bytes(SIZE_BYTES), 0)
+        server.wait()
+        assert server.status()["faults"]["copy"] is None
+
+
+def test_a_fetch_that_a_complete_disk_does_not_wait_for_is_no_trouble(tmp_path: Path) -> None:
+    path, last = tmp_path / "disk.img", 64 << 10
+    path.write_bytes(source_bytes(SIZE_BYTES))
+    plain = ["--no-sr", "file", str(path)]  # else it would be asked for its holes first
+    with nbdkit(tmp_path, "source", plain) as source:
+        with proxy(tmp_path, source, "background=off", "readahead=0") as server:
+            guest = server.connect()
+            guest.pwrite(bytes(SIZE_BYTES - last), last)
+            source.process.send_signal(signal.SIGSTOP)
+            try:
+                server.control.call("set", background="on")
+                wait_for(lambda: server.status()["in_flight_bytes"], "the last of it, on its way")
+                guest.pwrite(bytes(last), 0)
+                server.wait()
+            finally:
+                source.process.send_signal(signal.SIGCONT)
+            assert server.status()["faults"]["copy"] is None
