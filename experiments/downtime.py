@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.analysis import series
+from experiments.analysis import measures, series
 from experiments.publishing import wording
 from experiments.running import code, runner
 from experiments.running.rundir import Run, RunError, load_run
@@ -28,7 +28,7 @@ AFTER_S = 3.0
 RTTS = ("20ms", "100ms")
 COLUMNS = (
     *("round trip", "system", "stands still", "of it the handover", "slowest write after"),
-    *("whole move", "memory", "disk"),
+    *("until the guest runs", "until the source may go", "memory", "disk"),
 )
 HEAD = f"| {' | '.join(COLUMNS)} |\n|---|---|{'---:|' * (len(COLUMNS) - 2)}"
 
@@ -43,17 +43,24 @@ def row(cell: Cell, run: Run | None) -> str:
     """A line of the table; of a run that failed, that it did."""
     begins = f"| {cell.axes['rtt']} | {cell.system} "
     if run is None:
-        return begins + "| never | | | | | |"
+        return begins + "| never | | | | | | |"
     summary, wan = run.summary, run.summary["wan_bytes"]
     texts = (
         wording.quantity(summary["downtime_s"], "ms"),
         wording.quantity(summary["handover_s"], "ms"),
         _slowest(run),
         wording.quantity(summary["switch_s"] - summary["move_s"] + summary["downtime_s"], "s"),
+        _free(run),
         wording.quantity(wan["memory"], "MB"),
         wording.quantity(wan["disk"], "MB"),
     )
     return begins + "".join(f"| {text} " for text in texts) + "|"
+
+
+def _free(run: Run) -> str:
+    """From the move's beginning until the source is not needed."""
+    took_s = measures.from_move_s(run)
+    return "not seen" if took_s is None else wording.quantity(took_s, "s")
 
 
 def _slowest(run: Run) -> str:

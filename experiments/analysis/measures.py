@@ -94,6 +94,12 @@ def complete_s(run: Run) -> float | None:
     return None if after is None else run.switch_s + after
 
 
+def from_move_s(run: Run) -> float | None:
+    """From the move's start until the source was no longer needed."""
+    done_s = complete_s(run)
+    return None if done_s is None else done_s - move_s(run)
+
+
 def recovered_s(run: Run) -> float | None:
     """From the switch until the read p99 is within twice the local one, for good."""
     local = local_p99_s(run)

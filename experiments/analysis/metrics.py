@@ -149,11 +149,6 @@ def _summary(key: str) -> Callable[[Run], Value]:
     return lambda run: run.summary[key]
 
 
-def _from_move_s(run: Run) -> float | None:
-    done_s = measures.complete_s(run)
-    return None if done_s is None else done_s - measures.move_s(run)
-
-
 def _wan_over_allocated(run: Run) -> float | None:
     allocated = run.summary["allocated_bytes"]
     return run.summary["wan_bytes"]["disk"] / allocated if allocated and run.relocates else None
@@ -194,7 +189,7 @@ def _miss_ratio(run: Run) -> float | None:
 MEASURES: dict[str, Callable[[Run], Value]] = {
     "downtime_s": _summary("downtime_s"),
     "handover_s": _summary("handover_s"),
-    "relocation_from_move_s": _from_move_s,
+    "relocation_from_move_s": measures.from_move_s,
     "independent_s": lambda run: run.independent_s,
     "recovered_s": measures.recovered_s,
     "slow_until_s": measures.slow_until_s,
