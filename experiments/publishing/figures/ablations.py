@@ -1,7 +1,9 @@
 """What the order of the copy and its pacing are worth, and what a failing link does."""
 
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.patches import Patch
 
 from experiments.analysis import measures, series
 from experiments.analysis.estimates import estimate
@@ -18,6 +20,15 @@ ORDERS = (
     *("oracle", "relocator", "recent", "hot", "in-use"),
     *("sequential+pull", "sequential", "random"),
 )
+ORDER_COLOURS = {
+    "recent": "#e6ab02",
+    "hot": "#1b9e77",
+    "in-use": "#d1495b",
+    "sequential+pull": "#8358a8",
+    "sequential": "#7a4a21",
+    "random": "#9aa0a8",
+}
+FAILING = "#b3261e"
 
 
 def ordering(evidence: Evidence) -> Drawn:
@@ -26,7 +37,8 @@ def ordering(evidence: Evidence) -> Drawn:
     if frame.empty:
         return Drawn(ORDERING_TITLE, notes=notes)
     names = sorted(set(frame["name"]), key=lambda n: ORDERS.index(n) if n in ORDERS else 9)
-    colours = draw.palette(names)
+    colours = draw.palette(names) | ORDER_COLOURS
+    free = frame["independent_s"].dropna()
     runs = {name: [evidence.run(row) for _, row in _of(frame, name)] for name in names}
     last_s = _until(frame)
     with draw.style():
@@ -45,8 +57,11 @@ def ordering(evidence: Evidence) -> Drawn:
         for axes in (left, middle):
             axes.set_xlim(0, last_s)
             axes.set_xlabel("time since the switch (s)")
+            if len(free):
+                span = {"color": plots.FAINT, "alpha": 0.3, "label": "the source may go"}
+                axes.axvspan(free.min(), free.max(), **span)
         left.set_ylim(0, 1.05)
-        left.legend()
+        left.legend(frameon=True, facecolor=plots.PAPER, edgecolor="none", framealpha=1)
         _times(right, frame, names, colours)
         content = draw.png(made, evidence.caption("ordering"))
     columns = ["miss_s", "miss_ratio", "recovered_s", "independent_s", "during_read_p99_s"]
@@ -71,7 +86,10 @@ def _tail(run: Run) -> pd.DataFrame:
 
 def _times(axes: Axes, frame: pd.DataFrame, names: list[str], colours: dict[str, object]) -> None:
     for y, name in enumerate(names):
-        value = estimate(frame[frame["name"] == name]["recovered_s"].tolist())
+        rows = frame[frame["name"] == name]
+        value, free = (estimate(rows[key].tolist()) for key in ("recovered_s", "independent_s"))
+        if free is not None:
+            axes.plot(free.mean, y, "|", color=colours[name], markersize=10, mew=1.5)
         if value is None:
             draw.never(axes, y, colours[name], draw.UNKNOWN)
         else:
@@ -79,7 +97,9 @@ def _times(axes: Axes, frame: pd.DataFrame, names: list[str], colours: dict[str,
     axes.set_xlim(left=0)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_xlabel("switch until the read p99 is\nwithin 2 x local (s)")
+    axes.set_xlabel(
+        "switch until the read p99 is within\n2 x local (●), and the source may go (|) (s)"
+    )
 
 
 def _order_words(frame: pd.DataFrame, names: list[str]) -> list[str]:
@@ -168,6 +188,7 @@ def outage(evidence: Evidence) -> Drawn:
             row[0].set_ylabel("each read's latency (s)")
         for axes in grid[-1]:
             axes.set_xlabel("time since the switch (s)")
+        draw.key(made, _outage_key())
         content = draw.png(made, evidence.caption("outage"))
     notes.append("Drawn: the first seed of each.")
     columns = ["during_read_max_s", "during_read_p99_s", "independent_s", "recovered_s"]
@@ -182,13 +203,22 @@ def _failing(axes: Axes, run: Run) -> None:
     )
     draw.log_y(axes)
     for start_s, end_s in cuts(run):
-        axes.axvspan(start_s, end_s, color="#b3261e", alpha=0.15, linewidth=0)
+        axes.axvspan(start_s, end_s, color=FAILING, alpha=0.15, linewidth=0)
     for at_s in changes(run):
-        axes.axvline(at_s, color="#b3261e", linestyle="--", linewidth=1)
+        axes.axvline(at_s, color=FAILING, linestyle="--", linewidth=1)
     axes.axvline(0, color=plots.INK, linewidth=1)
     done = run.independent_s
     if done is not None:
         axes.axvline(done, color=plots.INK, linestyle="-.", linewidth=1)
+
+
+def _outage_key() -> list[Artist]:
+    return [
+        draw.line("-", "switch"),
+        Patch(color=FAILING, alpha=0.15, linewidth=0, label="the link is cut"),
+        draw.line("--", "the link becomes slower or longer", FAILING),
+        draw.line("-.", "all blocks present: the source may go"),
+    ]
 
 
 def cuts(run: Run) -> list[tuple[float, float]]:

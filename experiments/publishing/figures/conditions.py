@@ -156,6 +156,7 @@ def _conditions(
         for axes, (column, label) in zip(
             made.subplots(1, 4, sharey=True), panels.items(), strict=True
         ):
+            some_never = False
             for y, condition in enumerate(values):
                 for shift, name in enumerate(names):
                     rows = ends[(ends[axis] == condition) & (ends["name"] == name)]
@@ -165,7 +166,10 @@ def _conditions(
                         draw.bar(axes, place, value, draw.COLOURS.get(name, "#444"), log=True)
                     elif len(rows) and column == "independent_s":
                         draw.never(axes, place, draw.COLOURS.get(name, "#444"))
+                        some_never = True
             draw.log_x(axes)
+            if some_never:
+                draw.room_for_never(axes)
             axes.set_xlabel(label)
             axes.set_yticks(range(len(values)), values)
             axes.set_ylim(len(values) - 0.5, -0.5)

@@ -11,6 +11,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from experiments.analysis.estimates import Estimate, estimate
@@ -38,6 +39,7 @@ ORDER = list(COLOURS)
 SUBS = ((15, (1, 2, 5)), (60, (1, 3)))
 #: room for so many there is on every axis
 LEAST_TICKS = 4
+KEY_WIDTH = 3.2  # inches, of what a line means
 READ_OFF = "read off the paper"
 UNKNOWN = "not known"
 
@@ -135,6 +137,12 @@ def _ticks(axis: Any, low: float, high: float, span: float) -> tuple[float, floa
     return low, high
 
 
+def room_for_never(axes: Axes) -> None:
+    """After `log_x`: the right edge, where `never` writes, further than any point."""
+    low, high = axes.get_xlim()
+    axes.set_xlim(low, high * (high / low) ** 0.3)
+
+
 def wide_x(axes: Axes, span: float = 2.0) -> None:
     """Once all is drawn: the x axis at least `span` wide, with few ticks."""
     low, high = axes.get_xlim()
@@ -158,11 +166,13 @@ def band(
     *,
     top: float = math.inf,
     log: bool = False,
+    bins: bool = False,
 ) -> pd.DataFrame:
     """Mean over seeds of curves over `t_s`, with its 95 % t interval; what was drawn.
 
     `top` is the most that the values can be. `log`, for a logarithmic axis: of their logarithms,
-    so that the interval of positive values is positive.
+    so that the interval of positive values is positive. `bins`: `t_s` are the middles of bins, and
+    what happens at an edge is drawn there.
     """
     curves = pd.concat(series)
     values = np.log(curves[column]) if log else curves[column]
@@ -174,13 +184,25 @@ def band(
     )
     if log:
         mean, low, high = np.exp(mean), np.exp(low), np.exp(high)
-    axes.plot(times, mean, color=colour, label=label, linewidth=1.8)
-    shade = {"color": colour, "alpha": 0.1, "linewidth": 0}
+    how = "steps-mid" if bins else "default"
+    axes.plot(times, mean, color=colour, label=label, linewidth=1.8, drawstyle=how)
+    shade = {"color": colour, "alpha": 0.1, "linewidth": 0, "step": "mid" if bins else None}
     if len(series) > 1:
         curve = axes.dataLim.frozen()  # which the axes are to fit; the shade is cut at their edges
         axes.fill_between(times, np.maximum(low, 0), np.minimum(high, top), **shade)
         axes.dataLim.set(curve)
     return pd.DataFrame({"t_s": times, "mean": mean, "low": low, "high": high})
+
+
+def key(made: Figure, handles: Sequence[Any]) -> None:
+    """What lines and marks mean, below the panels."""
+    ncols = max(1, int(made.get_figwidth() / KEY_WIDTH))
+    made.legend(handles=handles, loc="outside lower left", ncols=ncols)
+
+
+def line(style: str, label: str, colour: Any = plots.INK) -> Line2D:
+    """A line as it stands in a key."""
+    return Line2D([], [], color=colour, linestyle=style, linewidth=1, label=label)
 
 
 def png(made: Figure, caption: str) -> bytes:

@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from experiments.analysis import measures
 from experiments.analysis.estimates import estimate
 from experiments.publishing.figures import draw
 from experiments.publishing.figures.evidence import Drawn, Evidence
@@ -33,7 +32,7 @@ def e4(evidence: Evidence) -> Drawn:
         for name in names:
             runs = [evidence.run(row) for _, row in frame[frame["name"] == name].iterrows()]
             series = [_rate(run, switch_s) for run in runs]
-            draw.band(left, series, "per_s", colours[name], name)
+            draw.band(left, series, "per_s", colours[name], name, bins=True)
         left.axvline(0, color="#22262b", linewidth=1)
         left.set_xlabel("time since the switch (s)")
         left.set_ylabel(f"I/Os a second, bins of {BIN_S:g} s")
@@ -57,7 +56,7 @@ def e4(evidence: Evidence) -> Drawn:
 
 
 def _switch_s(evidence: Evidence, frame: pd.DataFrame) -> float:
-    """When the others switched, for the run that never does."""
+    """When the first of the others switched, for the run that never does."""
     moved = frame[frame["system"] != "stay"]
     return evidence.run(moved.iloc[0]).switch_s if len(moved) else 0.0
 
@@ -122,8 +121,13 @@ def real(evidence: Evidence) -> Drawn:
             grid[1, column].set_xlabel("work lost (s)")
         grid[0, 0].set_ylabel("units of work done")
         grid[0, 0].legend()
+        free = "all blocks present: the source may go"
+        draw.key(made, [draw.line("-", "switch, of each run its own"), draw.line("-.", free)])
         content = draw.png(made, evidence.caption("real"))
-    notes.append("Above: the first seed of each; below: all seeds.")
+    notes.append(
+        "Above: the first seed of each, by the time since its own switch, of stay since that of the "
+        "first that moved; below: all seeds."
+    )
     notes.append(ONE_PROCESSOR)
     columns = ["lost_work_s", "during_read_p99_s", "downtime_s", "independent_s"]
     table = draw.summary_table(frame, ["axis_program", "name"], columns)
@@ -131,18 +135,19 @@ def real(evidence: Evidence) -> Drawn:
 
 
 def _done(axes: Axes, evidence: Evidence, rows: pd.DataFrame, names: list[str]) -> None:
-    """Units of work ended since the workloads began."""
+    """Units of work ended since the workloads began, by the time since each run's own switch."""
     for name in names:
         run = evidence.run(rows[rows["name"] == name].iloc[0])
+        at = run.switch_s if run.moves else _switch_s(evidence, rows)
         ends = np.sort(run.work["end_s"].to_numpy(float))
-        times, counts = [0.0, *ends, run.end_s], [0, *range(1, len(ends) + 1), len(ends)]
-        axes.step(times, counts, where="post", color=draw.COLOURS.get(name, "#444"), label=name)
-        if run.moves:
-            axes.axvline(run.switch_s, color="#22262b", linewidth=0.8)
-            done = measures.complete_s(run)
-            if done is not None:
-                axes.axvline(done, color="#22262b", linewidth=0.8, linestyle="-.")
-    axes.set_xlabel("time (s): switch, all blocks present")
+        times, counts = np.array([0.0, *ends, run.end_s]), [0, *range(1, len(ends) + 1), len(ends)]
+        colour = draw.COLOURS.get(name, "#444")
+        axes.step(times - at, counts, where="post", color=colour, label=name)
+        done = run.independent_s
+        if done is not None:
+            axes.axvline(done, color="#22262b", linewidth=0.8, linestyle="-.")
+    axes.axvline(0, color="#22262b", linewidth=0.8)
+    axes.set_xlabel("time since the switch (s)")
 
 
 def _real_words(frame: pd.DataFrame, programs: list[str]) -> list[str]:
