@@ -5,7 +5,8 @@ comment, shifts when things happen by some microseconds, and with that which req
 How far that moves a figure was measured (noise.py). Three times that, and at least `LEAST`, is
 *noticed*. A figure that gets worse by more than `PROMISED` fails the check, but never by less than
 what is noticed: where noise is large, that is its limit. Less than the limit adds up: the baseline
-stays, until somebody accepts another. Round trips come whole: `TRIPS_LIMIT` of one is the limit.
+stays, until somebody accepts another. A request takes whole round trips: `TRIPS_LIMIT` of one is
+the limit.
 """
 
 from collections.abc import Mapping

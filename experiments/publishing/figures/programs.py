@@ -125,8 +125,8 @@ def real(evidence: Evidence) -> Drawn:
         draw.key(made, [draw.line("-", "switch, of each run its own"), draw.line("-.", free)])
         content = draw.png(made, evidence.caption("real"))
     notes.append(
-        "Above: the first seed of each, by the time since its own switch, of stay since that of the "
-        "first that moved; below: all seeds."
+        "Above: the first seed of each, by the time since its own switch, of stay since that of "
+        "the first that moved; below: all seeds."
     )
     notes.append(ONE_PROCESSOR)
     columns = ["lost_work_s", "during_read_p99_s", "downtime_s", "independent_s"]
