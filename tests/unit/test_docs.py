@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments import downtime
 from experiments.analysis.metrics import CONDITIONS, PHASES
 from relocator import config
 from relocator.cli import metrics
@@ -25,6 +26,13 @@ PAGES = runpy.run_path(str(ROOT / "scripts" / "generate-docs"))["PAGES"]
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_that_is_made_is_up_to_date(name: str) -> None:
     assert PAGES[name]() == (ROOT / "docs" / name).read_text(), "run scripts/generate-docs"
+
+
+def test_the_table_of_downtimes_has_the_columns_that_are_printed() -> None:
+    page = (ROOT / "docs" / "downtime.md").read_text()
+    assert downtime.HEAD in page
+    (cell,) = downtime.wanted(["20ms"], ["relocator"])
+    assert downtime.row(cell, None).count("|") == len(downtime.COLUMNS) + 1
 
 
 def test_every_key_of_the_plugin_is_documented() -> None:
