@@ -12,9 +12,9 @@ metric, for the metrics below:
 
 An interval of two seeds is so wide that it overlaps with nearly everything: it proves nothing. A
 seed whose run went well on one side and not on the other differs, and so does a figure that is
-there with a seed in one and not in the other ("never"). A cell that was run under other conditions, such as a
-quick one and a full one, is another experiment, and differs. Cells that stand in only one of them
-are named and don't count, and so are metrics that only one of them knows.
+there with a seed in one and not in the other ("never"). A cell that was run under other conditions,
+such as a quick one and a full one, is another experiment, and differs. Cells that stand in only one
+of them are named and don't count, and so are metrics that only one of them knows.
 
 Exit status: 0 all agree; 1 something differs; 2 a file can't be read or nothing can be compared.
 """

@@ -121,9 +121,10 @@ def test_a_table_says_of_how_many_seeds_a_mean_is() -> None:
 
 def test_a_figure_tells_what_came_late_from_what_is_not_known() -> None:
     (measure,) = (one for one in pairs.MEASURES if one.column == "recovered_s")
-    frame = of("recovered_s", remote=[math.nan], mirror=[math.nan]).assign(observed_s=4.0)
+    frame = of("recovered_s", hybrid=[1.0], remote=[math.nan], mirror=[math.nan])
+    frame = frame.assign(slow_until_s=[1.0, 3.9, 0.1])
     axes = draw.figure(4, 4).subplots()
-    systems._panel(axes, frame.assign(slow_until_s=[3.9, 0.1]), ["remote", "mirror"], measure)
+    systems._panel(axes, frame, ["hybrid", "remote", "mirror"], measure)
     assert [text.get_text() for text in axes.texts] == ["not seen ▸", "not known"]
 
 

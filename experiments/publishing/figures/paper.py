@@ -314,8 +314,8 @@ def _e8_words(found: dict[str, Estimate]) -> list[str]:
     often = draw.times(times[one] / times[fast])
     said = [
         f"The copy takes {draw.s(times[one])} with window={one}, about one request of the paper's, "
-        f"and {draw.s(times[fast])} with window={fast}: {often} times less. The paper's takes 13:58 "
-        f"and, with more of them, 5:03: {draw.times(E8_S[1] / min(E8_S.values()))} times."
+        f"and {draw.s(times[fast])} with window={fast}: {often} times less. The paper's takes "
+        f"13:58 and, with more of them, 5:03: {draw.times(E8_S[1] / min(E8_S.values()))} times."
     ]
     if "auto" in times:
         said.append(f"window=auto takes {draw.s(times['auto'])}.")
