@@ -8,6 +8,10 @@
     moved:    the source is told that writes pass here, and what follows (see afterwards.py)
     withdraw: nothing was written here -> standby, durable -> the source undoes its seal
 
+A source that is not ours can't be sealed: that it stands still is the operator's word, and holds
+once there is no hold any more. Only then is what was stored here dropped: all of it, or what a
+bitmap says (see recorded.py).
+
 No write is acknowledged here before the seal is durable at the source. The source stands still
 before the first stale block is dropped, and whatever was asked of it before that is disowned, so
 nothing older than the seal can arrive afterwards. The seal has the name that this side gave it, so
@@ -23,6 +27,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from relocator.copying.pacer import Pacer
 from relocator.errors import ConfigError, RelocatorError, StateError, StoreError, UpstreamError
 from relocator.jobs import start
 from relocator.running import states
@@ -64,6 +69,8 @@ class Activation:
                 self.rounds = Rounds(parts, Epochs(parts, source, transfer, self._lock))
         self.afterwards = Afterwards(parts, source, self._lock)
         self._settled = threading.Condition()
+        self._giving_back = False  # under `_settled`: a thread is at it
+        self._copies = parts.settings.background  # once the disk is active
         self._withdrawing = threading.Event()
         #: whether the thread may ask for the seal; it is there before, so that the guest waits less
         self._to_seal = False
@@ -86,9 +93,10 @@ class Activation:
                     self._go_on_locked()
         elif self._lifecycle.state is not State.STANDBY:
             start("handover", self.afterwards.run)
-        elif self.rounds is not None:
-            withdrawn = self._is_ours and self._store.meta.takeover is not None
-            start("handover", self._give_back_later if withdrawn else self._stay_ready)
+        elif self._owes:
+            self._give_back_soon()
+        else:
+            start("handover", self._stay_ready)
 
     def join(self) -> None:
         """Wait until nothing is stored any more; once the lifecycle is stopping."""
@@ -136,8 +144,7 @@ class Activation:
             raise ConfigError("seal=False: needs hold=True, and not wait=True")
         if self._store.meta.source is None:
             raise StateError("'activate' is for a proxy: this disk was never at another site")
-        if self._source is not None and self._is_ours:
-            self._give_back(self._source)  # what was withdrawn before comes first
+        self._give_back()  # what was withdrawn before comes first
         with self._lock:
             already = self._lifecycle.state not in states.PASSING
             if self._lifecycle.state is State.STANDBY:
@@ -145,8 +152,8 @@ class Activation:
                 self._parts.faults.report(HANDOVER, None)  # nor are they told any more
                 self._lifecycle.begin_activation(Takeover(self._token, hold), by_write=by_write)
                 self._parts.requests.watch()
-                if self._parts.transfer is not None:
-                    self._parts.transfer.pacer.set_enabled(self._parts.settings.background)
+                if self._sealing is not None:
+                    self._copy()
             elif not hold and not by_write:
                 self._lifecycle.release()
             self._go_on_locked(seal=seal)
@@ -160,16 +167,25 @@ class Activation:
             self._lifecycle.release()
             self._go_on_locked()
 
+    def set_background(self, pacer: Pacer, wanted: bool) -> None:
+        """Whether to copy in the background: from now on or, if until then the source doesn't say
+        what is written there, once this disk is active."""
+        if self._sealing is None:
+            self._copies = wanted
+            if self._lifecycle.pass_through:
+                return
+        pacer.set_enabled(wanted)
+
     def withdraw(self) -> None:
         """Give the disk back to its source, where it can be written again.
 
         Raises:
-            StateError: something was written here, or the source is not a relocator.
+            StateError: something was written here, or this is no proxy.
             StoreError: that can't be made durable; nothing has changed.
             UpstreamError: the source can't be told now; this side is in standby.
         """
-        if self._source is None or not self._is_ours:
-            raise StateError("'withdraw' needs a source that is a relocator")
+        if self._source is None:
+            raise StateError("'withdraw' is for a proxy: this disk has no source")
         with self._lock:
             self._withdrawing.set()
             taking_over = self._thread is not None and self._thread.is_alive()
@@ -184,12 +200,14 @@ class Activation:
                     self._go_on_locked(seal=self._to_seal)
             self._parts.faults.report(COMPLETION, None)
             self._sealed = False
+            if self._sealing is None and self._parts.transfer is not None:
+                self._parts.transfer.pacer.set_enabled(False)  # what came now would be stale
         try:
-            self._give_back(self._source)
+            self._give_back()
         except StoreError:  # the source knows, but that can't be noted
-            start("handover", self._give_back_later)
+            self._give_back_soon()
         except UpstreamError as error:
-            start("handover", self._give_back_later)
+            self._give_back_soon()
             raise UpstreamError(
                 "withdrawn here, but the source can't be told, and lets no write pass yet: "
                 f"{error}; it is told as soon as it answers, or unseal it there, with --force"
@@ -198,6 +216,17 @@ class Activation:
     @property
     def _is_ours(self) -> bool:
         return self._store.meta.base is not None
+
+    @property
+    def _owes(self) -> bool:
+        """Whether an activation was withdrawn, and the source may not know yet."""
+        takeover = self._store.meta.takeover
+        return takeover is not None and takeover.withdrawn
+
+    def _copy(self) -> None:
+        """Copy in the background from now on, if that is wanted."""
+        if self._parts.transfer is not None:
+            self._parts.transfer.pacer.set_enabled(self._copies)
 
     def _stay_ready(self) -> None:
         """Keep the copy in step, and a connection ready for the seal, in standby (a thread)."""
@@ -255,9 +284,14 @@ class Activation:
             self._seal_s = time.monotonic() - began_s
             self._sealed = True
             self._tell()
+            if self._held and not self._is_ours:
+                self._wait_while(lambda: self._held)
+                self._seal()  # nothing has kept its guest from going on meanwhile
             changes = self._settle()
             self._wait_while(lambda: self._held)
             self._lifecycle.activate(**changes)
+            if self._sealing is None:
+                self._copy()  # not before: what it brought might have been written at the source
             self._parts.faults.report(HANDOVER, None)
         except _Interrupted:
             return
@@ -290,9 +324,16 @@ class Activation:
     def _settle(self) -> dict[str, Any]:
         """The source stands still: drop what is older; what is then known of it."""
         began_s = time.monotonic()
-        changes = {} if self._sealing is None else self._sealing.settle()
+        changes = self._drop_all() if self._sealing is None else self._sealing.settle()
         self._drop_s = time.monotonic() - began_s
         return changes
+
+    def _drop_all(self) -> dict[str, Any]:
+        """Of a source that doesn't tell what is written, nothing is certain that came before."""
+        if self._parts.transfer is not None:
+            self._parts.transfer.hydration.disown_fetches()
+            self._store.drop([(0, self._store.geometry.total_blocks)])
+        return {}
 
     def _give_up(self, error: Exception) -> None:
         """The source can't be sealed: as before the activation; writes that waited fail."""
@@ -303,23 +344,30 @@ class Activation:
         with suppress(RelocatorError, OSError):  # the store fails too: later, then
             self._undo()
         self._tell()
-        start("handover", self._give_back_later)  # the seal's answer may be all that was lost
+        self._give_back_soon()  # the seal's answer may be all that was lost
+
+    @property
+    def _has_failed(self) -> bool:
+        """Whether an activation has failed, and is not undone yet."""
+        return self._failure is not None and self._lifecycle.state is State.ACTIVATING
 
     def _undo(self) -> None:
         """End an activation that has failed."""
-        if self._failure is not None and self._lifecycle.state is State.ACTIVATING:
+        if self._has_failed:
             self._lifecycle.withdraw(str(self._failure))
 
-    def _give_back(self, source: Source) -> None:
+    def _give_back(self) -> None:
         """Let the source undo the seal of an activation that was withdrawn, if one was.
 
-        Once it knows, a request for that seal that was on its way meanwhile comes too late.
+        Once it knows, a request for that seal that was on its way meanwhile comes too late. One
+        that is not ours has no seal.
         """
         with self._lock:
             takeover = self._store.meta.takeover
-            if takeover is None or not takeover.withdrawn:
+            if takeover is None or not self._owes:
                 return
-            self._let_go(source, takeover.token)
+            if self._source is not None and self._is_ours:
+                self._let_go(self._source, takeover.token)
             self._lifecycle.note_given_back()
             self._token = new_token()
         start("handover", self._stay_ready)
@@ -341,18 +389,22 @@ class Activation:
         else:
             check_id(self._store.meta.base, answer)
 
+    def _give_back_soon(self) -> None:
+        """As `_give_back`, by a thread, unless one is at it."""
+        with self._settled:
+            if not self._giving_back:
+                self._giving_back = True
+                start("handover", self._give_back_later)
+
     def _give_back_later(self) -> None:
         """As `_give_back`, again until the source answers and the store has noted that."""
-        if (source := self._source) is None:
-            return
         for delay_s in backoff(1.0, limit_s=AGAIN_S):
             if self._lifecycle.stopping.wait(delay_s):
                 return
             try:
                 with self._lock:
                     self._undo()
-                if self._is_ours:
-                    self._give_back(source)
+                self._give_back()
             except RelocatorError as error:
                 of_store = isinstance(error, StoreError)
                 what = "that can't be noted" if of_store else "the source can't be told"
@@ -361,7 +413,10 @@ class Activation:
             else:
                 failure = self._failure  # of the activation: it stays until the next one
                 self._parts.faults.report(HANDOVER, None if failure is None else str(failure))
-                return
+                with self._settled:
+                    if not (self._owes or self._has_failed):  # again, meanwhile
+                        self._giving_back = False
+                        return
 
 
 class _Interrupted(Exception):

@@ -159,6 +159,7 @@ class Recorded:
         if not known:
             missing = self._found is None
             self._note(self.dropped_blocks, "missing" if missing else "cleared or replaced")
+            self._last = None
         self._transfer.hydration.aside = None
         self._bitmap.close()
         return {"bitmap": None}

@@ -275,7 +275,7 @@ class Verbs:
 
     def _set_background(self, key: str, text: str) -> Callable[[], None]:
         value, pacer = config.parse_switch(key, text), self._transfer.pacer
-        return lambda: pacer.set_enabled(value)
+        return lambda: self._handover.activation.set_background(pacer, value)
 
     def _set_refresh(self, key: str, text: str) -> Callable[[], None]:
         value, rounds = config.parse_refresh(key, text), self._rounds

@@ -252,10 +252,12 @@ def test_a_proxy_killed_at_the_switch_asks_again(
         guest.write(5, 3)
         guest.close()
         proxy.control.call("activate", hold=True, wait=True)
-        assert proxy.status()["dropped_blocks"] == 3
+        assert present(proxy) == TOTAL, "whether it stands still is known only at the release"
         proxy.kill()
     with standby(tmp_path, qemu, "background=off") as proxy:
         proxy.control.call("release")
+        wait_for(lambda: proxy.status()["state"] == "active", "the switch")
+        assert proxy.status()["dropped_blocks"] == 3
         here = proxy.connect()
         here.pwrite(b"x" * BLOCK, 9 * BLOCK)
         guest.model[9 * BLOCK : 10 * BLOCK] = b"x" * BLOCK
