@@ -1,5 +1,6 @@
 """All systems over round-trip times and rates."""
 
+import math
 from collections.abc import Sequence
 
 import pandas as pd
@@ -55,7 +56,8 @@ def _panel(axes: Axes, here: pd.DataFrame, names: Sequence[str], measure: Measur
         if value is not None:
             draw.bar(axes, y, value, draw.COLOURS.get(name, "#444"), measure.log)
         elif len(rows) and measure.never:
-            late = (rows[measure.until] >= means.min()).all()
+            soonest = rows["observed_s"] / 2 if math.isnan(means.min()) else means.min()
+            late = (rows[measure.until] >= soonest).all()
             text = measure.never if late else draw.UNKNOWN
             draw.never(axes, y, draw.COLOURS.get(name, "#444"), text)
     axes.set_yticks(range(len(names)), names)
