@@ -41,7 +41,6 @@ class Plan:
     crashers: tuple[str, ...] = ("s", "p")
     settings: dict[str, Any] = field(default_factory=dict)
     ahead: tuple[int, ...] = ()  # blocks that are copied before it begins
-    within: bool = True  # a crash may come at each moment of a step, not only between steps
     slow_writes: bool = False  # a guest's write takes two steps
     written: int = 2  # blocks that the guests write, in turn
     #: threads that go on as soon as they can: they have nothing to decide

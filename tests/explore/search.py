@@ -200,7 +200,7 @@ def _crashes(world: World, action: Action) -> list[Action]:
         (*action, "crash", how, number)
         for number, moment in enumerate(world.moments_of_step, 1)
         for how, kinds in hows.items()
-        if world.left.get(how) and world.plan.within and moment in kinds
+        if world.left.get(how) and moment in kinds
     ]
 
 

@@ -94,7 +94,6 @@ def worlds(more: int = 0) -> list[Plan]:
             ahead=(0, 1),
             eager=frozenset({"stay_ready", "rest", "data", "copier"}),
             back="p",
-            within=False,
             crashers=("s",),
         ),
         Plan(
