@@ -354,4 +354,6 @@ def test_a_disk_on_a_full_file_system_starts_again_and_can_be_sealed(
                 assert server.process.returncode == 0
         with source(tmp_path, store, within=within) as server:
             server.control.call("seal")
-            assert not writable(server)
+            server.kill()
+        with source(tmp_path, store, within=within) as server:
+            assert server.status()["state"] == "sealed"
