@@ -9,8 +9,8 @@
     withdraw: nothing was written here -> standby, durable -> the source undoes its seal
 
 A source that is not ours can't be sealed: that it stands still is the operator's word, and holds
-once there is no hold any more. Only then is what was stored here dropped: all of it, or what a
-bitmap says (see recorded.py).
+once there is no hold any more. Only then is what was stored here dropped: all of it (see
+unrecorded.py), or what a bitmap says (see recorded.py).
 
 No write is acknowledged here before the seal is durable at the source. The source stands still
 before the first stale block is dropped, and whatever was asked of it before that is disowned, so
@@ -38,6 +38,7 @@ from relocator.running.recorded import Recorded
 from relocator.running.rounds import NO_ROUNDS, Rounds
 from relocator.running.sealing import Sealing
 from relocator.running.states import State
+from relocator.running.unrecorded import Unrecorded
 from relocator.source.answer import check_id
 from relocator.source.connection import backoff
 from relocator.source.remote import Source
@@ -57,7 +58,7 @@ class Activation:
         self._source = source
         self._lock = threading.Lock()
         #: how it is known what became stale; None if there is nothing that could
-        self._sealing: Sealing | Recorded | None = None
+        self._sealing: Sealing | Recorded | Unrecorded | None = None
         #: None if nothing can be copied ahead
         self.rounds: Rounds | None = None
         if source is not None and (transfer := parts.transfer) is not None:
@@ -67,6 +68,8 @@ class Activation:
             elif self._is_ours:
                 self._sealing = Sealing(parts, source, transfer)
                 self.rounds = Rounds(parts, Epochs(parts, source, transfer, self._lock))
+            else:
+                self._sealing = Unrecorded(self._store, transfer)
         self.afterwards = Afterwards(parts, source, self._lock)
         self._settled = threading.Condition()
         self._giving_back = False  # under `_settled`: a thread is at it
@@ -152,7 +155,7 @@ class Activation:
                 self._parts.faults.report(HANDOVER, None)  # nor are they told any more
                 self._lifecycle.begin_activation(Takeover(self._token, hold), by_write=by_write)
                 self._parts.requests.watch()
-                if self._sealing is not None:
+                if self.rounds is not None:
                     self._copy()
             elif not hold and not by_write:
                 self._lifecycle.release()
@@ -170,7 +173,7 @@ class Activation:
     def set_background(self, pacer: Pacer, wanted: bool) -> None:
         """Whether to copy in the background: from now on or, if until then the source doesn't say
         what is written there, once this disk is active."""
-        if self._sealing is None:
+        if self.rounds is None:
             self._copies = wanted
             if self._lifecycle.pass_through:
                 return
@@ -200,7 +203,7 @@ class Activation:
                     self._go_on_locked(seal=self._to_seal)
             self._parts.faults.report(COMPLETION, None)
             self._sealed = False
-            if self._sealing is None and self._parts.transfer is not None:
+            if self.rounds is None and self._parts.transfer is not None:
                 self._parts.transfer.pacer.set_enabled(False)  # what came now would be stale
         try:
             self._give_back()
@@ -290,7 +293,7 @@ class Activation:
             changes = self._settle()
             self._wait_while(lambda: self._held)
             self._lifecycle.activate(**changes)
-            if self._sealing is None:
+            if self.rounds is None:
                 self._copy()  # not before: what it brought might have been written at the source
             self._parts.faults.report(HANDOVER, None)
         except _Interrupted:
@@ -324,16 +327,9 @@ class Activation:
     def _settle(self) -> dict[str, Any]:
         """The source stands still: drop what is older; what is then known of it."""
         began_s = time.monotonic()
-        changes = self._drop_all() if self._sealing is None else self._sealing.settle()
+        changes = {} if self._sealing is None else self._sealing.settle()
         self._drop_s = time.monotonic() - began_s
         return changes
-
-    def _drop_all(self) -> dict[str, Any]:
-        """Of a source that doesn't tell what is written, nothing is certain that came before."""
-        if self._parts.transfer is not None:
-            self._parts.transfer.hydration.disown_fetches()
-            self._store.drop([(0, self._store.geometry.total_blocks)])
-        return {}
 
     def _give_up(self, error: Exception) -> None:
         """The source can't be sealed: as before the activation; writes that waited fail."""
