@@ -12,6 +12,7 @@ anybody sees it; what went wrong in one part is told until that part has put it 
     handover    how authority moves: activate at one site, seal at another -> Handover
     rounds      when a copy in standby is brought in step                  -> Rounds
     epochs, recorded    what is stale then: of a relocator, and by a QEMU's bitmap
+    unrecorded  a source that tells neither: nothing is copied ahead
     sealing, rest   what comes with the seal, at the destination and at the source
     opening     a copy that begins, goes on, or returns                    -> open_disk
     verbs, control, exports     what operators and other sites may ask     -> Verbs, ControlServer
