@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -78,6 +79,10 @@ _KERNEL = {
 #: A link that TCP's buffers should bear: what a proxy has for its copy from a source far away.
 _FAR_CONNECTIONS, _FAR_S, _FAR_BITS_PER_S = 12, 0.1, 1e9
 
+_LIBVIRT = "etc/libvirt"
+#: the kernel gives these ports to no connection that asks for any
+_RESERVED = "net.ipv4.ip_local_reserved_ports"
+
 
 class Probe:
     """How facts are found out; the only place here that looks at the system."""
@@ -90,6 +95,12 @@ class Probe:
 
     def exists(self, path: str) -> bool:
         return (Path("/") / path).exists()
+
+    def text(self, path: str) -> str:
+        """A file's contents; empty where it can't be read."""
+        with suppress(OSError):
+            return (Path("/") / path).read_text(errors="replace")
+        return ""
 
     def find(self, command: str) -> str | None:
         return shutil.which(command, path=_SEARCH_PATH)
@@ -209,12 +220,41 @@ def buffers_fact(probe: Probe = SYSTEM) -> Fact:
     return Fact(name, carries >= _FAR_BITS_PER_S, detail, remedy)
 
 
+def arrival_ports_fact(probe: Probe = SYSTEM) -> Fact:
+    """Whether the ports at which libvirt's guests arrive are kept from connections of this host.
+
+    libvirt chooses one long before QEMU listens there. A connection that took it meanwhile (of a
+    proxy, or QEMU's own to its disk) leaves QEMU its IPv6 half, and the migration is refused.
+    """
+    name = "ports for arriving guests"
+    settings = probe.text(f"{_LIBVIRT}/qemu.conf")
+    first, last = (
+        int(found[-1])
+        if (found := re.findall(rf"^\s*{key}\s*=\s*(\d+)", settings, re.M))
+        else usual
+        for key, usual in (("migration_port_min", 49152), ("migration_port_max", 49215))
+    )
+    lowest, highest = (*map(int, _sysctl("net.ipv4.ip_local_port_range", probe)), 0, 0)[:2]
+    reserved = [word for text in _sysctl(_RESERVED, probe) for word in text.split(",")]
+    taken = set(range(max(first, lowest), min(last, highest) + 1))
+    for word in reserved:
+        start, _, end = word.partition("-")
+        taken -= set(range(int(start), int(end or start) + 1))
+    ports = f"{first} to {last}"
+    if not taken:
+        return Fact(name, True, f"{ports}: no connection of this host takes them")
+    remedy = f"sysctl -w {_RESERVED}={','.join([*reserved, f'{first}-{last}'])}"
+    detail = f"{ports}: a connection may take the one that libvirt chose; then a migration fails"
+    return Fact(name, False, detail, remedy)
+
+
 def survey(probe: Probe = SYSTEM) -> list[Fact]:
     """Every fact, for `relocator doctor`."""
     facts = [root_fact(probe), *(kernel_fact(feature, probe) for feature in _KERNEL)]
     facts += [tool_fact(tool, probe) for tool in TOOLS]
     facts += [module_fact(module, probe) for module in _MODULES]
-    return [*facts, python_plugin_fact(probe), bbr_fact(probe), buffers_fact(probe)]
+    facts += [python_plugin_fact(probe), bbr_fact(probe), buffers_fact(probe)]
+    return [*facts, arrival_ports_fact(probe)] if probe.exists(_LIBVIRT) else facts
 
 
 def native_obstacles(probe: Probe = SYSTEM) -> list[str]:

@@ -29,6 +29,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from relocator.cli.common import Commands
+from relocator.cli.host import arrival_ports_fact
 from relocator.cli.units import this_command
 from relocator.client import Client
 from relocator.errors import RelocatorError
@@ -65,6 +66,8 @@ def _run(options: argparse.Namespace) -> int:
         HOOK.write_text(f'#!/bin/sh\nexec {this_command()} libvirt-hook "$@"\n')
         HOOK.chmod(0o755)
         print(f"{HOOK}; restart libvirtd to make it known")
+        if not (ports := arrival_ports_fact()).ok:
+            print(f"warning: {ports.name}, {ports.detail}: {ports.remedy}", file=sys.stderr)
         return 0
     guest, *moment = [*options.words, "", ""][:3]
     if moment == ["migrate", "begin"]:

@@ -25,6 +25,8 @@ Sites = dict[str, Site]
 def sites(tmp_path: Path) -> Iterator[Sites]:
     with site(tmp_path, "source") as a, site(tmp_path, "destination") as b:
         join(a, "10.1.0.1/24", b, "10.1.0.2/24")
+        for machine in (a, b):  # with few others, a guest's port is soon a connection's
+            machine.run("sysctl", "-w", "net.ipv4.ip_local_port_range=49152 49279")
         a.path("/srv/vm1").mkdir()
         libvirt.make_disk(a.path("/srv/vm1/disk.img"))
         yield {"source": a, "destination": b}

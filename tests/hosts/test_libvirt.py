@@ -39,6 +39,7 @@ def working(directory: Path, disks: dict[str, Contents]) -> Iterator[tuple[Site,
         share_key(a, b)
         for machine in (a, b):
             machine.run("relocator", "units")
+            machine.run("sysctl", "-w", "net.ipv4.ip_local_reserved_ports=49152-49215")
             machine.run("relocator", "libvirt-hook", "--install")
             for port, name in enumerate(disks, 10809):
                 source = f"nbd://10.1.0.1:{port}"

@@ -26,6 +26,7 @@ class Site:
 
     def __init__(self, directory: Path, name: str) -> None:
         self.name = name
+        self.neighbours: list[Site] = []
         self._log = directory / f"{name}.log"
         mount = directory / name
         mount.mkdir()
@@ -84,7 +85,10 @@ class Site:
     def run(self, *argv: str, timeout_s: float = 120.0) -> str:
         """What a command prints here; it must succeed."""
         done = self.ask(*argv, timeout_s=timeout_s)
-        assert done.returncode == 0, f"{self.name}: {' '.join(argv)}: {done.stdout}{self.journal()}"
+        if done.returncode:
+            journals = [machine.journal() for machine in (self, *self.neighbours)]
+            failed = f"{self.name}: {' '.join(argv)}: {done.stdout}"
+            raise AssertionError("\n".join([failed, *journals]))
         return done.stdout
 
     def stay(self, command: str) -> None:
@@ -93,8 +97,10 @@ class Site:
         self.run("systemd-run", *how, "sh", "-c", f"exec {command}")
 
     def journal(self) -> str:
-        """The last of what services said."""
-        return self.ask("journalctl", "--no-pager", "--lines=60", "--output=short-monotonic").stdout
+        """The last of what services said, and a hypervisor's processes."""
+        said = self.ask("journalctl", "--no-pager", "--lines=60", "--output=short-monotonic").stdout
+        logs = sorted(self.path("/var/log/libvirt/qemu").glob("*.log"))
+        return "\n".join([said, *(f"{log.name}: {log.read_text()[-2000:]}" for log in logs)])
 
     def stop(self) -> None:
         """End everything that runs here."""
@@ -117,6 +123,8 @@ def site(directory: Path, name: str) -> Iterator[Site]:
 
 def join(one: Site, address: str, other: Site, its_address: str) -> None:
     """A cable between two machines, which know each other's names; addresses as `10.1.0.1/24`."""
+    one.neighbours.append(other)
+    other.neighbours.append(one)
     ends = [("wan", one, address), ("wan", other, its_address)]
     peer = ["peer", "name", "wan", "netns", str(other.pid)]
     made = ["ip", "link", "add", "wan", "netns", str(one.pid), "type", "veth", *peer]

@@ -20,9 +20,11 @@ shift
 exec /usr/bin/python3 -m relocator.cli.main "$@"
 EOF
 chmod 755 usr/local/bin/relocator
-# The kernel is everybody's: here nothing may be set in it, no device made, no module loaded.
+# The kernel is everybody's: here nothing may be set in it but the network's part, which is this
+# machine's own; no device made, no module loaded.
 mount -t proc proc proc
 mount --bind proc/sys proc/sys
+mount --bind proc/sys/net proc/sys/net
 mount -o remount,bind,ro proc/sys
 mount -t sysfs -o ro sys sys
 mount -t cgroup2 cgroup sys/fs/cgroup
@@ -42,7 +44,7 @@ pivot_root . tmp/old
 umount -l /tmp/old
 # Nothing of what this system would start at boot, but what every service stands upon.
 rm -rf /etc/systemd/system/*.wants /etc/libvirt/hooks
-for unit in systemd-modules-load systemd-remount-fs; do
+for unit in systemd-modules-load systemd-remount-fs systemd-sysctl; do
     ln -sf /dev/null /etc/systemd/system/$unit.service
 done
 mkdir /etc/relocator

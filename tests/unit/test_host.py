@@ -17,10 +17,13 @@ class Machine(host.Probe):
         python: Sequence[str] = (),
         uid: int = 0,
         netem_built_in: bool = False,
+        texts: dict[str, str] | None = None,
+        sysctl: dict[str, str] | None = None,
     ) -> None:
         self.commands = commands or {}
         self.paths, self.loadable, self.python = paths, loadable, python
         self.uid, self.netem_built_in = uid, netem_built_in
+        self.texts, self.sysctl = texts or {}, sysctl or {}
 
     def euid(self) -> int:
         return self.uid
@@ -30,6 +33,9 @@ class Machine(host.Probe):
 
     def exists(self, path: str) -> bool:
         return path in self.paths
+
+    def text(self, path: str) -> str:
+        return self.texts.get(path, "")
 
     def find(self, command: str) -> str | None:
         return f"/usr/bin/{command}" if command in self.commands else None
@@ -42,6 +48,8 @@ class Machine(host.Probe):
             return (0, "") if command[-1] in self.loadable else (1, "")
         if command[0] == "unshare":
             return (0, "") if self.netem_built_in else (2, "")
+        if command[0] == "sysctl" and command[-1] in self.sysctl:
+            return 0, self.sysctl[command[-1]]
         return 0, self.commands.get(command[0], "")
 
 
@@ -66,6 +74,31 @@ def test_tcp_s_buffers_bear_a_long_fast_link_or_not() -> None:
     little = host.buffers_fact(Machine({"sysctl": "4096 16384 212992"}))
     assert not little.ok and "net.ipv4.tcp_rmem=" in str(little.remedy)
     assert host.buffers_fact(Machine({"sysctl": "unknown key"})).ok
+
+
+def test_the_ports_of_arriving_guests_are_kept_from_connections_or_not() -> None:
+    key = "net.ipv4.ip_local_reserved_ports"
+
+    def fact(reserved: str, local: str = "32768\t60999", settings: str = "") -> host.Fact:
+        sysctl = {key: reserved, "net.ipv4.ip_local_port_range": local}
+        texts = {"etc/libvirt/qemu.conf": settings}
+        return host.arrival_ports_fact(Machine(sysctl=sysctl, texts=texts))
+
+    assert fact("\n").remedy == f"sysctl -w {key}=49152-49215"
+    assert fact("8080,49152-49214").remedy == f"sysctl -w {key}=8080,49152-49214,49152-49215"
+    assert fact("8080,49152-49215").ok and fact("49000-49200,49201-50000").ok
+    assert fact("", local="32768 49151").ok and not fact("", local="32768 49152").ok
+    moved = "#migration_port_min = 1\nmigration_port_min = 61000\nmigration_port_max=61009\n"
+    assert fact("", settings=moved).ok
+    assert "61000 to 61009" in fact("", "32768 65535", moved).detail
+    assert host.arrival_ports_fact(Machine({"sysctl": ""})).ok
+
+
+def test_where_there_is_no_libvirt_no_guest_of_its_arrives() -> None:
+    name = host.arrival_ports_fact(DEBIAN).name
+    for paths, told in ((("etc/libvirt",), True), ((), False)):
+        facts = host.survey(Machine(EVERY_TOOL, paths=paths))
+        assert (name in [fact.name for fact in facts]) == told
 
 
 def test_bbr_is_there_if_the_kernel_lists_or_can_load_it() -> None:
