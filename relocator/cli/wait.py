@@ -114,6 +114,8 @@ def _ready(text: str) -> Callable[[dict[str, Any]], str | None]:
         behind = status[field]
         if behind is not None and behind <= most:
             return None
-        return "not all was copied ahead yet" if behind is None else behind_text(status)
+        why = "not all was copied ahead yet" if behind is None else behind_text(status)
+        trouble = status["faults"]["copy"]
+        return why if trouble is None else f"{why}; {trouble}"
 
     return missing

@@ -13,10 +13,21 @@ Range = tuple[int, int]
 class Claim:
     """Absent blocks `first..end` with an owner, until it calls `release`.
 
-    `of_source`: what is to become present is the source's. `storing`: it is being written.
+    `of_source`: what is to become present is the source's. `storing`: it is being written. `lost`:
+    what writes have taken of it; `given`: what a guest's own fetch has.
     """
 
-    __slots__ = ("_owner", "background", "end", "error", "first", "lost", "of_source", "storing")
+    __slots__ = (
+        "_owner",
+        "background",
+        "end",
+        "error",
+        "first",
+        "given",
+        "lost",
+        "of_source",
+        "storing",
+    )
 
     def __init__(
         self,
@@ -33,6 +44,7 @@ class Claim:
         self.background = background
         self.storing = storing
         self.lost: list[Range] = []
+        self.given: list[Range] = []
         self.error: RelocatorError | None = None
         self._owner = threading.Lock()  # an Event takes longer than all else that a claim costs
         self._owner.acquire()
@@ -50,11 +62,17 @@ class Claim:
 
     def overlaps(self, first: int, end: int) -> bool:
         """Whether the claim has a block in `first..end`."""
-        return self.first < end and first < self.end
+        if not (self.first < end and first < self.end):
+            return False
+        return not self.given or any(at < end and first < stop for at, stop in self.kept())
+
+    def kept(self) -> list[Range]:
+        """What is left of it but for what was given to another."""
+        return subtract([(self.first, self.end)], self.given)
 
     def owned(self) -> list[Range]:
-        """What is left of it after writes have taken their part."""
-        return subtract([(self.first, self.end)], self.lost)
+        """What is left of it after others have taken their part."""
+        return subtract(self.kept(), self.lost)
 
 
 def subtract(ranges: list[Range], holes: list[Range]) -> list[Range]:

@@ -2,6 +2,7 @@
 
 Holes of the source are asked for ahead of the copy and become present without being transferred.
 Where there are seeds, it fetches what they have been found not to hold (see seeding.py).
+What the source fails to read comes last (see refused.py).
 What guests miss sets off more: its surroundings come next, and of a stream what follows is fetched
 at once. When the last block has arrived, by whatever way, this thread completes the relocation.
 
@@ -113,6 +114,11 @@ class Copier:
 
     def _copy(self) -> None:
         """Visit the whole disk once; wait a little if that was in vain."""
+        self._pacer.lacks(self._hydration.refusal)
+        if self._hydration.left_to_refused:
+            if not self._ask_again():
+                self._pacer.sleep(HOLD_S)
+            return
         began_s = time.monotonic()
         try:
             sent = self._pass()
@@ -124,6 +130,16 @@ class Copier:
             # All is present, or in flight, or set aside, or the source refused.
             idle_s = IDLE_TIMES * (time.monotonic() - began_s)
             self._pacer.sleep(min(max(IDLE_S, idle_s), HOLD_S))
+
+    def _ask_again(self) -> bool:
+        """Fetch what the source has failed to read, where it is time; whether something was."""
+        due = self._hydration.refused_due()
+        for first, end in due:
+            at = first
+            while (claim := self._claim(at, end)) is not None:
+                self._fetch(claim)
+                at = claim.end
+        return bool(due)
 
     def _pass(self) -> int:
         """Visit the whole disk once; returns how many requests it sent.

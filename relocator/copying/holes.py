@@ -3,18 +3,20 @@
 The disk is asked about in steps of `STEP_BYTES`, `AHEAD` steps before the copy needs them, so that
 no round trip is waited for in the middle of the copy; all of it at once where it matters how much
 is still to come. A source that can't tell has no holes.
-What it said before its answers were disowned (it may have been written since) is asked again.
+What it said before its answers were disowned (it may have been written since) is asked again. So is
+a step of which `AGAIN_BYTES` became stale since: the source's guest may have trimmed them.
 """
 
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from relocator.copying.hydration import Hydration
+from relocator.copying.hydration import LOOK_EVERY_S, Hydration
 from relocator.source.upstream import Request, Upstream
 from relocator.store.store import Store
 
 STEP_BYTES = 1 << 30
+AGAIN_BYTES = 16 << 20
 AHEAD = 2
 _HOLE_AND_ZERO = 3  # NBD_STATE_HOLE | NBD_STATE_ZERO
 
@@ -36,7 +38,8 @@ class Step:
 class Holes:
     """Asks the source and fills; used by one thread, answers arrive on the connection's.
 
-    `at_once` says whether the whole disk is to be asked about before anything is copied.
+    `at_once` says whether the whole disk is to be asked about before anything is copied; once it is
+    all `over` nothing is waited for.
     """
 
     def __init__(
@@ -44,34 +47,55 @@ class Holes:
         store: Store,
         upstream: Upstream,
         hydration: Hydration,
+        *,
+        over: Callable[[], bool] = lambda: False,
         at_once: Callable[[], bool] = lambda: False,
     ) -> None:
         self._at_once = at_once
+        self._over = over
         self._store = store
         self._upstream = upstream
         self._hydration = hydration
         self._steps: dict[int, Step] = {}
-        self._filled = bytearray(-(-store.geometry.size_bytes // STEP_BYTES))
+        #: of each step, what `disowned` was when it was filled, or looked at; None: it was not
+        self._filled: list[int | None] = [None] * -(-store.geometry.size_bytes // STEP_BYTES)
 
     def fill(self, first: int, end: int) -> None:
         """Make the holes among the blocks `first..end` present; may wait for the source."""
-        if 0 in self._filled and self._at_once():
+        if None in self._filled and self._at_once():
             first, end = 0, self._store.geometry.total_blocks
         offset, length = self._store.geometry.extent(first, end)
         last = (offset + length - 1) // STEP_BYTES
         for index in range(offset // STEP_BYTES, last + 1 + AHEAD):
             self._ask(index)
         for index in range(offset // STEP_BYTES, last + 1):
-            while not self._filled[index]:
+            while not self._is_filled(index):
                 self._ask(index)
                 step = self._steps.pop(index)
-                step.answered.wait()
-                self._filled[index] = self._fill(step)
+                while not step.answered.wait(LOOK_EVERY_S):
+                    if self._over():  # what is not here any more came another way
+                        return
+                if self._fill(step):
+                    self._filled[index] = step.asked
+
+    def _is_filled(self, index: int) -> bool:
+        """Whether what the source has said of a step is still good enough."""
+        filled, disowned = self._filled[index], self._hydration.disowned
+        if filled is None or filled == disowned:
+            return filled is not None
+        offset = index * STEP_BYTES
+        end = min(offset + STEP_BYTES, self._store.geometry.size_bytes)
+        _, first, last = self._store.geometry.split(offset, end - offset)
+        absent_blocks = last - first - self._store.present.count(first, last)
+        if absent_blocks * self._store.geometry.block_bytes >= AGAIN_BYTES:
+            return False
+        self._filled[index] = disowned
+        return True
 
     def _ask(self, index: int) -> None:
         offset = index * STEP_BYTES
         end = min(offset + STEP_BYTES, self._store.geometry.size_bytes)
-        if offset >= end or self._filled[index] or index in self._steps:
+        if offset >= end or index in self._steps or self._is_filled(index):
             return
         step = self._steps[index] = Step(offset, end, self._hydration.disowned)
         self._upstream.block_status(offset, end - offset, lambda reply: self._answer(step, reply))

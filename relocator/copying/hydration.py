@@ -9,7 +9,9 @@ to make present: with *content of the source* (a fetch, a hole, bytes known to b
    late arrival is dropped for them. A write waits only for a fetch that is *storing*: locally.
 3. Data first, then the present bit, then the claim goes and the waiters wake. A waiter looks again
    from the start: what it waited for may have changed hands.
-4. Content of the source is of the instant at which the source was asked. Once fetches are disowned,
+4. A guest's read takes blocks away from a background fetch that stays out for `STUCK_S`: what else
+   was asked for with them may be what the source can't read.
+5. Content of the source is of the instant at which the source was asked. Once fetches are disowned,
    nothing that it was asked before becomes present any more.
 
 `store.lock` guards the claims and the counts together with the bitmaps. It is never held across
@@ -22,6 +24,7 @@ from contextlib import contextmanager
 from itertools import islice
 
 from relocator.copying.claims import Claim, Range, subtract
+from relocator.copying.refused import Refused
 from relocator.errors import NotKeptError, RelocatorError, StoreError, UpstreamError
 from relocator.source.upstream import Request, Upstream
 from relocator.store import skipped
@@ -35,6 +38,7 @@ _ZEROS = bytes(1 << 20)
 _WRITE_STEP_BYTES, _PUNCH_STEP_BYTES = 16 << 20, 1 << 30
 _MOST_RUNS = 4096  # claimed at once
 LOOK_EVERY_S = 0.25
+STUCK_S = 10.0
 
 
 class Hydration:
@@ -62,6 +66,7 @@ class Hydration:
         self.background_bytes = 0
         #: blocks that the background copy leaves alone for now
         self.aside: Bitmap | None = None
+        self._refused = Refused(store.geometry.total_blocks)
         #: how often what the source had been asked was disowned
         self.disowned = 0
         self.hole_bytes = 0
@@ -93,7 +98,7 @@ class Hydration:
             for claim in mine:
                 claim.wait()
             for claim in foreign:
-                self._await(claim)
+                self._await(claim, first, end)
             errors = [claim.error for claim in mine if claim.error is not None]
             errors += [claim.error for claim in foreign if isinstance(claim.error, NotKeptError)]
             if errors and not self._present(first, end):  # a write may have come to the rescue
@@ -107,17 +112,31 @@ class Hydration:
         with self._store.lock:
             return self._store.present.all(first, end)
 
-    def _await(self, claim: Claim) -> None:
-        """Wait for somebody else's claim, but not for a source that is lost for too long."""
+    def _await(self, claim: Claim, first: int, end: int) -> None:
+        """Wait for somebody else's claim, but not for a source that is lost for too long.
+
+        Nor for one that is stuck with what it has besides `first..end`, which is given up then.
+        """
         lost_since_s: float | None = None
+        began_s = time.monotonic()
         while not claim.wait(LOOK_EVERY_S):
             now_s = time.monotonic()
             if claim.storing or self._upstream.connected:
                 lost_since_s = None
+                if now_s - began_s > STUCK_S and self._take(claim, first, end):
+                    return
             elif lost_since_s is None:
                 lost_since_s = now_s
             elif now_s - lost_since_s > self._upstream.retry_timeout_s:
                 raise UpstreamError(f"the source {self._upstream.uri} can't be reached")
+
+    def _take(self, claim: Claim, first: int, end: int) -> bool:
+        """Take `first..end` away from a background fetch; whether that was possible."""
+        with self._store.lock:
+            if claim.storing or not claim.background:
+                return False
+            claim.given.append((max(first, claim.first), min(end, claim.end)))
+            return True
 
     def claim_background(self, first: int, end: int, most_blocks: int) -> Claim | None:
         """Claim the first absent, unowned run of `first..end`, at most `most_blocks` of it.
@@ -125,13 +144,38 @@ class Hydration:
         Returns None if there is none. The caller must `send` the claim.
         """
         with self._store.lock:
-            run = next(self._wanted_locked(first, end), None)
+            run = next(self._fetchable_locked(first, end), None)
             if run is None:
                 return None
             stop = min(run[1], run[0] + most_blocks)
             claim = Claim(run[0], stop, of_source=True, background=True)
             self._own_locked([claim])
             return claim
+
+    def refused_due(self) -> list[Range]:
+        """What the source failed to read and is to be asked for again now."""
+        with self._store.lock:
+            return list(self._refused.due(time.monotonic()))
+
+    @property
+    def left_to_refused(self) -> bool:
+        """Whether all was tried, and all that came is stored; False if nothing was refused."""
+        with self._store.lock:
+            if self._refused.blocks is None or any(claim.of_source for claim in self._claims):
+                return False
+            total = self._store.geometry.total_blocks
+            return next(self._fetchable_locked(0, total), None) is None
+
+    @property
+    def refusal(self) -> str | None:
+        """What the source fails to read, in words; None if it is nothing."""
+        with self._store.lock:
+            count, first = self._refused.absent(self._store.present)
+        if not count:
+            return None
+        block_bytes = self._store.geometry.block_bytes
+        length, at = count * block_bytes, first * block_bytes
+        return f"the source can't read {length} bytes of the disk, the first of them at {at}"
 
     def sets_aside(self, first: int, end: int) -> bool:
         """Whether the background copy leaves all of `first..end` alone."""
@@ -285,7 +329,8 @@ class Hydration:
 
         Found one after the other: who wants only the first doesn't pay for a fragmented map.
         """
-        claimed = [(claim.first, claim.end) for claim in self._claims if claim.overlaps(first, end)]
+        claims = [claim for claim in self._claims if claim.overlaps(first, end)]
+        claimed = [kept for claim in claims for kept in claim.kept()]
         for run in self._store.present.clear_runs(first, end):
             yield from subtract([run], claimed)
 
@@ -296,6 +341,14 @@ class Hydration:
             return
         for run in self._unowned_locked(first, end):
             yield from aside.clear_runs(*run)
+
+    def _fetchable_locked(self, first: int, end: int) -> Iterator[Range]:
+        """And without what the source has failed to read."""
+        if (refused := self._refused.blocks) is None:
+            yield from self._wanted_locked(first, end)
+            return
+        for run in self._wanted_locked(first, end):
+            yield from refused.clear_runs(*run)
 
     def read_through(self, buffer: memoryview, offset: int) -> None:
         """Fill `buffer` from the source's bytes at `offset`, keeping nothing.
@@ -309,6 +362,9 @@ class Hydration:
         """Fetch a claim's blocks; `released` is called once it is over, on another thread."""
 
         def arrived(request: Request) -> None:
+            if claim.background and request.refused:
+                with self._store.lock:  # before the claim goes, or it would be asked for again
+                    self._refused.note(claim.first, claim.end, time.monotonic())
             self.arrive(claim, request.data, request.error)
             released(claim.error)
 

@@ -23,8 +23,9 @@ HOLD_S = 1.0
 class Pacer:
     """Gives out turns until `over` says that nothing more is to be copied.
 
-    `report` is told why the background copy fails, and None once a fetch has succeeded since, or
-    all is over. What fails after that is nobody's trouble.
+    `report` is told why the background copy fails, and once a fetch has succeeded since, what it
+    `lacks` still; None if that is nothing, or all is over. What fails after that is nobody's
+    trouble.
     """
 
     def __init__(
@@ -44,7 +45,8 @@ class Pacer:
         self.paused = False
         self.stopping = False
         self._hold_until_s = 0.0
-        self._failing = False
+        self._complaint: str | None = None
+        self._lack: str | None = None
 
     def stop(self) -> None:
         """Give out no more turns."""
@@ -173,8 +175,9 @@ class Pacer:
             else:
                 self._window.lost(sent)
                 if not sent.demand:
+                    if self._complaint is not None:  # one bad place is no reason to wait
+                        self._hold_until_s = time.monotonic() + HOLD_S
                     self._complain_locked(str(error))
-                    self._hold_until_s = time.monotonic() + HOLD_S
             self._turn.notify_all()
 
     def complain(self, message: str) -> None:
@@ -182,20 +185,28 @@ class Pacer:
         with self._turn:
             self._complain_locked(message)
 
+    def lacks(self, message: str | None) -> None:
+        """What can't be copied for now, whatever else can; None: nothing."""
+        with self._turn:
+            if message != self._lack:
+                self._lack = message
+                self._report(self._complaint or message)
+
     def end_complaints(self) -> None:
         """All is here, for good: what failed on the way did no harm."""
+        self.lacks(None)
         with self._turn:
             self._clear_locked()
 
     def _complain_locked(self, message: str) -> None:
         if not self.over:
-            self._failing = True
+            self._complaint = message
             self._report(message)
 
     def _clear_locked(self) -> None:
-        if self._failing:
-            self._failing = False
-            self._report(None)
+        if self._complaint is not None:
+            self._complaint = None
+            self._report(self._lack)
 
     def wait_turn(self) -> int:
         """Wait until a request may be sent; returns its size in bytes, or 0 once all is over."""

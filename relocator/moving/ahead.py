@@ -147,7 +147,9 @@ class Ahead:
             return f"disk {names}: its proxy doesn't answer; start it again"
         ahead = all(state is not None and _in_step(state) for state in states)
         if wanted.pre_seed and not ahead:
-            return "copying ahead"
+            troubles = [state["faults"]["copy"] for state in states if state is not None]
+            why = next((f": {trouble}" for trouble in troubles if trouble is not None), "")
+            return f"copying ahead{why}"
         if self._go.is_set() or (wanted.window is not None and wanted.window.holds(self._now())):
             return ""
         waits = []

@@ -112,8 +112,15 @@ class Engine:
             over=lambda: store.all_present and not lifecycle.pass_through,
             report=partial(faults.report, COPY),
         )
+        upstream.on_silence = pacer.complain
         hydration = Hydration(store, upstream, on_demand=pacer.demand, on_complete=pacer.wake)
-        holes = Holes(store, upstream, hydration, at_once=lambda: pacer.has_deadline)
+        holes = Holes(
+            store,
+            upstream,
+            hydration,
+            over=lambda: pacer.over,
+            at_once=lambda: pacer.has_deadline,
+        )
         seeding = None
         if self._seeds:
             seeding = Seeding(

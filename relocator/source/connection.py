@@ -12,6 +12,10 @@ is owed, requests without a reply are kept, sent again once it is up, and given 
 own deadline. One that can't come back hands them over, if somebody `takes_over`. Reads and block
 status are idempotent, so sending again is safe.
 
+A source's disk may take minutes for a bad sector. So what was owed in vain is waited for twice as
+long the next time, up to `MOST_STALL_S`; and the oldest of it, at which a server that serves one
+after the other would be stuck, is sent last.
+
 A link delivers a reply in many packets, and to wake up for each costs more than the reply itself:
 seven hand-overs of Python's lock. A connection that no guest waits for *gathers*: while more than
 a reply is owed, it wakes up for `GATHER_BYTES`, or after `GATHER_S` (TCP only).
@@ -44,7 +48,7 @@ from relocator.source.handles import (
 from relocator.source.requests import Request
 from relocator.source.sockets import LowWater, round_trip_s
 
-STALL_S = 10.0
+STALL_S, MOST_STALL_S = 10.0, 320.0
 GATHER_BYTES = 16 << 10
 GATHER_S = 0.002
 #: Errors that say nothing of the request: the connection is gone, or the server is about to go.
@@ -114,6 +118,8 @@ class Connection:
         #: called on the connection's thread when an attempt to connect has failed, for each request
         #: that it keeps; whether another connection has it now
         self.takes_over: Callable[[Request], bool] = lambda _request: False
+        #: called on the connection's thread when a request has been owed in vain more than once
+        self.on_silence: Callable[[str], None] = lambda _why: None
         self._asked_bytes = 0  # under `_lock`
         self._answered_bytes = 0  # by the connection's own thread
         self._largest_bytes = 0
@@ -225,9 +231,25 @@ class Connection:
             if not self._in_flight:
                 self._heard_s = time.monotonic()
             elif time.monotonic() - self._heard_s > STALL_S:
-                raise UpstreamError(f"no reply for {STALL_S:.0f} s", errno.ETIMEDOUT)
+                self._stall()
         low_water.set(1)
         hear_out(handle)
+
+    def _stall(self) -> None:
+        """Nothing has come for `STALL_S`: an UpstreamError, unless that has happened before."""
+        owed = [flight.request for flight in self._in_flight.values()]
+        patience_s = min(STALL_S * 2 ** max(request.stalls for request in owed), MOST_STALL_S)
+        now_s = time.monotonic()
+        if now_s - self._heard_s <= patience_s:
+            return
+        for request in owed:
+            request.stalls += 1
+        oldest = owed[0]
+        self._in_flight[id(oldest)] = self._in_flight.pop(id(oldest))
+        if oldest.stalls > 1 and oldest.asked_s is not None:
+            silent = f"for {now_s - oldest.asked_s:.0f} s"
+            self.on_silence(f"the source has not answered a {oldest.what} {silent}")
+        raise UpstreamError(f"no reply for {patience_s:.0f} s", errno.ETIMEDOUT)
 
     @property
     def _owes_more_than_a_reply(self) -> bool:
@@ -236,6 +258,7 @@ class Connection:
     def _send(self, handle: Any, request: Request) -> None:
         self._largest_bytes = max(self._largest_bytes, request.reply_bytes)
         flight = self._in_flight[id(request)] = _Flight(request)
+        request.asked_s = request.asked_s or time.monotonic()
 
         def completed(error: Any) -> int:
             self._complete(flight, error.value)
@@ -283,9 +306,9 @@ class Connection:
         if flight.parts or self._in_flight.pop(id(request), None) is None:
             return
         if flight.error:
-            what = f"{request.kind} of {request.length} bytes at {request.offset}"
+            request.refused = True
             request.error = UpstreamError(
-                f"the source failed a {what}: {os.strerror(flight.error)}", flight.error
+                f"the source failed a {request.what}: {os.strerror(flight.error)}", flight.error
             )
         else:
             request.trim(self._limits)

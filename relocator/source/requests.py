@@ -13,7 +13,8 @@ class Request:
 
     `done(request)` is called exactly once, on the connection's thread, with either `error` set or
     the result in `data` (a read) or `runs` (`(length, flags)` in bytes from `offset` on, which may
-    cover less than was asked).
+    cover less than was asked). `refused`: the error is the source's own answer. `stalls`: how often
+    nothing came for too long while it was owed, since `asked_s`.
     """
 
     kind: str
@@ -24,6 +25,14 @@ class Request:
     data: bytearray = field(default_factory=bytearray)
     runs: list[tuple[int, int]] = field(default_factory=list)
     error: UpstreamError | None = None
+    refused: bool = False
+    stalls: int = 0
+    asked_s: float | None = None
+
+    @property
+    def what(self) -> str:
+        """What it asks for, in words."""
+        return f"{self.kind} of {self.length} bytes at {self.offset}"
 
     @property
     def reply_bytes(self) -> int:

@@ -64,6 +64,9 @@ class Upstream:
         self._wanted = connections
         self._shared = shared
         self._demand = Connection(endpoint, "upstream-demand", guard)
+        #: told what the source has not answered for long, on any thread
+        self.on_silence: Callable[[str], None] = lambda _why: None
+        self._demand.on_silence = self._tell_silence
         if shared:
             self._demand.takes_over = self._take_over
         first = self._background_connection(1)
@@ -101,6 +104,7 @@ class Upstream:
         name = f"upstream-background-{number}"
         one = Connection(self._endpoint, name, self._guard, gathers=not self._shared)
         one.takes_over = self._take_over
+        one.on_silence = self._tell_silence
         return one
 
     def _open_others(self) -> None:
@@ -115,6 +119,9 @@ class Upstream:
                 one.start()
                 self._background.append(one)
 
+    def _tell_silence(self, why: str) -> None:
+        self.on_silence(why)
+
     def _least_busy(self) -> Connection:
         """The background connection for the next request."""
         candidates = [self._demand, *self._background] if self._shared else self._background
@@ -125,8 +132,13 @@ class Upstream:
         )
 
     def _take_over(self, request: Request) -> bool:
-        """Give a request to a connection that is up, if there is one."""
+        """Give a request to a connection that is up, if there is one: to demand's, too.
+
+        A server may bear no second client, or a firewall no new connection.
+        """
         other = self._least_busy()
+        if not other.connected:
+            other = self._demand
         if other.connected:
             other.submit(request)
             return True

@@ -1,0 +1,61 @@
+"""What the source has failed to read: left for last, then asked for in halves, down to a block.
+
+So a disk with a bad sector is copied but for that sector, and nothing else waits for it. A block
+that was refused by itself is asked for again every `AGAIN_S`: what was written at the source since
+may have mended it. Guests' own reads ask at once, as ever.
+
+Called under the store's lock.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+
+from relocator.store.bitmap import Bitmap
+
+Range = tuple[int, int]
+AGAIN_S = 60.0
+
+
+class Refused:
+    """Of a disk of `total_blocks`. Times are in seconds of any clock that only goes on."""
+
+    def __init__(self, total_blocks: int) -> None:
+        self._total_blocks = total_blocks
+        #: blocks that are not asked for now; None if there never were any
+        self.blocks: Bitmap | None = None
+        self._runs: deque[Range] = deque()
+        self._single: deque[tuple[int, float]] = deque()
+
+    def note(self, first: int, end: int, now_s: float) -> None:
+        """A read of these blocks failed."""
+        if self.blocks is None:
+            self.blocks = Bitmap(self._total_blocks)
+        self.blocks.set(first, end)
+        if end - first > 1:
+            self._runs.append((first, end))
+        else:
+            self._single.append((first, now_s + AGAIN_S))
+
+    def due(self, now_s: float) -> Iterator[Range]:
+        """What is to be asked for again; each is forgotten by that."""
+        while self.blocks is not None and self._runs:
+            first, end = self._runs.popleft()
+            self.blocks.clear(first, end)
+            middle = (first + end) // 2
+            yield first, middle
+            yield middle, end
+        while self.blocks is not None and self._single and self._single[0][1] <= now_s:
+            block, _ = self._single.popleft()
+            self.blocks.clear(block, block + 1)
+            yield block, block + 1
+
+    def absent(self, present: Bitmap) -> tuple[int, int]:
+        """How many of them are still absent, and the first of those; (0, 0) if none is."""
+        if self.blocks is None:
+            return 0, 0
+        runs = [
+            absent
+            for refused in self.blocks.set_runs(0, self._total_blocks)
+            for absent in present.clear_runs(*refused)
+        ]
+        return sum(end - first for first, end in runs), runs[0][0] if runs else 0
