@@ -7,6 +7,7 @@ connection and must come back by itself.
 Nothing acknowledged is lost when the proxy is killed: what it acknowledged is in the page cache,
 what it flushed is on the disk, and complete means that the image alone is the disk. A request
 without an answer is repeated by the client. SIGTERM wouldn't do: nbdkit then waits for its clients.
+If the disk can't graduate after all, the proxy serves on, or again; it is tried again later.
 
 A server never outlives this process, nor this process its server: a guard, a process of its own,
 kills the server if this process ends first. (PR_SET_PDEATHSIG won't do: an nbdkit that inherits its
@@ -22,10 +23,10 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from relocator import signals
 from relocator.cli.launch import become
@@ -35,9 +36,11 @@ from relocator.errors import RelocatorError, StateError
 from relocator.running.control import ControlServer
 from relocator.running.graduation import Graduated, graduate
 
+T = TypeVar("T")
 LOOK_EVERY_S = 0.25
 _PATIENCE_S = 10.0
 _GRACE_S = 0.2
+AGAIN_S = 60.0
 _CANT_EXEC = 127
 
 
@@ -90,18 +93,23 @@ class _Supervisor:
         self._signals = asking | {signal.SIGCHLD}
         self._pid = self._guard_pid = 0
         self._ending = False
+        self._not_before_s = 0.0
 
     def run(self) -> int:
         """One server after the other."""
         control: ControlServer | None = None
-        while (disk := graduate(self._plan.store, self._plan.disk)) is None:
-            if control is not None:  # the disk was sealed in the very last moment
+        disk = graduate(self._plan.store, self._plan.disk)
+        while disk is None:
+            if control is not None:  # sealed in the last moment, or it can't graduate yet
                 control.stop()
             self._start(self._plan.proxy)
-            status = self._wait(until_complete=True)
-            if status is not None:
-                return status
-            control = self._end_proxy()
+            control = None
+            while control is None:
+                status = self._wait(until_complete=True)
+                if status is not None:
+                    return status
+                control = self._later(self._end_proxy)
+            disk = self._later(lambda: graduate(self._plan.store, self._plan.disk))
         control = control or ControlServer(self._plan.control, disk.call)
         self._start(self._plan.plain(disk), disk.lock_fds)
         control.call = disk.call
@@ -111,6 +119,19 @@ class _Supervisor:
             return self._wait(until_complete=False) or 0
         finally:
             control.stop()
+
+    def _later(self, step: Callable[[], T]) -> T | None:
+        """What a step of the graduation gives; None if it fails: then a proxy is to serve."""
+        try:
+            return step()
+        except (RelocatorError, OSError) as error:
+            print(
+                f"relocator: the disk can't graduate: {error}; the proxy serves on, and it is "
+                f"tried again in {AGAIN_S:.0f} s",
+                file=sys.stderr,
+            )
+            self._not_before_s = time.monotonic() + AGAIN_S
+            return None
 
     def _start(self, argv: list[str], locks: Sequence[int] = ()) -> None:
         """Start a server with the sockets, and its guard; `locks` stay held until it ends."""
@@ -145,7 +166,8 @@ class _Supervisor:
                 if self._ending and code == -signal.SIGTERM:
                     return 0  # it was asked to end before it could handle the signal
                 return code if code >= 0 else 128 - code
-            if until_complete and not self._ending and self._is_complete():
+            may_end = until_complete and not self._ending
+            if may_end and time.monotonic() >= self._not_before_s and self._is_complete():
                 return None
 
     def _ask_to_end(self) -> None:

@@ -1,19 +1,21 @@
 """What the source has failed to read: left for last, then asked for in halves, down to a block.
 
 So a disk with a bad sector is copied but for that sector, and nothing else waits for it. A block
-that was refused by itself is asked for again every `AGAIN_S`: what was written at the source since
-may have mended it. Guests' own reads ask at once, as ever.
+that was refused by itself is asked for again after a second, then twice as long each time, up to
+`AGAIN_S`: it was a passing trouble, or what is written at the source mends it. Guests' own reads
+ask at once, as ever.
 
 Called under the store's lock.
 """
 
+import heapq
 from collections import deque
 from collections.abc import Iterator
 
 from relocator.store.bitmap import Bitmap
 
 Range = tuple[int, int]
-AGAIN_S = 60.0
+FIRST_S, AGAIN_S = 1.0, 60.0
 
 
 class Refused:
@@ -24,7 +26,8 @@ class Refused:
         #: blocks that are not asked for now; None if there never were any
         self.blocks: Bitmap | None = None
         self._runs: deque[Range] = deque()
-        self._single: deque[tuple[int, float]] = deque()
+        self._single: list[tuple[float, int]] = []  # a heap: when to ask for which
+        self._delays_s: dict[int, float] = {}  # of each the next
 
     def note(self, first: int, end: int, now_s: float) -> None:
         """A read of these blocks failed."""
@@ -34,7 +37,9 @@ class Refused:
         if end - first > 1:
             self._runs.append((first, end))
         else:
-            self._single.append((first, now_s + AGAIN_S))
+            delay_s = self._delays_s.get(first, FIRST_S)
+            self._delays_s[first] = min(delay_s * 2, AGAIN_S)
+            heapq.heappush(self._single, (now_s + delay_s, first))
 
     def due(self, now_s: float) -> Iterator[Range]:
         """What is to be asked for again; each is forgotten by that."""
@@ -44,8 +49,8 @@ class Refused:
             middle = (first + end) // 2
             yield first, middle
             yield middle, end
-        while self.blocks is not None and self._single and self._single[0][1] <= now_s:
-            block, _ = self._single.popleft()
+        while self.blocks is not None and self._single and self._single[0][0] <= now_s:
+            _, block = heapq.heappop(self._single)
             self.blocks.clear(block, block + 1)
             yield block, block + 1
 

@@ -261,6 +261,7 @@ class Seeding:
         while (wait_s := self._bucket.delay_s(time.monotonic())) > 0 and not self._pacer.over:
             self._pacer.sleep(wait_s)
         if not self._pacer.allow((question.end - question.first) * DIGEST_BYTES):
+            self._questions.appendleft(question)  # given back, the disk may lack more
             return
         self._bucket.take(length, time.monotonic())
 

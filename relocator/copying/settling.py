@@ -29,6 +29,8 @@ class Settling:
         self._ahead: deque[Range] = deque()
         self._bytes = 0
         self._wanted: deque[Range] = deque()
+        #: whether a range may have been settled since that was looked at
+        self._news = False
         #: whether no more comes
         self.ended = False
 
@@ -51,9 +53,13 @@ class Settling:
 
         `look` is called with each of a range's units before.
         """
-        while self._pacer.wait_until(lambda: self.ended or self._next() is not None):
+        while self._pacer.wait_until(lambda: self.ended or self._news):
+            self._news = False
             if (found := self._next()) is None:
-                return
+                if self.ended:
+                    return
+                continue
+            self._news = True  # there may be more
             for unit in range(*self.units(found)):
                 look(unit)
             with self._lock:
@@ -105,7 +111,8 @@ class Settling:
         with self._lock:
             (self._ahead.appendleft if urgent else self._ahead.append)(blocks)
             self._bytes += self._length(blocks)
-        self._pacer.wake()  # it may be settled already
+        self._news = True  # it may be settled already
+        self._pacer.wake()
 
     def settle(self, units: Iterable[int]) -> None:
         """What is still absent of these is to be fetched."""
@@ -115,6 +122,7 @@ class Settling:
             with self._lock:
                 self._ahead = deque(one for one in self._ahead if not self._present.all(*one))
                 self._bytes = sum(map(self._length, self._ahead))
+        self._news = True
         self._pacer.wake()
 
     def end(self) -> None:

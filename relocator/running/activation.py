@@ -149,6 +149,8 @@ class Activation:
             raise StateError("'activate' is for a proxy: this disk was never at another site")
         self._give_back()  # what was withdrawn before comes first
         with self._lock:
+            if self._is_failing and self._failure is not None:
+                raise self._failure  # it is undone at this moment
             already = self._lifecycle.state not in states.PASSING
             if self._lifecycle.state is State.STANDBY:
                 self._failure, self._to_seal = None, False  # those of an earlier one say nothing
@@ -201,7 +203,8 @@ class Activation:
             finally:
                 if taking_over:  # if nothing has changed
                     self._go_on_locked(seal=self._to_seal)
-            self._parts.faults.report(COMPLETION, None)
+            for part in (COMPLETION, HANDOVER):  # what they tell is of the activation
+                self._parts.faults.report(part, None)
             self._sealed = False
             if self.rounds is None and self._parts.transfer is not None:
                 self._parts.transfer.pacer.set_enabled(False)  # what came now would be stale
@@ -236,10 +239,15 @@ class Activation:
         token, sealing, rounds = self._token, self._sealing, self.rounds
         if sealing is None or rounds is None:
             return
+        delays, ready_at_s = backoff(LOOK_EVERY_S), 0.0
         while token == self._token and self._lifecycle.pass_through:
             if self._lifecycle.state is State.STANDBY:
-                with suppress(UpstreamError):  # it is connected to at the switch, then
-                    sealing.prepare(token)
+                if time.monotonic() >= ready_at_s:
+                    try:
+                        sealing.prepare(token)
+                        delays = backoff(LOOK_EVERY_S)
+                    except UpstreamError:  # it is connected to at the switch, then
+                        ready_at_s = time.monotonic() + next(delays)
                 rounds.step()
             if self._lifecycle.stopping.wait(LOOK_EVERY_S):
                 return
@@ -267,6 +275,13 @@ class Activation:
                     raise StateError("the proxy is being stopped; the disk is not active")
         if self._failure is not None:
             raise self._failure
+        if self._lifecycle.state is State.STANDBY:
+            raise StateError("the activation was withdrawn meanwhile; the disk is in standby")
+
+    @property
+    def _is_failing(self) -> bool:
+        """Whether the activation's thread has given up, and has not ended yet."""
+        return self._failure is not None and self._thread is not None and self._thread.is_alive()
 
     def _tell(self) -> None:
         with self._settled:

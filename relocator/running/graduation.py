@@ -146,6 +146,7 @@ def graduate(directory: Path, disk: Path | None) -> Graduated | None:
     if disk is not None:
         check_disk(directory, found, disk)
     lock_fd = take_lock(directory)
+    image: Image | None = None
     try:
         meta = metadata.read(directory)
         if meta is None or not may_graduate(meta):  # it was sealed at the last moment
@@ -156,6 +157,8 @@ def graduate(directory: Path, disk: Path | None) -> Graduated | None:
             meta = replace(meta, graduated=True, clean=False, written_ns=None)
             metadata.write(directory, meta)
     except BaseException:
+        if image is not None:
+            image.close()  # whoever serves the disk now locks it, too
         os.close(lock_fd)
         raise
     return Graduated(meta, image, (lock_fd, image.fileno()))

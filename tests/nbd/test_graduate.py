@@ -5,8 +5,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,40 @@ from tests.support.sources import free_port
 
 SIZE_BYTES = 8 << 20
 BLOCK = 4096
+COMMAND = ("-m", "relocator.cli.main")
+#: the same, whose first graduation fails once the proxy has ended
+FAILS_ONCE = """\
+import sys
+from relocator.cli import graduate, main
+from relocator.errors import ConfigError
+
+graduate.AGAIN_S = 0.5
+real, calls = graduate.graduate, []
+
+
+def failing(store, disk):
+    found = real(store, disk) if len(calls) != 1 else None
+    calls.append(found)
+    if len(calls) == 2:
+        raise ConfigError("disk=IMAGE: is in use by another process")
+    return found
+
+
+graduate.graduate = failing
+sys.exit(main.main())
+"""
 
 
 class Graduate:
     """A running `relocator proxy --graduate`."""
 
-    def __init__(self, directory: Path, *arguments: str, port: int | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *arguments: str,
+        port: int | None = None,
+        main: Sequence[str] = COMMAND,
+    ) -> None:
         self.socket, self.control_path = directory / "g.sock", directory / "g.control"
         self.address: Any = str(self.socket) if port is None else ("127.0.0.1", port)
         self.uri = (
@@ -37,7 +66,7 @@ class Graduate:
         where = (
             ["--socket", str(self.socket)] if port is None else ["--listen", f"127.0.0.1:{port}"]
         )
-        command = [sys.executable, "-m", "relocator.cli.main", "proxy", str(directory / "store")]
+        command = [sys.executable, *main, "proxy", str(directory / "store")]
         command += [*arguments, "--graduate", "--control", str(self.control_path), *where]
         self.log = directory / "g.log"
         with self.log.open("ab") as output:
@@ -80,8 +109,8 @@ def _comm(pid: int) -> str:
 
 
 @contextmanager
-def graduate(directory: Path, *arguments: str, port: int | None = None) -> Iterator[Graduate]:
-    running = Graduate(directory, *arguments, port=port)
+def graduate(directory: Path, *arguments: str, **more: Any) -> Iterator[Graduate]:
+    running = Graduate(directory, *arguments, **more)
     try:
         yield running
     finally:
@@ -326,6 +355,28 @@ def test_a_disk_that_has_moved_on_does_not_graduate(tmp_path: Path) -> None:
             onward.wait()
             assert server.await_state(state="sealed")["graduated"] is False
             assert onward.connect().pread(SIZE_BYTES, 0) == source_bytes(SIZE_BYTES)
+
+
+def test_a_disk_that_can_not_graduate_yet_is_served_on_and_graduates_later(tmp_path: Path) -> None:
+    with source(tmp_path) as server:
+        arguments = (server.uri,)
+        with graduate(tmp_path, *arguments, main=("-c", FAILS_ONCE)) as found:
+            found.await_state(graduated=True)
+            guest = found.connect()
+            assert guest.pread(SIZE_BYTES // 2, 0) == source_bytes(SIZE_BYTES)[: SIZE_BYTES // 2]
+    log = (tmp_path / "g.log").read_text()
+    assert log.count("can't graduate: disk=IMAGE: is in use by another process") == 1, log
+
+
+def test_where_there_is_no_room_for_the_other_socket_the_proxy_serves_on() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as root:
+        directory = Path(root) / ("d" * (104 - len(f"{root}//g.control")))
+        directory.mkdir()
+        with source(directory) as server:
+            with graduate(directory, server.uri) as found:
+                wait_for(lambda: "can't graduate: " in found.log.read_text(), "word of it")
+                assert found.status()["state"] == "complete" and not found.status()["graduated"]
+                assert found.connect().pread(BLOCK, 0) == source_bytes(SIZE_BYTES)[:BLOCK]
 
 
 def test_a_guard_that_comes_too_late_still_kills_the_server() -> None:

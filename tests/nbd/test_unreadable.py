@@ -34,11 +34,6 @@ def failing(self, buffer, offset):
 
 Image.read_into = failing
 """
-SOON = """\
-from relocator.copying import refused
-
-refused.AGAIN_S = 0.5
-"""
 IMPATIENT = """\
 from relocator.copying import hydration
 from relocator.source import connection
@@ -109,7 +104,7 @@ def test_a_bad_sector_is_all_that_is_missing_until_the_guest_writes_it(
 
 def test_what_can_be_read_again_is_fetched_again(tmp_path: Path, sectors: Sectors) -> None:
     with target(tmp_path, SIZE_BYTES, file=sectors.plugin) as source:
-        with proxy(tmp_path, source, file=changed(tmp_path, SOON)) as server:
+        with proxy(tmp_path, source) as server:
             wait_for(lambda: missing(server) == 1, "all but one block")
             sectors.mend()
             server.wait()
