@@ -41,7 +41,8 @@ another evaluation agrees:
 
     .venv/bin/python -m experiments.analysis.agree results/{name} {out}
 
-Going on from these runs at the commit that published them, with more seeds or another system:
+Going on from these runs, with more seeds or another system, takes the code of that commit
+([how](../../docs/reproduce.md)):
 
     make reproduce{more} RUNS=results/{name}/{archive}
 

@@ -60,19 +60,13 @@ class Claim:
             self._owner.release()
         return released
 
-    def overlaps(self, first: int, end: int) -> bool:
-        """Whether the claim has a block in `first..end`."""
-        if not (self.first < end and first < self.end):
-            return False
-        return not self.given or any(at < end and first < stop for at, stop in self.kept())
-
     def kept(self) -> list[Range]:
         """What is left of it but for what was given to another."""
         return subtract([(self.first, self.end)], self.given)
 
     def owned(self) -> list[Range]:
         """What is left of it after others have taken their part."""
-        return subtract(self.kept(), self.lost)
+        return subtract(self.kept() if self.given else [(self.first, self.end)], self.lost)
 
 
 def subtract(ranges: list[Range], holes: list[Range]) -> list[Range]:

@@ -62,6 +62,7 @@ class Hydration:
         self._on_demand = on_demand
         self._on_complete = on_complete
         self._claims: dict[Claim, None] = {}  # in the order in which they were made
+        self._stuck: dict[Claim, None] = {}  # those of which a part was given to others
         self.on_demand_bytes = 0
         self.background_bytes = 0
         #: blocks that the background copy leaves alone for now
@@ -87,7 +88,7 @@ class Hydration:
             with self._store.lock:
                 if self._store.present.all(first, end):
                     return
-                foreign = [claim for claim in self._claims if claim.overlaps(first, end)]
+                foreign = self._owners_locked(first, end)
                 mine = [Claim(*run, of_source=True) for run in self._unowned_locked(first, end)]
                 self._own_locked(mine)
             for claim in mine:
@@ -136,6 +137,8 @@ class Hydration:
             if claim.storing or not claim.background:
                 return False
             claim.given.append((max(first, claim.first), min(end, claim.end)))
+            self._claims.pop(claim, None)
+            self._stuck[claim] = None
             return True
 
     def claim_background(self, first: int, end: int, most_blocks: int) -> Claim | None:
@@ -161,7 +164,8 @@ class Hydration:
     def left_to_refused(self) -> bool:
         """Whether all was tried, and all that came is stored; False if nothing was refused."""
         with self._store.lock:
-            if self._refused.blocks is None or any(claim.of_source for claim in self._claims):
+            fetched = any(claim.of_source for claim in (*self._claims, *self._stuck))
+            if self._refused.blocks is None or fetched:
                 return False
             total = self._store.geometry.total_blocks
             return next(self._fetchable_locked(0, total), None) is None
@@ -203,7 +207,7 @@ class Hydration:
         """
         with self._store.lock:
             self.disowned += 1
-            fetches = [claim for claim in self._claims if claim.of_source]
+            fetches = [claim for claim in (*self._claims, *self._stuck) if claim.of_source]
             storing = [claim for claim in fetches if claim.storing]
             for claim in fetches:
                 if not claim.storing:
@@ -308,7 +312,7 @@ class Hydration:
     def _claim_for_write(self, first: int, end: int) -> list[Claim]:
         while True:
             with self._store.lock:
-                rivals = [claim for claim in self._claims if claim.overlaps(first, end)]
+                rivals = self._owners_locked(first, end)
                 busy = next((claim for claim in rivals if claim.storing), None)
                 if busy is None:
                     absent = list(self._store.present.clear_runs(first, end))
@@ -324,13 +328,23 @@ class Hydration:
         for claim in claims:  # one, as a rule
             self._claims[claim] = None
 
+    def _owners_locked(self, first: int, end: int) -> list[Claim]:
+        """The claims that have a block of `first..end`."""
+        owners = [claim for claim in self._claims if claim.first < end and first < claim.end]
+        for claim in self._stuck:
+            if any(at < end and first < stop for at, stop in claim.kept()):
+                owners.append(claim)
+        return owners
+
     def _unowned_locked(self, first: int, end: int) -> Iterator[Range]:
         """Absent blocks of `first..end` that nobody has claimed.
 
         Found one after the other: who wants only the first doesn't pay for a fragmented map.
         """
-        claims = [claim for claim in self._claims if claim.overlaps(first, end)]
-        claimed = [kept for claim in claims for kept in claim.kept()]
+        near = [claim for claim in self._claims if claim.first < end and first < claim.end]
+        claimed = [(claim.first, claim.end) for claim in near]
+        for claim in self._stuck:
+            claimed += claim.kept()
         for run in self._store.present.clear_runs(first, end):
             yield from subtract([run], claimed)
 
@@ -411,7 +425,7 @@ class Hydration:
                 if present:
                     for first, end in claim.owned():
                         self._store.mark_present_locked(first, end)
-                del self._claims[claim]
+                del (self._stuck if claim.given else self._claims)[claim]
             complete = self._store.all_present
         for claim in claims:
             claim.release()

@@ -243,12 +243,14 @@ class Connection:
         if now_s - self._heard_s <= patience_s:
             return
         for request in owed:
+            if request.stalls == 0:
+                request.silent_since_s = self._heard_s
             request.stalls += 1
         oldest = owed[0]
         self._in_flight[id(oldest)] = self._in_flight.pop(id(oldest))
-        if oldest.stalls > 1 and oldest.asked_s is not None:
-            silent = f"for {now_s - oldest.asked_s:.0f} s"
-            self.on_silence(f"the source has not answered a {oldest.what} {silent}")
+        if oldest.stalls > 1:
+            silent_s = now_s - oldest.silent_since_s
+            self.on_silence(f"the source has not answered a {oldest.what} for {silent_s:.0f} s")
         raise UpstreamError(f"no reply for {patience_s:.0f} s", errno.ETIMEDOUT)
 
     @property
@@ -258,7 +260,6 @@ class Connection:
     def _send(self, handle: Any, request: Request) -> None:
         self._largest_bytes = max(self._largest_bytes, request.reply_bytes)
         flight = self._in_flight[id(request)] = _Flight(request)
-        request.asked_s = request.asked_s or time.monotonic()
 
         def completed(error: Any) -> int:
             self._complete(flight, error.value)

@@ -14,7 +14,7 @@ class Request:
     `done(request)` is called exactly once, on the connection's thread, with either `error` set or
     the result in `data` (a read) or `runs` (`(length, flags)` in bytes from `offset` on, which may
     cover less than was asked). `refused`: the error is the source's own answer. `stalls`: how often
-    nothing came for too long while it was owed, since `asked_s`.
+    nothing came for too long while it was owed, since `silent_since_s`.
     """
 
     kind: str
@@ -27,7 +27,7 @@ class Request:
     error: UpstreamError | None = None
     refused: bool = False
     stalls: int = 0
-    asked_s: float | None = None
+    silent_since_s: float = 0.0
 
     @property
     def what(self) -> str:

@@ -41,7 +41,7 @@ class Upstream:
     the one that owes least. All but the first of these are opened as soon as that has said that the
     source bears several clients (`can_multi_conn`), long before anything is copied if the proxy is
     in standby. With `shared`, no connection is kept for demand. What one that can't come back was
-    asked for goes to the others too.
+    asked for goes to another: a server may bear no second client, or a firewall no new connection.
 
     How many: None is `FEWEST`, or `FAR` where the round trip is `FAR_S` or more. A connection
     begins with some 14 KB a round trip and doubles that each time, so twelve fill the link three or
@@ -67,8 +67,7 @@ class Upstream:
         #: told what the source has not answered for long, on any thread
         self.on_silence: Callable[[str], None] = lambda _why: None
         self._demand.on_silence = self._tell_silence
-        if shared:
-            self._demand.takes_over = self._take_over
+        self._demand.takes_over = self._take_over
         first = self._background_connection(1)
         first.on_connected = self._open_others
         self._lock = threading.Lock()  # of these two: who leaves, leaves nobody behind
@@ -132,10 +131,7 @@ class Upstream:
         )
 
     def _take_over(self, request: Request) -> bool:
-        """Give a request to a connection that is up, if there is one: to demand's, too.
-
-        A server may bear no second client, or a firewall no new connection.
-        """
+        """Give a request to a connection that is up, if there is one."""
         other = self._least_busy()
         if not other.connected:
             other = self._demand

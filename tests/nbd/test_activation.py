@@ -183,6 +183,20 @@ def test_what_is_withdrawn_goes_on_at_the_source_and_can_be_taken_over_again(
     assert source.image.read_bytes() == source.content
 
 
+def test_who_waits_for_an_activation_is_told_that_it_was_withdrawn(
+    tmp_path: Path, source: Source, guest: Any
+) -> None:
+    with source.serve(slow="sealing") as target, standby(tmp_path, target) as proxy:
+        waiting = guest(proxy.control.call, "activate", wait=True)
+        until(proxy, "activating")
+        withdrawing = guest(proxy.control.call, "withdraw")
+        with pytest.raises(RelocatorError, match="was withdrawn meanwhile"):
+            waiting.result(30)
+        source.go_on()
+        withdrawing.result(30)
+        assert state(proxy) == "standby"
+
+
 def test_a_disk_that_was_written_here_is_not_given_back(tmp_path: Path, source: Source) -> None:
     with source.serve() as target, standby(tmp_path, target) as proxy:
         proxy.control.call("activate", wait=True)

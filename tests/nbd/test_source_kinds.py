@@ -80,7 +80,12 @@ def qemu_qcow2(directory: Path, port: int) -> list[str]:
 
 
 def qemu_nbd(port: int, kind: str, path: Path) -> list[str]:
-    flags = ["--persistent", "--shared=8", "-b", "127.0.0.1"]
+    return qemu_nbd_for(8, port, kind, path)
+
+
+def qemu_nbd_for(clients: int, port: int, kind: str, path: Path) -> list[str]:
+    """It lets so many connect at a time; others wait unheard."""
+    flags = ["--persistent", f"--shared={clients}", "-b", "127.0.0.1"]
     return ["qemu-nbd", *flags, "-x", "disk", "-p", str(port), "-f", kind, str(path)]
 
 

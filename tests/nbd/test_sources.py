@@ -19,7 +19,7 @@ from relocator.source.remote import Source
 from relocator.source.sockets import round_trip_s
 from relocator.source.upstream import FAR, FEWEST, Upstream
 from relocator.store.geometry import Extent
-from tests.nbd.test_source_kinds import nbdkit_file, nbdkit_with_large_blocks
+from tests.nbd.test_source_kinds import nbdkit_file, nbdkit_with_large_blocks, qemu_nbd_for
 from tests.support import servers
 from tests.support.model import source_bytes
 from tests.support.servers import wait_for
@@ -59,6 +59,17 @@ def test_reads_that_fail_at_random_are_made_again_by_the_copy(tmp_path: Path) ->
         with proxy(tmp_path, source.port, "window=1M", file=file) as server:
             server.wait()
     assert (tmp_path / "store" / "disk.img").read_bytes() == source_bytes(SIZE_BYTES)
+
+
+def test_a_source_that_bears_one_client_serves_guest_and_copy(tmp_path: Path) -> None:
+    model, path = source_bytes(SIZE_BYTES), image(tmp_path)
+    ours = servers.impatient(tmp_path)
+    with daemon(tmp_path, "source", lambda port: qemu_nbd_for(1, port, "raw", path)) as source:
+        with proxy(tmp_path, source.port, "order=sequential", file=ours) as server:
+            guest = server.connect()
+            assert guest.pread(4096, SIZE_BYTES - 4096) == model[-4096:]
+            server.wait()
+    assert (tmp_path / "store" / "disk.img").read_bytes() == model
 
 
 def test_a_server_that_says_it_is_shutting_down_is_asked_again(tmp_path: Path) -> None:

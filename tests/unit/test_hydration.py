@@ -2,6 +2,7 @@
 
 import errno
 import random
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
@@ -10,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relocator.copying import holes
+from relocator.copying import holes, hydration
 from relocator.copying.claims import subtract
 from relocator.errors import StoreError, UpstreamError
 from relocator.source.upstream import Upstream
 from tests.support.hydration import BLOCK, BLOCKS, DATA, Bench, unheard, waiting
+from tests.support.servers import wait_for
 
 
 @pytest.fixture
@@ -64,6 +66,23 @@ def test_a_failed_fetch_reaches_its_own_reader_and_leaves_the_block_absent(bench
     waiting(bench, 1)
     bench.upstream.reply()
     assert again.result() == DATA[4 * BLOCK : 5 * BLOCK]
+
+
+def test_a_reader_takes_its_block_from_a_fetch_that_is_stuck(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hydration, "STUCK_S", 0.1)
+    claim = bench.hydration.claim_background(0, 4, 4)
+    assert claim is not None
+    bench.hydration.send(claim, unheard)
+    reader = bench.in_thread(bench.read, 2, 3)
+    waiting(bench, 2)
+    assert bench.upstream.fetched == [(0, 4 * BLOCK), (2 * BLOCK, BLOCK)]
+    bench.upstream.reply(1)
+    assert reader.result() == DATA[2 * BLOCK : 3 * BLOCK]
+    bench.disk.write(memoryview(b"g" * BLOCK), 2 * BLOCK, fua=False)
+    bench.upstream.reply()
+    assert bench.read(0, 4) == DATA[: 2 * BLOCK] + b"g" * BLOCK + DATA[3 * BLOCK : 4 * BLOCK]
 
 
 def test_a_reader_survives_the_failure_of_a_background_fetch(bench: Bench) -> None:
@@ -184,6 +203,39 @@ def test_what_was_a_hole_before_answers_were_disowned_is_asked_again(
     waiting(bench, 2)
     bench.upstream.reply(-1)
     assert reader.result() == DATA[4 * BLOCK : 8 * BLOCK]
+
+
+def test_a_step_is_asked_about_again_once_much_of_it_became_stale(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The source's guest may have trimmed it."""
+    monkeypatch.setattr(holes, "STEP_BYTES", 4 * BLOCK)
+    monkeypatch.setattr(holes, "AGAIN_BYTES", 3 * BLOCK)
+    found = holes.Holes(bench.store, cast(Upstream, bench.upstream), bench.hydration)
+
+    def fill() -> None:
+        filling = bench.in_thread(found.fill, 0, 4)
+        wait_for(lambda: not filling.is_alive() or bench.upstream.waiting, "a question")
+        for _ in range(len(bench.upstream.waiting)):
+            bench.upstream.reply_runs(HOLE)
+        filling.result()
+
+    fill()
+    for stale, asked in ((2, False), (3, True)):
+        bench.hydration.disown_fetches()
+        bench.store.drop([(0, stale)])
+        fill()
+        assert bench.store.present.all(0, 4) == asked
+
+
+def test_holes_that_a_silent_source_owes_are_not_waited_for_once_all_is_here(bench: Bench) -> None:
+    upstream, over = cast(Upstream, bench.upstream), threading.Event()
+    found = holes.Holes(bench.store, upstream, bench.hydration, over=over.is_set)
+    filling = bench.in_thread(found.fill, 0, 4)
+    waiting(bench, 1)
+    over.set()
+    filling.result()
+    assert not bench.store.present.any(0, 4)
 
 
 def test_a_hole_is_not_filled_once_answers_are_disowned(bench: Bench) -> None:
