@@ -130,7 +130,7 @@ def test_a_killed_server_is_started_again_and_a_guest_sees_no_error(
     io(b, "write -P 0x61 0 64k", "flush")
     for machine, unit in ((a, TARGET), (b, PROXY)):
         machine.run("kill", "-9", str(main_pid(machine, unit)))
-        wait_for(lambda m=machine, u=unit: restarts(m, u) == 1, "the restart")
+        wait_for(lambda m=machine, u=unit: restarts(m, u) >= 1, "the restart")
         wait_for(lambda m=machine, u=unit: state(m, u) == "active", "readiness")
     io(b, "read -P 0x61 0 64k", "write -P 0x62 64k 64k", "flush")
     b.run("relocator", "wait", CONTROL)
@@ -197,7 +197,7 @@ def test_the_unit_for_initiators_outlasts_a_restart_of_the_server(
     said = a.run("qemu-io", "-f", "raw", lun, "-c", "read -P 0x61 0 64k")
     assert "verification failed" not in said
     a.run("kill", "-9", str(main_pid(a, ISCSI)))
-    wait_for(lambda: restarts(a, ISCSI) == 1 and state(a, ISCSI) == "active", "the restart")
+    wait_for(lambda: restarts(a, ISCSI) >= 1 and state(a, ISCSI) == "active", "the restart")
     a.run("iscsi-ls", "iscsi://127.0.0.1")
     a.run("systemctl", "stop", ISCSI)
     assert state(a, ISCSI) == "inactive"

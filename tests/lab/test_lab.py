@@ -91,17 +91,14 @@ def test_nothing_of_the_host_is_seen_inside(first: Finished) -> None:
 
 
 @pytest.fixture
-def busy_processors() -> Iterator[None]:
-    hogs = [
-        subprocess.Popen(["sh", "-c", "while :; do :; done"]) for _ in range(os.cpu_count() or 1)
-    ]
+def busy_processor() -> Iterator[None]:
+    hog = subprocess.Popen(["sh", "-c", "while :; do :; done"])
     yield
-    for hog in hogs:
-        hog.kill()
-        hog.wait()
+    hog.kill()
+    hog.wait()
 
 
-@pytest.mark.usefixtures("busy_processors")
+@pytest.mark.usefixtures("busy_processor")
 def test_a_virtual_run_is_repeated_to_the_bit_on_a_busy_machine(
     first: Finished, tmp_path: Path
 ) -> None:
@@ -128,7 +125,7 @@ def processes_with(seed: int) -> list[str]:
             words = path.read_bytes().split(b"\0")
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if b"-seed" in words and str(seed).encode() in words:
+        if words[0].endswith(b"qemu-system-x86_64") and str(seed).encode() in words:
             found.append(b" ".join(words).decode())
     return found
 
@@ -160,8 +157,8 @@ def test_a_signal_ends_it_at_once_and_leaves_nothing(
             time.sleep(0.05)
         assert process.stdout.read(len(after)) == after
         process.send_signal(number)
-        assert process.wait(timeout=5) == status
-    deadline_s = time.monotonic() + 5
+        assert process.wait(timeout=30) == status
+    deadline_s = time.monotonic() + 30
     while processes_with(seed) and time.monotonic() < deadline_s:
         time.sleep(0.05)
     assert processes_with(seed) == []

@@ -142,5 +142,6 @@ def test_the_destination_may_be_reached_through_ssh(tmp_path: Path) -> None:
         sites.destination.goes_on()
         sites.destination.kill()
         sites.prove(sites.source, sites.destination, site=sites.b)
-        said = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
-        wait_for(lambda: f"ssh -N -F none -i {tmp_path}" not in said.stdout, "ssh to end")
+        ps = ["ps", "-eo", "args"]
+        said = lambda: subprocess.run(ps, capture_output=True, text=True, check=True)  # noqa: E731
+        wait_for(lambda: f"ssh -N -F none -i {tmp_path}" not in said().stdout, "ssh to end")

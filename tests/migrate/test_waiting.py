@@ -90,6 +90,6 @@ def test_a_move_that_waits_can_be_given_up_and_nothing_has_changed(tmp_path: Pat
         assert sites.states() == [("complete", "standby")]
         sites.moved("--pre-seed")
         sites.destination.goes_on()
-        assert sites.proxies[0].control.call("status")["dropped_blocks"] < 64
+        assert sites.proxies[0].control.call("status")["dropped_blocks"] <= 64
         sites.destination.kill()
         sites.prove(sites.source, sites.destination, site=sites.b)

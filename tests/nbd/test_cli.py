@@ -40,7 +40,7 @@ def test_a_relocation_from_target_to_complete(tmp_path: Path) -> None:
             (
                 proxy,
                 ["proxy", str(tmp_path / "store"), f"nbd+unix:///?socket={target}.sock"]
-                + ["--rate", "8M", "--control", f"{proxy}.control"],
+                + ["--rate", "2M", "--control", f"{proxy}.control"],
             ),
         ):
             done = relocator(*arguments, "--socket", f"{name}.sock", "--detach", f"{name}.pid")

@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -106,16 +105,18 @@ def test_a_server_that_is_killed_and_comes_back_costs_no_error(tmp_path: Path) -
 def test_it_ends_while_its_server_is_away(tmp_path: Path) -> None:
     with plugin(tmp_path, "target", f"disk={image(tmp_path)}") as target:
         with portal(tmp_path, target.uri) as served:
+            reads = [word for _ in range(60) for word in ("-c", "read 0 4096", "-c", "sleep 1000")]
+            reader = ["stdbuf", "-oL", "qemu-io", "-f", "raw", served.disk, *reads]
+            waiting = subprocess.Popen(reader, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+            assert waiting.stdout is not None
+            assert b"4096" in waiting.stdout.readline()  # it is connected, and reads each second
             target.kill()
-            reader = ["qemu-io", "-f", "raw", served.disk, "-c", "read 0 1"]
-            waiting = subprocess.Popen(reader, stdin=subprocess.DEVNULL)
-            time.sleep(0.5)
             served.process.terminate()
             assert served.process.wait(30) == 0
             assert served.leftovers() == []
             assert waiting.poll() is None  # an initiator that hopes, and was told of no error
             waiting.kill()
-            waiting.wait()
+            waiting.communicate()
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
@@ -158,7 +159,10 @@ def test_it_ends_with_an_error_when_what_it_runs_on_ends(tmp_path: Path) -> None
 
 
 def comm(pid: int) -> str:
-    return Path(f"/proc/{pid}/comm").read_text().strip()
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
+    except OSError:
+        return ""  # it has gone
 
 
 def test_initiators_must_know_the_password_and_come_from_where_they_may(
@@ -283,14 +287,14 @@ def pids_of(name: str) -> list[int]:
 
 def cmdline(pid: int) -> str:
     try:
-        return Path(f"/proc/{pid}/cmdline").read_text()
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
     except OSError:
         return ""  # it has gone
 
 
 def running(pid: int) -> bool:
     try:
-        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
         return False
 

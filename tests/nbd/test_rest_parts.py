@@ -1,6 +1,7 @@
 """What was written last comes with the seal in parts, each over a connection of its own."""
 
 import random
+import threading
 import time
 from pathlib import Path
 
@@ -233,14 +234,17 @@ def test_a_part_that_never_comes_holds_nobody_back(tmp_path: Path, site: Site) -
 
 
 def test_what_still_comes_at_the_end_is_taken(tmp_path: Path, site: Site) -> None:
-    mistake = _NOTING + _MUTE.replace("PATIENCE_S", "0.5")
+    mistake = _NOTING + _MUTE.replace("PATIENCE_S", "60.0")
     with site.serve(mistake=mistake) as target, in_step(tmp_path, target, SIX) as proxy:
         guest = target.connect()
         wait_for(lambda: site.has("5 of 5"), "all connections for the seal")
         site.write(guest, 300, 40)
         proxy.control.call("activate", wait=True)
         assert absent(proxy) > 0
+        goes_on = threading.Timer(0.5, site.go_on)
+        goes_on.start()
         proxy.stop()
+        goes_on.join()
         guest.shutdown()
         ends(target)
         assert resets(target) == []

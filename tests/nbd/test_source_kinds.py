@@ -138,7 +138,7 @@ def test_a_copy_from_any_server_is_exact_also_when_it_is_killed_and_comes_back(
     with daemon(tmp_path, "source", lambda port: kind(tmp_path, port)) as source:
         uri = f"source=nbd://127.0.0.1:{source.port}" + ("" if ours else "/disk")
         store = f"store={tmp_path / 'store'}"
-        keys = (store, uri, "rate=10M", "window=256K", "retry-timeout=120")
+        keys = (store, uri, "rate=2M", "window=256K", "retry-timeout=120")
         with plugin(tmp_path, "proxy", *keys) as server:
             handle = server.connect()
             at_work(handle, model, 50)

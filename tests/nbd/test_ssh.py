@@ -2,7 +2,6 @@
 
 import getpass
 import subprocess
-import time
 from functools import partial
 from pathlib import Path
 
@@ -34,9 +33,8 @@ def test_a_copy_through_ssh_survives_the_loss_of_its_connections(tmp_path: Path)
             ours = children(server.process.pid)
             for pid in ours:
                 subprocess.run(["kill", "-9", str(pid)], check=True)
-            time.sleep(0.2)
+            wait_for(lambda: not set(ours) & set(children(server.process.pid)), "their end")
             wait_for(lambda: control.call("status")["source_connected"], "ssh again")
-            assert not set(ours) & set(children(server.process.pid))
             server.hurry()
             control.call("wait", timeout_s=60)
             assert not children(server.process.pid)

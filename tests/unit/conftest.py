@@ -8,7 +8,7 @@ from hypothesis import settings
 from tests.support import ext_images
 
 settings.register_profile(
-    "untimed", deadline=None
+    "untimed", deadline=None, derandomize=True
 )  # how long it takes says how busy the machine is
 settings.load_profile("untimed")
 

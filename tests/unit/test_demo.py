@@ -26,9 +26,9 @@ def job(tmp_path: Path, name: str, code: str) -> Job:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + 20
+    deadline_s = time.monotonic() + 60
     while not condition():
-        assert time.monotonic() < deadline_s, "waited 20 s in vain"
+        assert time.monotonic() < deadline_s, "waited 60 s in vain"
         time.sleep(0.02)
 
 
@@ -131,7 +131,7 @@ def test_a_runs_line_shows_its_last_event_and_what_is_present(tmp_path: Path) ->
         assert progress.phase(one) == "switch done downtime 0.032 s | present 41.2 %"
         estimates = progress.Estimates(batch)
         share = progress.MILESTONES["switch done"]
-        assert estimates.expected_s(one) == pytest.approx(one.elapsed_s / share, abs=0.5)
+        assert estimates.expected_s(one) == pytest.approx(one.elapsed_s / share, abs=5)
 
 
 def test_the_share_done_is_the_last_milestones() -> None:

@@ -35,7 +35,8 @@ def test_a_source_ends_though_its_proxy_went_without_a_word(link: Link, tmp_path
         with plugin(tmp_path, "proxy", *keys, within=within) as proxy:
             wait_for(lambda: proxy.status()["source_connected"], "both connections")
             here = link.within(link.source)
-            wait_for(lambda: set(clocks(PORT, here)) == {"keepalive"}, "nothing on its way")
+            # for demand, for the copy, and ready for the handover: a seal, and the word after it
+            wait_for(lambda: clocks(PORT, here) == ["keepalive"] * 4, "nothing on its way")
             link.cut()
             proxy.kill()
         source.send_signal(signal.SIGTERM)
