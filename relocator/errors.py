@@ -39,6 +39,10 @@ class UpstreamError(RelocatorError):
         self.errno = number
 
 
+class RefusedError(UpstreamError):
+    """The source has answered this request with an error: it can't read that place, say."""
+
+
 class ShutOutError(UpstreamError):
     """The source is a relocator, and wants a key that was not shown."""
 

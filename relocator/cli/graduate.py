@@ -94,6 +94,7 @@ class _Supervisor:
         self._pid = self._guard_pid = 0
         self._ending = False
         self._not_before_s = 0.0
+        self._again_s = AGAIN_S
 
     def run(self) -> int:
         """One server after the other."""
@@ -127,10 +128,11 @@ class _Supervisor:
         except (RelocatorError, OSError) as error:
             print(
                 f"relocator: the disk can't graduate: {error}; the proxy serves on, and it is "
-                f"tried again in {AGAIN_S:.0f} s",
+                f"tried again in {self._again_s:.0f} s",
                 file=sys.stderr,
             )
-            self._not_before_s = time.monotonic() + AGAIN_S
+            self._not_before_s = time.monotonic() + self._again_s
+            self._again_s *= 2  # each time cuts off all clients
             return None
 
     def _start(self, argv: list[str], locks: Sequence[int] = ()) -> None:

@@ -235,6 +235,8 @@ def arrival_ports_fact(probe: Probe = SYSTEM) -> Fact:
         for key, usual in (("migration_port_min", 49152), ("migration_port_max", 49215))
     )
     lowest, highest = (*map(int, _sysctl("net.ipv4.ip_local_port_range", probe)), 0, 0)[:2]
+    if not highest:
+        return Fact(name, True, "the kernel doesn't tell")
     reserved = [word for text in _sysctl(_RESERVED, probe) for word in text.split(",")]
     taken = set(range(max(first, lowest), min(last, highest) + 1))
     for word in reserved:

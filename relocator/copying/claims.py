@@ -14,11 +14,13 @@ class Claim:
     """Absent blocks `first..end` with an owner, until it calls `release`.
 
     `of_source`: what is to become present is the source's. `storing`: it is being written. `lost`:
-    what writes have taken of it; `given`: what a guest's own fetch has.
+    what writes have taken of it; `given`: what a guest's own fetch has. `again`: the source has
+    failed to read it before.
     """
 
     __slots__ = (
         "_owner",
+        "again",
         "background",
         "end",
         "error",
@@ -45,6 +47,7 @@ class Claim:
         self.storing = storing
         self.lost: list[Range] = []
         self.given: list[Range] = []
+        self.again = False
         self.error: RelocatorError | None = None
         self._owner = threading.Lock()  # an Event takes longer than all else that a claim costs
         self._owner.acquire()

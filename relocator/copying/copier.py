@@ -26,6 +26,8 @@ from relocator.store.store import Store
 
 Range = tuple[int, int]
 PREFETCH_BYTES = 128 << 10
+#: so often it is asked again for what failed, until it is looked whether there is something better
+AGAIN_TIMES = 16
 IDLE_S = 0.02
 IDLE_TIMES = 10  # so much longer than a pass in vain took
 
@@ -62,6 +64,7 @@ class Copier:
         self._pulled: deque[Range] = deque()
         self._pulled_lock = threading.Lock()
         self._generation = 0
+        self._told = 0  # of what the source fails to read
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="copier", daemon=True)
 
@@ -114,8 +117,10 @@ class Copier:
 
     def _copy(self) -> None:
         """Visit the whole disk once; wait a little if that was in vain."""
-        self._pacer.lacks(self._hydration.refusal)
-        if self._hydration.left_to_refused:
+        self._tell()
+        compares = self._seeding is not None and not self._seeding.ended
+        if not compares and self._hydration.left_to_refused:
+            self._pacer.lacks(self._hydration.refusal)  # a guest may have written some of it
             if not self._ask_again():
                 self._pacer.sleep(HOLD_S)
             return
@@ -131,15 +136,19 @@ class Copier:
             idle_s = IDLE_TIMES * (time.monotonic() - began_s)
             self._pacer.sleep(min(max(IDLE_S, idle_s), HOLD_S))
 
+    def _tell(self) -> None:
+        """Tell what the source fails to read, if that has changed."""
+        if self._told != self._hydration.refusals:
+            self._told = self._hydration.refusals
+            self._pacer.lacks(self._hydration.refusal)
+
     def _ask_again(self) -> bool:
         """Fetch what the source has failed to read, where it is time; whether something was."""
-        due = self._hydration.refused_due()
-        for first, end in due:
-            at = first
-            while (claim := self._claim(at, end)) is not None:
-                self._fetch(claim)
-                at = claim.end
-        return bool(due)
+        for sent in range(AGAIN_TIMES):
+            if not self._pacer.wait_turn() or (claim := self._hydration.claim_again()) is None:
+                return sent > 0
+            self._fetch(claim)
+        return True
 
     def _pass(self) -> int:
         """Visit the whole disk once; returns how many requests it sent.
@@ -152,6 +161,7 @@ class Copier:
             return 0
         seeded = self._seeding is not None and not self._seeding.ended
         for first, end in self._seeding.settled() if self._seeding and seeded else self._ranges():
+            self._tell()
             self._pacer.wait_turn()
             if self._outdated:
                 break

@@ -22,17 +22,27 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
+from typing import Protocol
 
 from relocator.copying.claims import Claim, Range, subtract
 from relocator.copying.refused import Refused
-from relocator.errors import NotKeptError, RelocatorError, StoreError, UpstreamError
+from relocator.errors import NotKeptError, RefusedError, RelocatorError, StoreError, UpstreamError
 from relocator.source.upstream import Request, Upstream
 from relocator.store import skipped
 from relocator.store.bitmap import Bitmap
 from relocator.store.store import Store
 
-#: told of a fetch's end: None, or why it failed
-Released = Callable[[RelocatorError | None], None]
+
+class Released(Protocol):
+    """Told of a fetch, on another thread."""
+
+    def __call__(self, error: RelocatorError | None) -> None:
+        """It is over: it has come (None), or failed."""
+
+    def stuck(self) -> None:
+        """The source leaves it unanswered for long; once at most."""
+
+
 _ZEROS = bytes(1 << 20)
 #: a run of zeros is made present in steps: so much at a time, more once it was seen to be punched
 _WRITE_STEP_BYTES, _PUNCH_STEP_BYTES = 16 << 20, 1 << 30
@@ -68,6 +78,8 @@ class Hydration:
         #: blocks that the background copy leaves alone for now
         self.aside: Bitmap | None = None
         self._refused = Refused(store.geometry.total_blocks)
+        #: changes whenever what the source has failed to read does
+        self.refusals = 0
         #: how often what the source had been asked was disowned
         self.disowned = 0
         self.hole_bytes = 0
@@ -134,7 +146,8 @@ class Hydration:
     def _take(self, claim: Claim, first: int, end: int) -> bool:
         """Take `first..end` away from a background fetch; whether that was possible."""
         with self._store.lock:
-            if claim.storing or not claim.background:
+            is_out = claim in self._claims or claim in self._stuck  # it may have failed just now
+            if not is_out or claim.storing or not claim.background:
                 return False
             claim.given.append((max(first, claim.first), min(end, claim.end)))
             self._claims.pop(claim, None)
@@ -155,18 +168,30 @@ class Hydration:
             self._own_locked([claim])
             return claim
 
-    def refused_due(self) -> list[Range]:
-        """What the source failed to read and is to be asked for again now."""
+    def claim_again(self) -> Claim | None:
+        """Claim something that the source failed to read and is to be asked for again now.
+
+        Returns None if there is nothing. The caller must `send` the claim.
+        """
         with self._store.lock:
-            return list(self._refused.due(time.monotonic()))
+            while (due := self._refused.due(time.monotonic())) is not None:
+                if (run := next(self._unowned_locked(*due), None)) is not None:
+                    claim = Claim(*run, of_source=True, background=True)
+                    claim.again = True
+                    self._refused.asked(*run)
+                    self._own_locked([claim])
+                    return claim
+            return None
 
     @property
     def left_to_refused(self) -> bool:
-        """Whether all was tried, and all that came is stored; False if nothing was refused."""
+        """Whether all that can be had is stored; False if nothing was refused."""
         with self._store.lock:
-            fetched = any(claim.of_source for claim in (*self._claims, *self._stuck))
-            if self._refused.blocks is None or fetched:
+            if self._refused.blocks is None:
                 return False
+            for claim in (*self._claims, *self._stuck):
+                if claim.of_source and not claim.again and claim.owned():
+                    return False
             total = self._store.geometry.total_blocks
             return next(self._fetchable_locked(0, total), None) is None
 
@@ -376,14 +401,30 @@ class Hydration:
         """Fetch a claim's blocks; `released` is called once it is over, on another thread."""
 
         def arrived(request: Request) -> None:
-            if claim.background and request.refused:
-                with self._store.lock:  # before the claim goes, or it would be asked for again
-                    self._refused.note(claim.first, claim.end, time.monotonic())
+            self._note(claim, request.error)  # before the claim goes, or it would be asked again
             self.arrive(claim, request.data, request.error)
             released(claim.error)
 
         extent = self._store.geometry.extent(claim.first, claim.end)
-        self._upstream.fetch(extent.offset, extent.length, arrived, background=claim.background)
+        self._upstream.fetch(
+            extent.offset,
+            extent.length,
+            arrived,
+            background=claim.background,
+            stuck=released.stuck,
+        )
+
+    def _note(self, claim: Claim, error: RelocatorError | None) -> None:
+        """Note what the source fails to read, or no more."""
+        if isinstance(error, RefusedError):
+            if claim.background:
+                with self._store.lock:
+                    self._refused.note(claim.first, claim.end, time.monotonic())
+                    self.refusals += 1
+        elif self._refused.blocks is not None:
+            with self._store.lock:
+                self._refused.forget(claim.first, claim.end)
+                self.refusals += 1
 
     def arrive(
         self, claim: Claim, data: bytes | bytearray, failure: RelocatorError | None = None

@@ -15,17 +15,44 @@ from relocator.copying.cap import Cap
 from relocator.copying.hydration import Released
 from relocator.copying.pacing import Sent, Window
 from relocator.copying.timetable import Change, Timetable
-from relocator.errors import RelocatorError
+from relocator.errors import RefusedError, RelocatorError
 
 HOLD_S = 1.0
+#: so much that the source leaves unanswered is taken off the window, so that the rest is copied
+MOST_STUCK_BYTES = 8 << 20
+
+
+class Fetch:
+    """A fetch under way, as `Released` has it."""
+
+    __slots__ = ("_released", "_stuck", "is_stuck", "sent")
+
+    def __init__(
+        self,
+        sent: Sent,
+        released: "Callable[[Fetch, RelocatorError | None], None]",
+        stuck: "Callable[[Fetch], None]",
+    ) -> None:
+        self.sent = sent
+        self.is_stuck = False
+        self._released = released
+        self._stuck = stuck
+
+    def __call__(self, error: RelocatorError | None) -> None:
+        """It is over."""
+        self._released(self, error)
+
+    def stuck(self) -> None:
+        """It stays out."""
+        self._stuck(self)
 
 
 class Pacer:
     """Gives out turns until `over` says that nothing more is to be copied.
 
-    `report` is told why the background copy fails, and once a fetch has succeeded since, what it
-    `lacks` still; None if that is nothing, or all is over. What fails after that is nobody's
-    trouble.
+    `report` is told why the background copy fails, until a fetch has succeeded since; else what
+    the source leaves unanswered, or what the copy `lacks`; None if that is nothing, or all is over.
+    What fails after that is nobody's trouble.
     """
 
     def __init__(
@@ -45,8 +72,12 @@ class Pacer:
         self.paused = False
         self.stopping = False
         self._hold_until_s = 0.0
+        self._refusing = False  # the source refused what was fetched last
+        self._stuck_bytes = 0
         self._complaint: str | None = None
+        self._silence: str | None = None
         self._lack: str | None = None
+        self._told: str | None = None
 
     def stop(self) -> None:
         """Give out no more turns."""
@@ -156,7 +187,7 @@ class Pacer:
         """
         with self._turn:
             sent = self._window.send(length, time.monotonic(), demand=True)
-        return lambda error: self._released(sent, error)
+        return Fetch(sent, self._released, self._let_out)
 
     def background(self, length: int) -> Released:
         """A background fetch of `length` bytes is being sent; returns as `demand` does."""
@@ -164,49 +195,68 @@ class Pacer:
             now_s = time.monotonic()
             sent = self._window.send(length, now_s)
             self._cap.take(length, now_s)
-        return lambda error: self._released(sent, error)
+        return Fetch(sent, self._released, self._let_out)
 
-    def _released(self, sent: Sent, error: RelocatorError | None) -> None:
+    def _released(self, fetch: Fetch, error: RelocatorError | None) -> None:
         """A fetch is over; runs on the connection's thread."""
+        sent = fetch.sent
         with self._turn:
-            if error is None:
+            if fetch.is_stuck:
+                self._stuck_bytes -= sent.length
+            elif error is None:
                 self._window.received(sent, time.monotonic())
-                self._clear_locked()
             else:
                 self._window.lost(sent)
-                if not sent.demand:
-                    if self._complaint is not None:  # one bad place is no reason to wait
-                        self._hold_until_s = time.monotonic() + HOLD_S
-                    self._complain_locked(str(error))
+            if error is None:
+                self._complaint, self._refusing = None, False
+            elif not sent.demand:
+                is_refused = isinstance(error, RefusedError)
+                if not is_refused:
+                    self._complaint = str(error)
+                if self._refusing or not is_refused:  # one bad place is no reason to wait
+                    self._hold_until_s = time.monotonic() + HOLD_S
+                self._refusing = is_refused
+            self._tell_locked()
             self._turn.notify_all()
+
+    def _let_out(self, fetch: Fetch) -> None:
+        """A fetch that stays out no longer counts against the window."""
+        with self._turn:
+            if self._stuck_bytes + fetch.sent.length <= MOST_STUCK_BYTES:
+                fetch.is_stuck = True
+                self._stuck_bytes += fetch.sent.length
+                self._window.lost(fetch.sent)
+                self._turn.notify_all()
+
+    def silence(self, message: str | None) -> None:
+        """What the source leaves unanswered; None: it has answered."""
+        with self._turn:
+            self._silence = message
+            self._tell_locked()
 
     def complain(self, message: str) -> None:
         """The background copy fails for a reason of its own; until a fetch succeeds."""
         with self._turn:
-            self._complain_locked(message)
+            self._complaint = message
+            self._tell_locked()
 
     def lacks(self, message: str | None) -> None:
         """What can't be copied for now, whatever else can; None: nothing."""
         with self._turn:
-            if message != self._lack:
-                self._lack = message
-                self._report(self._complaint or message)
+            self._lack = message
+            self._tell_locked()
 
     def end_complaints(self) -> None:
         """All is here, for good: what failed on the way did no harm."""
-        self.lacks(None)
         with self._turn:
-            self._clear_locked()
+            self._complaint = self._silence = self._lack = None
+            self._tell_locked()
 
-    def _complain_locked(self, message: str) -> None:
-        if not self.over:
-            self._complaint = message
+    def _tell_locked(self) -> None:
+        message = self._complaint or self._silence or self._lack
+        if message != self._told and not (message and self.over):
+            self._told = message
             self._report(message)
-
-    def _clear_locked(self) -> None:
-        if self._complaint is not None:
-            self._complaint = None
-            self._report(self._lack)
 
     def wait_turn(self) -> int:
         """Wait until a request may be sent; returns its size in bytes, or 0 once all is over."""

@@ -10,7 +10,6 @@ Called under the store's lock.
 
 import heapq
 from collections import deque
-from collections.abc import Iterator
 
 from relocator.store.bitmap import Bitmap
 
@@ -26,6 +25,7 @@ class Refused:
         #: blocks that are not asked for now; None if there never were any
         self.blocks: Bitmap | None = None
         self._runs: deque[Range] = deque()
+        self._halves: deque[Range] = deque()
         self._single: list[tuple[float, int]] = []  # a heap: when to ask for which
         self._delays_s: dict[int, float] = {}  # of each the next
 
@@ -41,18 +41,33 @@ class Refused:
             self._delays_s[first] = min(delay_s * 2, AGAIN_S)
             heapq.heappush(self._single, (now_s + delay_s, first))
 
-    def due(self, now_s: float) -> Iterator[Range]:
-        """What is to be asked for again; each is forgotten by that."""
-        while self.blocks is not None and self._runs:
+    def due(self, now_s: float) -> Range | None:
+        """What is to be asked for again next; until that is noted, it has never failed."""
+        if self.blocks is None:
+            return None
+        if self._runs:
             first, end = self._runs.popleft()
-            self.blocks.clear(first, end)
-            middle = (first + end) // 2
-            yield first, middle
-            yield middle, end
-        while self.blocks is not None and self._single and self._single[0][0] <= now_s:
-            _, block = heapq.heappop(self._single)
-            self.blocks.clear(block, block + 1)
-            yield block, block + 1
+            self._halves += [(first, (first + end) // 2), ((first + end) // 2, end)]
+        if self._halves:
+            first, end = self._halves.popleft()
+        elif self._single and self._single[0][0] <= now_s:
+            first = heapq.heappop(self._single)[1]
+            end = first + 1
+        else:
+            return None
+        self.blocks.clear(first, end)
+        return first, end
+
+    def asked(self, first: int, end: int) -> None:
+        """These are being asked for again, and still refused until they come."""
+        if self.blocks is not None:
+            self.blocks.set(first, end)
+
+    def forget(self, first: int, end: int) -> None:
+        """These have come."""
+        if self.blocks is not None and self.blocks.clear(first, end):
+            for block in range(first, end):
+                self._delays_s.pop(block, None)
 
     def absent(self, present: Bitmap) -> tuple[int, int]:
         """How many of them are still absent, and the first of those; (0, 0) if none is."""

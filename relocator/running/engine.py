@@ -112,7 +112,7 @@ class Engine:
             over=lambda: store.all_present and not lifecycle.pass_through,
             report=partial(faults.report, COPY),
         )
-        upstream.on_silence = pacer.complain
+        upstream.on_silence = pacer.silence
         hydration = Hydration(store, upstream, on_demand=pacer.demand, on_complete=pacer.wake)
         holes = Holes(
             store,

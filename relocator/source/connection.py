@@ -13,8 +13,8 @@ own deadline. One that can't come back hands them over, if somebody `takes_over`
 status are idempotent, so sending again is safe.
 
 A source's disk may take minutes for a bad sector. So what was owed in vain is waited for twice as
-long the next time, up to `MOST_STALL_S`; and the oldest of it, at which a server that serves one
-after the other would be stuck, is sent last.
+long the next time, `MOST_DOUBLED` times at most; and the oldest of it, at which a server that
+serves one after the other would be stuck, is sent last.
 
 A link delivers a reply in many packets, and to wake up for each costs more than the reply itself:
 seven hand-overs of Python's lock. A connection that no guest waits for *gathers*: while more than
@@ -33,7 +33,7 @@ from typing import Any, Protocol
 
 import nbd
 
-from relocator.errors import OtherDiskError, OutdatedError, StoreError, UpstreamError
+from relocator.errors import OtherDiskError, OutdatedError, RefusedError, StoreError, UpstreamError
 from relocator.source.endpoint import Endpoint
 from relocator.source.handles import (
     ALLOCATION,
@@ -48,7 +48,8 @@ from relocator.source.handles import (
 from relocator.source.requests import Request
 from relocator.source.sockets import LowWater, round_trip_s
 
-STALL_S, MOST_STALL_S = 10.0, 320.0
+STALL_S = 10.0
+MOST_DOUBLED = 5
 GATHER_BYTES = 16 << 10
 GATHER_S = 0.002
 #: Errors that say nothing of the request: the connection is gone, or the server is about to go.
@@ -118,8 +119,9 @@ class Connection:
         #: called on the connection's thread when an attempt to connect has failed, for each request
         #: that it keeps; whether another connection has it now
         self.takes_over: Callable[[Request], bool] = lambda _request: False
-        #: called on the connection's thread when a request has been owed in vain more than once
-        self.on_silence: Callable[[str], None] = lambda _why: None
+        #: called on the connection's thread when a request has been owed in vain more than once,
+        #: and, with None, when such a one is answered
+        self.on_silence: Callable[[str | None], None] = lambda _why: None
         self._asked_bytes = 0  # under `_lock`
         self._answered_bytes = 0  # by the connection's own thread
         self._largest_bytes = 0
@@ -238,7 +240,7 @@ class Connection:
     def _stall(self) -> None:
         """Nothing has come for `STALL_S`: an UpstreamError, unless that has happened before."""
         owed = [flight.request for flight in self._in_flight.values()]
-        patience_s = min(STALL_S * 2 ** max(request.stalls for request in owed), MOST_STALL_S)
+        patience_s = STALL_S * 2 ** min(max(request.stalls for request in owed), MOST_DOUBLED)
         now_s = time.monotonic()
         if now_s - self._heard_s <= patience_s:
             return
@@ -246,6 +248,8 @@ class Connection:
             if request.stalls == 0:
                 request.silent_since_s = self._heard_s
             request.stalls += 1
+            if request.stalls == 2 and request.stuck is not None:
+                request.stuck()
         oldest = owed[0]
         self._in_flight[id(oldest)] = self._in_flight.pop(id(oldest))
         if oldest.stalls > 1:
@@ -304,11 +308,12 @@ class Connection:
         flight.parts -= 1
         flight.error = flight.error or number
         request = flight.request
+        if request.stalls > 1:
+            self.on_silence(None)
         if flight.parts or self._in_flight.pop(id(request), None) is None:
             return
         if flight.error:
-            request.refused = True
-            request.error = UpstreamError(
+            request.error = RefusedError(
                 f"the source failed a {request.what}: {os.strerror(flight.error)}", flight.error
             )
         else:
@@ -354,6 +359,8 @@ class Connection:
                 (late if expired or all_of_them else queued).append(request)
             self._queue = queued
         for request in late:
+            if request.stalls > 1:
+                self.on_silence(None)
             what = f"the source {self._endpoint.uri} can't be reached: {self._why}"
             request.error = UpstreamError(what, errno.EIO)
             self._answered_bytes += request.reply_bytes

@@ -13,8 +13,8 @@ class Request:
 
     `done(request)` is called exactly once, on the connection's thread, with either `error` set or
     the result in `data` (a read) or `runs` (`(length, flags)` in bytes from `offset` on, which may
-    cover less than was asked). `refused`: the error is the source's own answer. `stalls`: how often
-    nothing came for too long while it was owed, since `silent_since_s`.
+    cover less than was asked); a RefusedError is the source's own answer. `stuck()` is called there
+    once if it has been owed in vain twice. `stalls`: how often that was, since `silent_since_s`.
     """
 
     kind: str
@@ -25,7 +25,7 @@ class Request:
     data: bytearray = field(default_factory=bytearray)
     runs: list[tuple[int, int]] = field(default_factory=list)
     error: UpstreamError | None = None
-    refused: bool = False
+    stuck: Callable[[], None] | None = None
     stalls: int = 0
     silent_since_s: float = 0.0
 

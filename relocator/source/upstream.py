@@ -64,8 +64,8 @@ class Upstream:
         self._wanted = connections
         self._shared = shared
         self._demand = Connection(endpoint, "upstream-demand", guard)
-        #: told what the source has not answered for long, on any thread
-        self.on_silence: Callable[[str], None] = lambda _why: None
+        #: told what the source has not answered for long, and None once it has, on any thread
+        self.on_silence: Callable[[str | None], None] = lambda _why: None
         self._demand.on_silence = self._tell_silence
         self._demand.takes_over = self._take_over
         first = self._background_connection(1)
@@ -118,7 +118,7 @@ class Upstream:
                 one.start()
                 self._background.append(one)
 
-    def _tell_silence(self, why: str) -> None:
+    def _tell_silence(self, why: str | None) -> None:
         self.on_silence(why)
 
     def _least_busy(self) -> Connection:
@@ -140,18 +140,26 @@ class Upstream:
             return True
         return False
 
-    def fetch(self, offset: int, length: int, done: Done, *, background: bool) -> None:
-        """Read `length` bytes at `offset`; `done` gets them, or the error.
+    def fetch(
+        self,
+        offset: int,
+        length: int,
+        done: Done,
+        *,
+        background: bool,
+        stuck: Callable[[], None] | None = None,
+    ) -> None:
+        """Read `length` bytes at `offset`; `done` gets them, or the error; `stuck` as of `Request`.
 
         A demand read fails once the source has been lost for the retry timeout; a background read
         waits for it as long as it takes.
         """
         if background:
-            self._least_busy().submit(Request("read", offset, length, done))
+            self._least_busy().submit(Request("read", offset, length, done, stuck=stuck))
         else:
             deadline_s = time.monotonic() + self.retry_timeout_s
             connection = self._least_busy() if self._shared else self._demand
-            connection.submit(Request("read", offset, length, done, deadline_s))
+            connection.submit(Request("read", offset, length, done, deadline_s, stuck=stuck))
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Read through, keeping nothing.

@@ -126,6 +126,22 @@ def test_many_bad_sectors_keep_nothing_else(tmp_path: Path, sectors: Sectors) ->
     assert copied(tmp_path) == model
 
 
+@pytest.mark.parametrize("seconds", [0.0, 0.3], ids=["at once", "late"])
+def test_a_copy_ahead_of_many_bad_sectors_is_kept_in_step(
+    tmp_path: Path, sectors: Sectors, seconds: float
+) -> None:
+    sectors.break_(BAD, 40 * BLOCK, seconds)
+    flags = ("-t", "1")
+    with target(tmp_path, SIZE_BYTES, file=sectors.plugin, flags=flags) as source:
+        with proxy(tmp_path, source, "mode=standby", "refresh=1") as server:
+            for byte in (b"1", b"2"):
+                rounds = server.status()["rounds"]
+                source.connect().pwrite(byte * BLOCK, 0)
+                wait_for(lambda before=rounds: server.status()["rounds"] > before + 1, "rounds")
+                wait_for(lambda want=byte: copied(tmp_path)[:BLOCK] == want * BLOCK, "the copy")
+            assert "the source can't read " in str(server.status()["faults"]["copy"])
+
+
 def test_a_copy_ahead_is_kept_in_step_all_the_same(tmp_path: Path, sectors: Sectors) -> None:
     model = source_bytes(SIZE_BYTES)
     with target(tmp_path, SIZE_BYTES, file=sectors.plugin) as source:

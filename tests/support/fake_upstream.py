@@ -1,6 +1,7 @@
 """An upstream whose replies come when, and as, the test says: for races no server can stage."""
 
 import errno
+from collections.abc import Callable
 
 from relocator.errors import UpstreamError
 from relocator.source.upstream import Done, Request
@@ -19,10 +20,18 @@ class FakeUpstream:
         self.fetched: list[tuple[int, int]] = []
         self.background: list[bool] = []
 
-    def fetch(self, offset: int, length: int, done: Done, *, background: bool) -> None:
+    def fetch(
+        self,
+        offset: int,
+        length: int,
+        done: Done,
+        *,
+        background: bool,
+        stuck: Callable[[], None] | None = None,
+    ) -> None:
         self.fetched.append((offset, length))
         self.background.append(background)
-        self.waiting.append(Request("read", offset, length, done))
+        self.waiting.append(Request("read", offset, length, done, stuck=stuck))
 
     def block_status(self, offset: int, length: int, done: Done) -> None:
         self.waiting.append(Request("block status", offset, length, done))

@@ -22,8 +22,17 @@ BLOCKS = 16
 DATA = random.Random(1).randbytes(BLOCK * BLOCKS)
 
 
-def unheard(_error: RelocatorError | None) -> None:
+class _Unheard:
     """The end of a fetch, for which nothing is paced here."""
+
+    def __call__(self, error: RelocatorError | None) -> None:
+        """It is over."""
+
+    def stuck(self) -> None:
+        """It stays out."""
+
+
+unheard = _Unheard()
 
 
 class Bench:

@@ -85,6 +85,17 @@ def test_a_reader_takes_its_block_from_a_fetch_that_is_stuck(
     assert bench.read(0, 4) == DATA[: 2 * BLOCK] + b"g" * BLOCK + DATA[3 * BLOCK : 4 * BLOCK]
 
 
+def test_nothing_is_taken_from_a_fetch_that_has_just_failed(bench: Bench) -> None:
+    """Whoever waited for it looked at it a moment before: nobody would ever let go of it."""
+    claim = bench.hydration.claim_background(0, 4, 4)
+    assert claim is not None
+    bench.hydration.send(claim, unheard)
+    bench.upstream.fail()
+    assert not bench.hydration._take(claim, 2, 3)
+    again = bench.hydration.claim_background(0, 4, 4)
+    assert again is not None and (again.first, again.end) == (0, 4)
+
+
 def test_a_reader_survives_the_failure_of_a_background_fetch(bench: Bench) -> None:
     claim = bench.hydration.claim_background(0, 4, 4)
     assert claim is not None
