@@ -16,6 +16,10 @@ from relocator.signals import uninterrupted
 LOOK_EVERY_S = 0.005
 
 
+class _WithdrawnError(RelocatorError):
+    """A disk is at its source again."""
+
+
 class Disk(Protocol):
     """A proxy's control, such as `Client`."""
 
@@ -44,20 +48,28 @@ def activate(disks: Sequence[Disk], *, seal: bool = True) -> list[Disk]:
     return already
 
 
-def release(disks: Sequence[Disk]) -> None:
+def release(disks: Sequence[Disk], *, may_run_here: bool = True) -> None:
     """Once all seals are confirmed, let writes pass on all; this is not interrupted halfway.
 
+    `may_run_here`: the VM has perhaps been let go on; then only a disk that is known to be at its
+    source has the others given back.
+
     Raises:
-        RelocatorError: a source could not be sealed; all that were held are withdrawn. Or not all
-            could be told, when some had been.
+        RelocatorError: a source could not be sealed; all that were held are withdrawn. Or one can't
+            be asked, and all are left as they are. Or not all could be told, when some had been.
     """
     try:
         if failures := _of_all(disks, see_to_seal):
             raise failures[0]
         for disk in disks:
             _await_seal(disk)
-    except RelocatorError as error:
+    except _WithdrawnError as error:
         raise _given_up(error, disks) from error
+    except RelocatorError as error:
+        if not may_run_here:
+            raise _given_up(error, disks) from error
+        why = f"not released: {error}; nothing was given back; `release` them again"
+        raise RelocatorError(why) from error
     with uninterrupted():
         failures = _of_all(disks, lambda disk: disk.call("release"))
     if failures:
@@ -97,7 +109,7 @@ def _await_seal(disk: Disk) -> None:
     while True:
         status = disk.call("status")
         if status["state"] == "standby":
-            raise RelocatorError(status["error"] or "the disk is in standby: it was withdrawn")
+            raise _WithdrawnError(status["error"] or "the disk is in standby: it was withdrawn")
         if status["seal_confirmed"]:
             return
         time.sleep(LOOK_EVERY_S)

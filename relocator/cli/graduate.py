@@ -35,6 +35,7 @@ from relocator.client import Client
 from relocator.errors import RelocatorError, StateError
 from relocator.running.control import ControlServer
 from relocator.running.graduation import Graduated, graduate
+from relocator.running.readiness import notify
 
 T = TypeVar("T")
 LOOK_EVERY_S = 0.25
@@ -115,6 +116,7 @@ class _Supervisor:
         self._start(self._plan.plain(disk), disk.lock_fds)
         control.call = disk.call
         control.start()
+        notify()  # that server tells nobody, and its sockets take clients already
         print(f"relocator: complete; nbdkit file serves {disk.image.path}", file=sys.stderr)
         try:
             return self._wait(until_complete=False) or 0

@@ -80,7 +80,7 @@ def _run(options: argparse.Namespace) -> int:
 def _arrives(guest: str, domain: str) -> None:
     """The guest is about to come: its disks must be in standby here."""
     for name in disks_of(domain, *configurations(CONFIGURATION)):
-        _start(f"relocator-proxy@{name}.service")
+        _start_proxy(name)
         state = _status(name)["state"]
         if state != "standby":
             raise RelocatorError(
@@ -135,22 +135,39 @@ def _announced(guest: str) -> float | None:
     return _now() - since_s
 
 
+def _start_proxy(name: str) -> None:
+    """Start a disk's proxy, which ends its target; that is back if the proxy can't be started.
+
+    Such as where the disk has moved on from here, and its new site still reads it from that target.
+    """
+    target = f"relocator-target@{name}.service"
+    served = _systemctl("is-active", "--quiet", target) is None
+    try:
+        _start(f"relocator-proxy@{name}.service")
+    except RelocatorError:
+        if served:
+            _start(target)
+        raise
+
+
 def _start(unit: str) -> None:
+    if (why := _systemctl("start", unit)) is not None:
+        raise RelocatorError(f"{unit} {why}; see journalctl --unit {unit}")
+
+
+def _systemctl(*words: str) -> str | None:
+    """Why that failed, or None."""
     try:
         done = subprocess.run(
-            ["systemctl", "start", unit],
+            ["systemctl", *words],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_START_S,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        why = f"has not started in {_START_S:.0f} s"
-    else:
-        if done.returncode == 0:
-            return
-        why = "can't be started"
-    raise RelocatorError(f"{unit} {why}; see journalctl --unit {unit}")
+        return f"has not started in {_START_S:.0f} s"
+    return None if done.returncode == 0 else "can't be started"
 
 
 def _status(name: str) -> dict[str, Any]:

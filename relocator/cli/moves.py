@@ -101,6 +101,9 @@ def parties(options: argparse.Namespace) -> Iterator[Parties]:
         ends.callback(there.close)
         key = None if options.key is None else read_key("--key", Path(options.key))
         disks = [open_disk(text, reach, at, key) for at, text in enumerate(options.disks)]
+        for number, disk in enumerate(disks):  # messages and reports tell them apart
+            if disk.name in [one.name for one in disks[:number]]:
+                disk.name = f"{disk.name}-{number + 1}"
         made = Parties(source, there, disks)
         if options.freeze is not None:
             made.freeze = _freeze(options.freeze, source, there, reach)

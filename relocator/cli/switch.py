@@ -62,7 +62,7 @@ def _activate(options: argparse.Namespace) -> int:
         with _all_or_none(disks):
             already = group.activate(disks)
             if not options.hold:
-                group.release(disks)
+                group.release(disks, may_run_here=False)
     for disk in already:
         print(f"{disk.path}: is active already")
     return 0

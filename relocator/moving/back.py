@@ -50,8 +50,10 @@ def go_back(parties: Parties) -> str:
         _stop(parties.destination)
     _go_on(parties)
     try:
-        parties.freeze.thaw_at_source()
-        begin.undo(parties)
+        try:
+            parties.freeze.thaw_at_source()
+        finally:
+            begin.undo(parties)
     finally:
         _look_again(parties)
         if there in (DestVm.RUNS, DestVm.RECEIVING, DestVm.STOPPED):

@@ -80,7 +80,7 @@ class ByNbd:
         from relocator.source.remote import Source
 
         endpoint = Endpoint(uri, key=key)
-        if problem := endpoint.problem():
+        if problem := endpoint.problem() or endpoint.conflict():
             raise ConfigError(f"--disk={words.without_password(uri)}: {problem}")
         self._source = Source(endpoint)
 
@@ -157,7 +157,8 @@ def open_disk(text: str, reach: Reach, number: int, key: Key | None = None) -> D
     end: SourceEnd = (
         ByNbd(source, key) if isinstance(source, str) else ByControl(Anywhere(source, reach))
     )
-    stem = str(proxy).rpartition("/")[2].partition(".")[0]
+    stem = str(proxy).rpartition("/")[2]
+    stem = stem.rpartition(".")[0] or stem
     return Disk(stem or str(number), end, Anywhere(proxy, reach))
 
 

@@ -83,6 +83,8 @@ class Move:
             self._parties.freeze.settle(found)
         except RelocatorError as error:
             raise MoveError(str(error), verdict(found), again=True) from error
+        if stage is not Stage.HOME and self._steps.stands_still():
+            raise MoveError("the guest stands still at the destination", verdict(found))
         return verdict(found)
 
     def _ended(self, error: BaseException, before: BaseException | None = None) -> MoveError:

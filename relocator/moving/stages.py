@@ -97,6 +97,7 @@ _ARRIVED = frozenset({DestVm.RUNS, DestVm.STOPPED})
 _COMING = frozenset({DestVm.WAITING, DestVm.RECEIVING})
 _TAKEN = frozenset({Disks.RELEASED, Disks.COMPLETE})
 _HELD = frozenset({Disks.ARMED, Disks.HELD})
+_NOT_GIVEN_BACK = frozenset(Disks) - {Disks.STANDBY}
 _UNTOUCHED = frozenset({Disks.STANDBY, Disks.UNKNOWN})
 _UNSEALED = _UNTOUCHED | {Disks.ARMED}
 
@@ -114,7 +115,7 @@ RULES = (
     Rule(Stage.RETURNING, _SENT, None, None),
     Rule(Stage.HOME, _HOME, None, _UNTOUCHED),
     Rule(Stage.RETURNING, _HOME, None, None),
-    Rule(Stage.ARRIVED, _GONE, _ARRIVED, None),
+    Rule(Stage.ARRIVED, _GONE, _ARRIVED, _NOT_GIVEN_BACK),
     Rule(Stage.LOST, _GONE, None, None),
 )
 

@@ -58,6 +58,12 @@ def verdict(found: Seen) -> str:
             "The guest is at the destination and stands still; nothing runs at the source. "
             f"{_AGAIN}, once every source's disk server answers."
         )
+    if stage is Stage.LOST and (found.destination is not DestVm.WAITING or _sealed(found)):
+        text = (
+            "It is not known where the guest is: the source's QEMU can't be reached, and "
+            f"{_why_unknown(found)}. Start the guest nowhere before it is certain that it runs "
+            "nowhere else, and which site's disks it wrote last."
+        )
     if stage is Stage.LOST and any(disk.held for disk in found.disks):
         text = (
             "The guest is not at the destination, and the source's QEMU can't be reached: it may "
@@ -66,6 +72,22 @@ def verdict(found: Seen) -> str:
             "with --settle --lost source, which gives the disks back, and start the guest there."
         )
     return f"{text}{_silent(found)}"
+
+
+def _sealed(found: Seen) -> bool:
+    """Whether a source says that its disk has moved on, or doesn't answer."""
+    return any(disk.source is None or disk.source["seal"] for disk in found.disks)
+
+
+def _why_unknown(found: Seen) -> str:
+    if found.destination in (DestVm.RUNS, DestVm.STOPPED):
+        return (
+            "the destination's QEMU has a guest whose disks were given back: it must not go on if "
+            "anything was written at the source since"
+        )
+    if found.destination is not DestVm.WAITING:
+        return "neither can the destination's"
+    return "a disk's server there is sealed, or doesn't answer"
 
 
 def _at_home(found: Seen) -> str:

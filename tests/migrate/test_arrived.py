@@ -68,10 +68,11 @@ def test_a_guest_that_stands_still_at_the_end_is_told(way: Way) -> None:
     way.destination.status = "paused"
     way.proxy.control.call("activate")
     way.proxy.wait()
-    done = way.run()
-    assert done.returncode == 1
-    assert "the guest stands still at the destination" in done.stderr
-    assert "say `cont`" in done.stderr
+    for arguments in ((), ("--settle",)):
+        done = way.run(*arguments)
+        assert done.returncode == 1
+        assert "the guest stands still at the destination" in done.stderr
+        assert "say `cont`" in done.stderr
 
 
 def test_a_proxy_that_is_restarted_while_the_guest_is_on_its_way_is_told_again_to_seal(

@@ -357,6 +357,22 @@ def test_a_disk_that_has_moved_on_does_not_graduate(tmp_path: Path) -> None:
             assert onward.connect().pread(SIZE_BYTES, 0) == source_bytes(SIZE_BYTES)
 
 
+def test_a_service_manager_is_told_that_a_complete_disk_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plain server tells nobody: a unit that was started again would be ended as too late."""
+    with source(tmp_path) as server:
+        with graduate(tmp_path, server.uri) as found:
+            found.await_state(graduated=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(30)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        with graduate(tmp_path) as again:
+            assert manager.recv(100) == b"READY=1"
+            assert again.connect().pread(BLOCK, 0) == source_bytes(SIZE_BYTES)[:BLOCK]
+
+
 def test_a_disk_that_can_not_graduate_yet_is_served_on_and_graduates_later(tmp_path: Path) -> None:
     with source(tmp_path) as server:
         arguments = (server.uri,)

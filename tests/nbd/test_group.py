@@ -84,6 +84,23 @@ def test_what_one_disk_refuses_none_has_done(
                 again.kill()
 
 
+def test_a_disk_that_can_not_be_asked_gives_none_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], guest: Any
+) -> None:
+    """The VM may run here by now."""
+    sources, sites = two_disks(tmp_path)
+    with sources[0].serve() as first, standby(sites[0], first) as one:
+        control = str(one.control_path)
+        assert main(["activate", "--hold", control]) == 0
+        written = guest(one.connect().pwrite, b"mine", 0)
+        assert main(["release", control, str(tmp_path / "mistyped")]) == 1
+        said = capsys.readouterr().err
+        assert "mistyped" in said and "nothing was given back" in said
+        assert one.control.call("status")["held"] and waits(written)
+        assert main(["release", control]) == 0
+        written.result(30)
+
+
 @pytest.mark.parametrize("verb", ["activate", "release"])
 def test_a_disk_that_was_here_before_stays_whatever_another_refuses(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str

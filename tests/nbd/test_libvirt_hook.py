@@ -84,6 +84,19 @@ def test_a_mark_of_an_older_version_is_none(standby: Server) -> None:
         libvirt._starts("vm1", GUEST)
 
 
+def test_a_target_that_its_proxy_can_not_follow_is_started_again(
+    standby: Server, tmp_path: Path
+) -> None:
+    """It may be what a guest elsewhere still reads."""
+    calls = tmp_path / "calls"
+    systemctl(
+        tmp_path, f'echo "$@" >>{calls}\ncase "$*" in "start relocator-proxy"*) exit 1;; esac'
+    )
+    with pytest.raises(RelocatorError, match=r"relocator-proxy@vm1.service can't be started"):
+        libvirt._arrives("vm1", GUEST)
+    assert calls.read_text().splitlines()[-1] == "start relocator-target@vm1.service"
+
+
 def test_a_unit_that_does_not_start_in_time_is_named(
     standby: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

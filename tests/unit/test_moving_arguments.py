@@ -9,7 +9,7 @@ import pytest
 from relocator.errors import ConfigError, RelocatorError
 from relocator.moving.address import parse
 from relocator.moving.ahead import Ahead, Conditions
-from relocator.moving.ends import parse_disk
+from relocator.moving.ends import open_disk, parse_disk
 from relocator.moving.monitor import Monitor
 from relocator.moving.reach import reaching
 from relocator.moving.telling import nothing
@@ -57,6 +57,18 @@ def test_a_socket_that_cannot_be_held_is_named_by_its_option(tmp_path: Path) -> 
 def test_a_disk_has_two_control_sockets(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^--disk="):
         parse_disk(text)
+
+
+def test_disks_are_called_by_their_proxies_sockets() -> None:
+    with reaching() as reach:
+        for socket, name in (("/run/vm1.root.sock", "vm1.root"), ("/run/vm1", "vm1")):
+            assert open_disk(f"/run/source.sock,{socket}", reach, 3).name == name
+
+
+def test_a_source_whose_certificate_nobody_looks_at_is_refused() -> None:
+    wanted = "--disk=nbds://h: .* libnbd believes any certificate"
+    with reaching() as reach, pytest.raises(ConfigError, match=wanted):
+        open_disk("nbds://h,/run/vm1.sock", reach, 0)
 
 
 def test_ssh_forwards_the_far_socket_and_runs_nothing_there() -> None:
