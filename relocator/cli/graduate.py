@@ -41,7 +41,7 @@ T = TypeVar("T")
 LOOK_EVERY_S = 0.25
 _PATIENCE_S = 10.0
 _GRACE_S = 0.2
-AGAIN_S = 60.0
+AGAIN_S, MOST_AGAIN_S = 60.0, 3600.0
 _CANT_EXEC = 127
 
 
@@ -134,7 +134,7 @@ class _Supervisor:
                 file=sys.stderr,
             )
             self._not_before_s = time.monotonic() + self._again_s
-            self._again_s *= 2  # each time cuts off all clients
+            self._again_s = min(2 * self._again_s, MOST_AGAIN_S)  # each time cuts off all clients
             return None
 
     def _start(self, argv: list[str], locks: Sequence[int] = ()) -> None:

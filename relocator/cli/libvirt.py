@@ -144,9 +144,9 @@ def _start_proxy(name: str) -> None:
     served = _systemctl("is-active", "--quiet", target) is None
     try:
         _start(f"relocator-proxy@{name}.service")
-    except RelocatorError:
-        if served:
-            _start(target)
+    except RelocatorError as error:
+        if served and (why := _systemctl("start", target)) is not None:
+            raise RelocatorError(f"{error}; and {target}, which it ended, {why}") from error
         raise
 
 

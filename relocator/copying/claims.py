@@ -15,7 +15,7 @@ class Claim:
 
     `of_source`: what is to become present is the source's. `storing`: it is being written. `lost`:
     what writes have taken of it; `given`: what a guest's own fetch has. `again`: the source has
-    failed to read it before.
+    failed to read it before, or leaves it unanswered.
     """
 
     __slots__ = (

@@ -145,7 +145,9 @@ class Copier:
     def _ask_again(self) -> bool:
         """Fetch what the source has failed to read, where it is time; whether something was."""
         for sent in range(AGAIN_TIMES):
-            if not self._pacer.wait_turn() or (claim := self._hydration.claim_again()) is None:
+            if not self._hydration.again_due or not self._pacer.wait_turn():
+                return sent > 0
+            if (claim := self._hydration.claim_again()) is None:
                 return sent > 0
             self._fetch(claim)
         return True

@@ -175,7 +175,7 @@ class Hydration:
         """
         with self._store.lock:
             while (due := self._refused.due(time.monotonic())) is not None:
-                if (run := next(self._unowned_locked(*due), None)) is not None:
+                if (run := next(self._wanted_locked(*due), None)) is not None:
                     claim = Claim(*run, of_source=True, background=True)
                     claim.again = True
                     self._refused.asked(*run)
@@ -184,16 +184,31 @@ class Hydration:
             return None
 
     @property
-    def left_to_refused(self) -> bool:
-        """Whether all that can be had is stored; False if nothing was refused."""
+    def again_due(self) -> bool:
+        """Whether there may be something to `claim_again`."""
         with self._store.lock:
-            if self._refused.blocks is None:
-                return False
-            for claim in (*self._claims, *self._stuck):
-                if claim.of_source and not claim.again and claim.owned():
-                    return False
-            total = self._store.geometry.total_blocks
-            return next(self._fetchable_locked(0, total), None) is None
+            return self._refused.is_due(time.monotonic())
+
+    @property
+    def left_to_refused(self) -> bool:
+        """Whether all is stored but what has failed once; False if nothing was refused."""
+        with self._store.lock:
+            return self._is_left_locked()
+
+    @property
+    def left_to_unreadable(self) -> bool:
+        """Whether all is stored but blocks each of which has failed by itself."""
+        with self._store.lock:
+            large = any(claim.again and claim.end - claim.first > 1 for claim in self._claims)
+            return self._is_left_locked() and self._refused.by_block and not large
+
+    def _is_left_locked(self) -> bool:
+        if self._refused.blocks is None:
+            return False
+        if any(claim.of_source and not claim.again for claim in (*self._claims, *self._stuck)):
+            return False
+        total = self._store.geometry.total_blocks
+        return next(self._fetchable_locked(0, total), None) is None
 
     @property
     def refusal(self) -> str | None:
@@ -405,13 +420,13 @@ class Hydration:
             self.arrive(claim, request.data, request.error)
             released(claim.error)
 
+        def stuck() -> None:
+            claim.again = True  # whoever waits for all that can be had doesn't wait for this
+            released.stuck()
+
         extent = self._store.geometry.extent(claim.first, claim.end)
         self._upstream.fetch(
-            extent.offset,
-            extent.length,
-            arrived,
-            background=claim.background,
-            stuck=released.stuck,
+            extent.offset, extent.length, arrived, background=claim.background, stuck=stuck
         )
 
     def _note(self, claim: Claim, error: RelocatorError | None) -> None:
@@ -421,10 +436,9 @@ class Hydration:
                 with self._store.lock:
                     self._refused.note(claim.first, claim.end, time.monotonic())
                     self.refusals += 1
-        elif self._refused.blocks is not None:
+        elif self._refused.blocks is not None and (error is None or claim.background):
             with self._store.lock:
-                self._refused.forget(claim.first, claim.end)
-                self.refusals += 1
+                self.refusals += self._refused.forget(claim.first, claim.end)
 
     def arrive(
         self, claim: Claim, data: bytes | bytearray, failure: RelocatorError | None = None

@@ -222,9 +222,10 @@ class Pacer:
     def _let_out(self, fetch: Fetch) -> None:
         """A fetch that stays out no longer counts against the window."""
         with self._turn:
-            if self._stuck_bytes + fetch.sent.length <= MOST_STUCK_BYTES:
+            stuck_bytes = self._stuck_bytes + fetch.sent.length
+            if not fetch.is_stuck and stuck_bytes <= MOST_STUCK_BYTES:
                 fetch.is_stuck = True
-                self._stuck_bytes += fetch.sent.length
+                self._stuck_bytes = stuck_bytes
                 self._window.lost(fetch.sent)
                 self._turn.notify_all()
 

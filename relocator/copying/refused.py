@@ -28,6 +28,7 @@ class Refused:
         self._halves: deque[Range] = deque()
         self._single: list[tuple[float, int]] = []  # a heap: when to ask for which
         self._delays_s: dict[int, float] = {}  # of each the next
+        self._at_s: dict[int, float] = {}  # of each when; another entry in the heap is an old one
 
     def note(self, first: int, end: int, now_s: float) -> None:
         """A read of these blocks failed."""
@@ -39,6 +40,7 @@ class Refused:
         else:
             delay_s = self._delays_s.get(first, FIRST_S)
             self._delays_s[first] = min(delay_s * 2, AGAIN_S)
+            self._at_s[first] = now_s + delay_s
             heapq.heappush(self._single, (now_s + delay_s, first))
 
     def due(self, now_s: float) -> Range | None:
@@ -49,25 +51,44 @@ class Refused:
             first, end = self._runs.popleft()
             self._halves += [(first, (first + end) // 2), ((first + end) // 2, end)]
         if self._halves:
-            first, end = self._halves.popleft()
-        elif self._single and self._single[0][0] <= now_s:
-            first = heapq.heappop(self._single)[1]
-            end = first + 1
+            found = self._halves.popleft()
+        elif (block := self._next_single(now_s)) is not None:
+            found = block, block + 1
         else:
             return None
-        self.blocks.clear(first, end)
-        return first, end
+        self.blocks.clear(*found)
+        return found
+
+    def _next_single(self, now_s: float) -> int | None:
+        while self._single and self._single[0][0] <= now_s:
+            at_s, block = heapq.heappop(self._single)
+            if self._at_s.get(block) == at_s:
+                del self._at_s[block]
+                return block
+        return None
+
+    def is_due(self, now_s: float) -> bool:
+        """Whether something may be."""
+        return not self.by_block or bool(self._single and self._single[0][0] <= now_s)
+
+    @property
+    def by_block(self) -> bool:
+        """Whether all of it has been asked for block by block."""
+        return not self._runs and not self._halves
 
     def asked(self, first: int, end: int) -> None:
         """These are being asked for again, and still refused until they come."""
         if self.blocks is not None:
             self.blocks.set(first, end)
 
-    def forget(self, first: int, end: int) -> None:
-        """These have come."""
-        if self.blocks is not None and self.blocks.clear(first, end):
-            for block in range(first, end):
-                self._delays_s.pop(block, None)
+    def forget(self, first: int, end: int) -> bool:
+        """These have come; whether some of them were refused before."""
+        if self.blocks is None or not self.blocks.clear(first, end):
+            return False
+        for block in range(first, end):
+            self._delays_s.pop(block, None)
+            self._at_s.pop(block, None)
+        return True
 
     def absent(self, present: Bitmap) -> tuple[int, int]:
         """How many of them are still absent, and the first of those; (0, 0) if none is."""

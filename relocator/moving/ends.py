@@ -80,7 +80,10 @@ class ByNbd:
         from relocator.source.remote import Source
 
         endpoint = Endpoint(uri, key=key)
-        if problem := endpoint.problem() or endpoint.conflict():
+        problem = endpoint.problem()
+        if problem is None and (conflict := endpoint.conflict()):
+            problem = f"{conflict}; a move is not given them: name the target's control socket"
+        if problem:
             raise ConfigError(f"--disk={words.without_password(uri)}: {problem}")
         self._source = Source(endpoint)
 

@@ -97,7 +97,7 @@ _ARRIVED = frozenset({DestVm.RUNS, DestVm.STOPPED})
 _COMING = frozenset({DestVm.WAITING, DestVm.RECEIVING})
 _TAKEN = frozenset({Disks.RELEASED, Disks.COMPLETE})
 _HELD = frozenset({Disks.ARMED, Disks.HELD})
-_NOT_GIVEN_BACK = frozenset(Disks) - {Disks.STANDBY}
+_NOT_GIVEN_BACK = _HELD | {Disks.PARTLY}
 _UNTOUCHED = frozenset({Disks.STANDBY, Disks.UNKNOWN})
 _UNSEALED = _UNTOUCHED | {Disks.ARMED}
 

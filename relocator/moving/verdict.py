@@ -58,12 +58,8 @@ def verdict(found: Seen) -> str:
             "The guest is at the destination and stands still; nothing runs at the source. "
             f"{_AGAIN}, once every source's disk server answers."
         )
-    if stage is Stage.LOST and (found.destination is not DestVm.WAITING or _sealed(found)):
-        text = (
-            "It is not known where the guest is: the source's QEMU can't be reached, and "
-            f"{_why_unknown(found)}. Start the guest nowhere before it is certain that it runs "
-            "nowhere else, and which site's disks it wrote last."
-        )
+    if stage is Stage.LOST and not any(disk.held for disk in found.disks):
+        text = _lost(found)
     if stage is Stage.LOST and any(disk.held for disk in found.disks):
         text = (
             "The guest is not at the destination, and the source's QEMU can't be reached: it may "
@@ -74,20 +70,28 @@ def verdict(found: Seen) -> str:
     return f"{text}{_silent(found)}"
 
 
-def _sealed(found: Seen) -> bool:
-    """Whether a source says that its disk has moved on, or doesn't answer."""
-    return any(disk.source is None or disk.source["seal"] for disk in found.disks)
-
-
-def _why_unknown(found: Seen) -> str:
+def _lost(found: Seen) -> str:
+    """The source's QEMU can't be reached, and nothing is held at the destination."""
+    at_source = all(disk.source is not None and not disk.source["seal"] for disk in found.disks)
+    if found.together is not Disks.STANDBY or not at_source:
+        return (
+            "It is not known which site has the guest and its disks: the source's QEMU can't be "
+            "reached, and a disk's server doesn't answer, or is sealed. Start the guest nowhere "
+            "before that is certain."
+        )
     if found.destination in (DestVm.RUNS, DestVm.STOPPED):
         return (
-            "the destination's QEMU has a guest whose disks were given back: it must not go on if "
-            "anything was written at the source since"
+            "The destination's QEMU has a guest whose disks were given back to the source, and "
+            "may have been written there since: end it. The source's QEMU can't be reached; if it "
+            "has ended, start the guest there again."
         )
-    if found.destination is not DestVm.WAITING:
-        return "neither can the destination's"
-    return "a disk's server there is sealed, or doesn't answer"
+    if found.destination is DestVm.GONE:
+        return (
+            "Neither QEMU can be reached. The disks are at the source, writable there; at the "
+            "destination they take no writes. If the source's QEMU has ended, start the guest "
+            "there again."
+        )
+    return _VERDICTS[Stage.LOST]
 
 
 def _at_home(found: Seen) -> str:

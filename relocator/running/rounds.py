@@ -139,9 +139,9 @@ class Rounds:
         return transfer is not None and transfer.pacer.running
 
     @property
-    def _left_to_refused(self) -> bool:
+    def _left_to_unreadable(self) -> bool:
         transfer = self._parts.transfer
-        return transfer is not None and transfer.hydration.left_to_refused
+        return transfer is not None and transfer.hydration.left_to_unreadable
 
     def refresh(self) -> dict[str, int]:
         """One round.
@@ -152,7 +152,7 @@ class Rounds:
         """
         with self._one:
             check_standby(self._parts)
-            in_step = self._changes.absent_blocks == 0 or self._left_to_refused
+            in_step = self._changes.absent_blocks == 0 or self._left_to_unreadable
             dropped = self._changes.drop()
             now_s = self._now()
             if self._began_s is not None and now_s > self._began_s:

@@ -81,6 +81,7 @@ class _Flight:
     request: Request
     parts: int = 1
     error: int = 0
+    looks: int = 0
 
 
 class Connection:
@@ -121,7 +122,8 @@ class Connection:
         self.takes_over: Callable[[Request], bool] = lambda _request: False
         #: called on the connection's thread when a request has been owed in vain more than once,
         #: and, with None, when such a one is answered
-        self.on_silence: Callable[[str | None], None] = lambda _why: None
+        self.on_silence: Callable[[Request, str | None], None] = lambda _request, _why: None
+        self._looked_s = 0.0
         self._asked_bytes = 0  # under `_lock`
         self._answered_bytes = 0  # by the connection's own thread
         self._largest_bytes = 0
@@ -234,8 +236,18 @@ class Connection:
                 self._heard_s = time.monotonic()
             elif time.monotonic() - self._heard_s > STALL_S:
                 self._stall()
+            if self._heard_s - self._looked_s > STALL_S:
+                self._look()
         low_water.set(1)
         hear_out(handle)
+
+    def _look(self) -> None:
+        """Once in `STALL_S`: tell whose replies others overtake, or that are sent anew, again."""
+        self._looked_s = self._heard_s
+        for flight in list(self._in_flight.values()):
+            flight.looks += 1
+            if (flight.looks > 2 or flight.request.stalls > 1) and flight.request.stuck:
+                flight.request.stuck()
 
     def _stall(self) -> None:
         """Nothing has come for `STALL_S`: an UpstreamError, unless that has happened before."""
@@ -248,13 +260,12 @@ class Connection:
             if request.stalls == 0:
                 request.silent_since_s = self._heard_s
             request.stalls += 1
-            if request.stalls == 2 and request.stuck is not None:
-                request.stuck()
         oldest = owed[0]
         self._in_flight[id(oldest)] = self._in_flight.pop(id(oldest))
         if oldest.stalls > 1:
             silent_s = now_s - oldest.silent_since_s
-            self.on_silence(f"the source has not answered a {oldest.what} for {silent_s:.0f} s")
+            why = f"the source has not answered a {oldest.what} for {silent_s:.0f} s"
+            self.on_silence(oldest, why)
         raise UpstreamError(f"no reply for {patience_s:.0f} s", errno.ETIMEDOUT)
 
     @property
@@ -308,10 +319,10 @@ class Connection:
         flight.parts -= 1
         flight.error = flight.error or number
         request = flight.request
-        if request.stalls > 1:
-            self.on_silence(None)
         if flight.parts or self._in_flight.pop(id(request), None) is None:
             return
+        if request.stalls > 1:
+            self.on_silence(request, None)
         if flight.error:
             request.error = RefusedError(
                 f"the source failed a {request.what}: {os.strerror(flight.error)}", flight.error
@@ -360,7 +371,7 @@ class Connection:
             self._queue = queued
         for request in late:
             if request.stalls > 1:
-                self.on_silence(None)
+                self.on_silence(request, None)
             what = f"the source {self._endpoint.uri} can't be reached: {self._why}"
             request.error = UpstreamError(what, errno.EIO)
             self._answered_bytes += request.reply_bytes

@@ -14,7 +14,8 @@ class Request:
     `done(request)` is called exactly once, on the connection's thread, with either `error` set or
     the result in `data` (a read) or `runs` (`(length, flags)` in bytes from `offset` on, which may
     cover less than was asked); a RefusedError is the source's own answer. `stuck()` is called there
-    once if it has been owed in vain twice. `stalls`: how often that was, since `silent_since_s`.
+    now and then once it has been owed for long. `stalls`: how often nothing came for too long while
+    it was, since `silent_since_s`.
     """
 
     kind: str

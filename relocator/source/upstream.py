@@ -67,6 +67,7 @@ class Upstream:
         #: told what the source has not answered for long, and None once it has, on any thread
         self.on_silence: Callable[[str | None], None] = lambda _why: None
         self._demand.on_silence = self._tell_silence
+        self._silent: dict[int, str] = {}
         self._demand.takes_over = self._take_over
         first = self._background_connection(1)
         first.on_connected = self._open_others
@@ -118,8 +119,14 @@ class Upstream:
                 one.start()
                 self._background.append(one)
 
-    def _tell_silence(self, why: str | None) -> None:
-        self.on_silence(why)
+    def _tell_silence(self, request: Request, why: str | None) -> None:
+        with self._lock:
+            if why is None:
+                self._silent.pop(id(request), None)
+            else:
+                self._silent[id(request)] = why
+            last = next(reversed(self._silent.values()), None)
+        self.on_silence(last)
 
     def _least_busy(self) -> Connection:
         """The background connection for the next request."""

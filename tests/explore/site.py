@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from relocator.config import Config
-from relocator.copying.hydration import Hydration
-from relocator.errors import OtherDiskError, RelocatorError, UpstreamError
+from relocator.copying.hydration import Hydration, Released
+from relocator.errors import OtherDiskError, RefusedError, RelocatorError, UpstreamError
 from relocator.running.engine import Engine
 from relocator.running.opening import open_disk
 from relocator.running.parts import Transfer
@@ -21,6 +21,7 @@ from relocator.store.meta import Meta
 from tests.explore.network import Network
 from tests.explore.storage import Files, Storage
 from tests.explore.threads import Here, Kernel, Process, Thread
+from tests.support.hydration import unheard
 
 BLOCK_BYTES = 4096
 
@@ -68,7 +69,7 @@ class Data:
 
         def completed(error: Any) -> int:
             if error.value:
-                request.error = UpstreamError("the source failed a read", error.value)
+                request.error = RefusedError("the source failed a read", error.value)
             self._came.append(request)
             return 1
 
@@ -135,8 +136,8 @@ class Pace:
     def end_complaints(self) -> None:
         """Nobody complains."""
 
-    def demand(self, _length: int) -> Callable[[object], None]:
-        return lambda _: None
+    def demand(self, _length: int) -> Released:
+        return unheard
 
     background = demand
 
@@ -156,7 +157,7 @@ class Copy:
     def block(self, number: int) -> None:
         """Ask for one block."""
         if (claim := self._hydration.claim_background(number, number + 1, 1)) is not None:
-            self._hydration.send(claim, lambda _: None)
+            self._hydration.send(claim, unheard)
 
     def missed(self, first: int, end: int) -> None:
         """Nothing is fetched ahead."""
