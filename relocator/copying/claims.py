@@ -15,7 +15,7 @@ class Claim:
 
     `of_source`: what is to become present is the source's. `storing`: it is being written. `lost`:
     what writes have taken of it; `given`: what a guest's own fetch has. `again`: the source has
-    failed to read it before, or leaves it unanswered.
+    failed to read it before; `out`: it leaves it unanswered.
     """
 
     __slots__ = (
@@ -28,6 +28,7 @@ class Claim:
         "given",
         "lost",
         "of_source",
+        "out",
         "storing",
     )
 
@@ -47,7 +48,7 @@ class Claim:
         self.storing = storing
         self.lost: list[Range] = []
         self.given: list[Range] = []
-        self.again = False
+        self.again = self.out = False
         self.error: RelocatorError | None = None
         self._owner = threading.Lock()  # an Event takes longer than all else that a claim costs
         self._owner.acquire()

@@ -40,7 +40,7 @@ class Released(Protocol):
         """It is over: it has come (None), or failed."""
 
     def stuck(self) -> None:
-        """The source leaves it unanswered for long; once at most."""
+        """The source leaves it unanswered for long; told now and then."""
 
 
 _ZEROS = bytes(1 << 20)
@@ -191,7 +191,7 @@ class Hydration:
 
     @property
     def left_to_refused(self) -> bool:
-        """Whether all is stored but what has failed once; False if nothing was refused."""
+        """Whether all is stored but what has failed once, or stays out; False if nothing did."""
         with self._store.lock:
             return self._is_left_locked()
 
@@ -199,15 +199,21 @@ class Hydration:
     def left_to_unreadable(self) -> bool:
         """Whether all is stored but blocks each of which has failed by itself."""
         with self._store.lock:
-            large = any(claim.again and claim.end - claim.first > 1 for claim in self._claims)
-            return self._is_left_locked() and self._refused.by_block and not large
+            if not (self._refused.by_block and self._is_left_locked()):
+                return False
+            asked = [claim for claim in self._claims if claim.again and not claim.out]
+            return all(
+                claim.end - claim.first == 1 and self._refused.has_failed(claim.first)
+                for claim in asked
+            )
 
     def _is_left_locked(self) -> bool:
-        if self._refused.blocks is None:
-            return False
-        if any(claim.of_source and not claim.again for claim in (*self._claims, *self._stuck)):
+        claims = [claim for claim in (*self._claims, *self._stuck) if claim.of_source]
+        if self._refused.blocks is None and not any(claim.out for claim in claims):
             return False
         total = self._store.geometry.total_blocks
+        if not all(claim.again or claim.out for claim in claims) or self.sets_aside(0, total):
+            return False
         return next(self._fetchable_locked(0, total), None) is None
 
     @property
@@ -421,7 +427,7 @@ class Hydration:
             released(claim.error)
 
         def stuck() -> None:
-            claim.again = True  # whoever waits for all that can be had doesn't wait for this
+            claim.out = True  # whoever waits for all that can be had doesn't wait for this
             released.stuck()
 
         extent = self._store.geometry.extent(claim.first, claim.end)

@@ -73,8 +73,12 @@ class Refused:
 
     @property
     def by_block(self) -> bool:
-        """Whether all of it has been asked for block by block."""
+        """Whether all of it has been asked for block by block, or is being."""
         return not self._runs and not self._halves
+
+    def has_failed(self, block: int) -> bool:
+        """Whether the block was refused by itself."""
+        return block in self._delays_s
 
     def asked(self, first: int, end: int) -> None:
         """These are being asked for again, and still refused until they come."""
@@ -83,12 +87,12 @@ class Refused:
 
     def forget(self, first: int, end: int) -> bool:
         """These have come; whether some of them were refused before."""
-        if self.blocks is None or not self.blocks.clear(first, end):
+        if self.blocks is None:
             return False
-        for block in range(first, end):
+        for block in range(first, end) if self._delays_s else ():
             self._delays_s.pop(block, None)
             self._at_s.pop(block, None)
-        return True
+        return self.blocks.clear(first, end) > 0
 
     def absent(self, present: Bitmap) -> tuple[int, int]:
         """How many of them are still absent, and the first of those; (0, 0) if none is."""

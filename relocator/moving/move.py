@@ -5,7 +5,7 @@ import time
 from relocator.errors import RelocatorError
 from relocator.moving import back, seen, stages
 from relocator.moving.parties import MoveError, Parties, Plan
-from relocator.moving.seen import DestVm, Loss, Seen, SourceVm
+from relocator.moving.seen import DestVm, Disks, Loss, Seen, SourceVm
 from relocator.moving.stages import NEXT, REVOCABLE, Stage
 from relocator.moving.steps import Steps
 from relocator.moving.telling import Hooks, Progress, Report
@@ -109,7 +109,8 @@ class Move:
                 self._parties.freeze.settle(found)
             except RelocatorError as other:
                 whys += [] if ended else [str(other)]
-        at_rest = stages.at_rest(found) or (ended and stages.find(found) is Stage.LOST)
+        at_source = stages.find(found) is Stage.LOST and found.together is Disks.STANDBY
+        at_rest = stages.at_rest(found) or (ended and at_source)
         if at_rest:
             self._hooks.at_rest()
         return MoveError("; then: ".join(whys), text, again=not (at_rest or ended))

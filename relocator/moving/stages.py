@@ -53,7 +53,7 @@ ABOUT: dict[Stage, About] = {
     Stage.COMPLETE: About("comparing with the source", "destination"),
     Stage.DONE: About("done", "destination"),
     Stage.RETURNING: About("going back to the source", "source"),
-    Stage.LOST: About("the source's QEMU can't be reached, and no guest arrived", "source"),
+    Stage.LOST: About("the source's QEMU can't be reached", "source"),
     Stage.CONFLICT: About("the guest runs at the source, its disks are elsewhere", "destination"),
 }
 

@@ -61,11 +61,14 @@ def verdict(found: Seen) -> str:
     if stage is Stage.LOST and not any(disk.held for disk in found.disks):
         text = _lost(found)
     if stage is Stage.LOST and any(disk.held for disk in found.disks):
+        where = "The guest is not at the destination, and the source's QEMU can't be reached"
+        if found.destination is DestVm.GONE:
+            where = "Neither QEMU can be reached, so the guest may be at either side"
         text = (
-            "The guest is not at the destination, and the source's QEMU can't be reached: it may "
-            "run there, or stand still, or be moved just now by another client. Its disks wait for "
-            "that move. If it is certain that it doesn't run there any more, run the same command "
-            "with --settle --lost source, which gives the disks back, and start the guest there."
+            f"{where}: it may run there, or stand still, or be moved just now by another client. "
+            "Its disks wait for that move. If it is certain that it doesn't run there any more, "
+            "run the same command with --settle --lost source, which gives the disks back, and "
+            "start the guest there."
         )
     return f"{text}{_silent(found)}"
 
@@ -73,17 +76,24 @@ def verdict(found: Seen) -> str:
 def _lost(found: Seen) -> str:
     """The source's QEMU can't be reached, and nothing is held at the destination."""
     at_source = all(disk.source is not None and not disk.source["seal"] for disk in found.disks)
+    arrived = found.destination in (DestVm.RUNS, DestVm.STOPPED)
+    if arrived and found.together is not Disks.STANDBY:
+        return (
+            "The destination's QEMU has a guest, and the source's can't be reached. It is not "
+            "known whether its disks wait at the destination or were given back: start the "
+            "proxies that don't answer, and run the same command again."
+        )
     if found.together is not Disks.STANDBY or not at_source:
         return (
             "It is not known which site has the guest and its disks: the source's QEMU can't be "
             "reached, and a disk's server doesn't answer, or is sealed. Start the guest nowhere "
             "before that is certain."
         )
-    if found.destination in (DestVm.RUNS, DestVm.STOPPED):
+    if arrived:
         return (
-            "The destination's QEMU has a guest whose disks were given back to the source, and "
-            "may have been written there since: end it. The source's QEMU can't be reached; if it "
-            "has ended, start the guest there again."
+            "The destination's QEMU has a guest, but its disks are at the source: it must not go "
+            "on if anything was written there since. The source's QEMU can't be reached; if it has "
+            "ended, and that guest too, start the guest there again."
         )
     if found.destination is DestVm.GONE:
         return (

@@ -79,6 +79,7 @@ class _Flight:
     """A request that was sent, in `parts` pieces that have no reply yet."""
 
     request: Request
+    number: int
     parts: int = 1
     error: int = 0
     looks: int = 0
@@ -124,6 +125,7 @@ class Connection:
         #: and, with None, when such a one is answered
         self.on_silence: Callable[[Request, str | None], None] = lambda _request, _why: None
         self._looked_s = 0.0
+        self._sent = self._overtaken = 0  # numbers: of the newest that was sent, and answered
         self._asked_bytes = 0  # under `_lock`
         self._answered_bytes = 0  # by the connection's own thread
         self._largest_bytes = 0
@@ -210,7 +212,7 @@ class Connection:
         self._lost = False
         self.refusal = None
         self.connected = True
-        self._heard_s = time.monotonic()
+        self._heard_s = self._looked_s = time.monotonic()
         self.on_connected()
         return handle
 
@@ -246,7 +248,8 @@ class Connection:
         self._looked_s = self._heard_s
         for flight in list(self._in_flight.values()):
             flight.looks += 1
-            if (flight.looks > 2 or flight.request.stalls > 1) and flight.request.stuck:
+            is_late = flight.looks > 2 and flight.number < self._overtaken
+            if (is_late or flight.request.stalls > 1) and flight.request.stuck:
                 flight.request.stuck()
 
     def _stall(self) -> None:
@@ -274,7 +277,8 @@ class Connection:
 
     def _send(self, handle: Any, request: Request) -> None:
         self._largest_bytes = max(self._largest_bytes, request.reply_bytes)
-        flight = self._in_flight[id(request)] = _Flight(request)
+        self._sent += 1
+        flight = self._in_flight[id(request)] = _Flight(request, self._sent)
 
         def completed(error: Any) -> int:
             self._complete(flight, error.value)
@@ -321,6 +325,7 @@ class Connection:
         request = flight.request
         if flight.parts or self._in_flight.pop(id(request), None) is None:
             return
+        self._overtaken = max(self._overtaken, flight.number)
         if request.stalls > 1:
             self.on_silence(request, None)
         if flight.error:

@@ -125,8 +125,7 @@ class Upstream:
                 self._silent.pop(id(request), None)
             else:
                 self._silent[id(request)] = why
-            last = next(reversed(self._silent.values()), None)
-        self.on_silence(last)
+            self.on_silence(next(reversed(self._silent.values()), None))
 
     def _least_busy(self) -> Connection:
         """The background connection for the next request."""

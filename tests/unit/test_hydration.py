@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from relocator.copying import holes, hydration
 from relocator.copying.claims import subtract
-from relocator.errors import StoreError, UpstreamError
+from relocator.errors import RefusedError, StoreError, UpstreamError
 from relocator.source.upstream import Upstream
 from tests.support.hydration import BLOCK, BLOCKS, DATA, Bench, unheard, waiting
 from tests.support.servers import wait_for
@@ -83,6 +83,52 @@ def test_a_reader_takes_its_block_from_a_fetch_that_is_stuck(
     bench.disk.write(memoryview(b"g" * BLOCK), 2 * BLOCK, fua=False)
     bench.upstream.reply()
     assert bench.read(0, 4) == DATA[: 2 * BLOCK] + b"g" * BLOCK + DATA[3 * BLOCK : 4 * BLOCK]
+
+
+def test_all_is_left_but_what_failed_by_itself_or_stays_out(bench: Bench) -> None:
+    """Rounds of a copy ahead go on then; a move waits until each block has been tried by itself."""
+    hydration, upstream = bench.hydration, bench.upstream
+
+    def left() -> tuple[bool, bool]:
+        return hydration.left_to_refused, hydration.left_to_unreadable
+
+    def fetch() -> None:
+        while (claim := hydration.claim_background(0, BLOCKS, BLOCKS)) is not None:
+            hydration.send(claim, unheard)
+
+    def refuse() -> None:
+        request = upstream.waiting.pop(0)
+        request.error = RefusedError("a bad sector")
+        request.done(request)
+
+    fetch()
+    assert left() == (False, False)
+    refuse()
+    assert left() == (True, False)  # all at once: most of it can perhaps be read
+    for _ in range(BLOCKS - 1):  # the halves, and theirs
+        for _ in range(2):
+            claim = hydration.claim_again()
+            assert claim is not None
+            hydration.send(claim, unheard)
+            assert left() == (True, False)
+            refuse()
+    assert left() == (True, True)
+    bench.store.drop([])
+    bench.disk.write(memoryview(b"w" * BLOCK), 0, fua=False)
+    assert hydration.refusal is not None and f"{(BLOCKS - 1) * BLOCK} bytes" in hydration.refusal
+
+
+def test_what_stays_out_keeps_no_round(bench: Bench) -> None:
+    claim = bench.hydration.claim_background(0, BLOCKS, BLOCKS)
+    assert claim is not None
+    bench.hydration.send(claim, unheard)
+    assert not bench.hydration.left_to_refused
+    stuck = bench.upstream.waiting[0].stuck
+    assert stuck is not None
+    stuck()
+    assert bench.hydration.left_to_refused
+    bench.upstream.reply()
+    assert bench.store.all_present
 
 
 def test_nothing_is_taken_from_a_fetch_that_has_just_failed(bench: Bench) -> None:
