@@ -387,8 +387,11 @@ class Hydration:
 
         Found one after the other: who wants only the first doesn't pay for a fragmented map.
         """
-        near = [claim for claim in self._claims if claim.first < end and first < claim.end]
-        claimed = [(claim.first, claim.end) for claim in near]
+        claimed = [
+            (claim.first, claim.end)
+            for claim in self._claims
+            if claim.first < end and first < claim.end
+        ]
         for claim in self._stuck:
             claimed += claim.kept()
         for run in self._store.present.clear_runs(first, end):
@@ -422,7 +425,8 @@ class Hydration:
         """Fetch a claim's blocks; `released` is called once it is over, on another thread."""
 
         def arrived(request: Request) -> None:
-            self._note(claim, request.error)  # before the claim goes, or it would be asked again
+            if request.error is not None or self._refused.blocks is not None:
+                self._note(claim, request.error)  # before it goes, or it would be asked again
             self.arrive(claim, request.data, request.error)
             released(claim.error)
 
@@ -432,7 +436,11 @@ class Hydration:
 
         extent = self._store.geometry.extent(claim.first, claim.end)
         self._upstream.fetch(
-            extent.offset, extent.length, arrived, background=claim.background, stuck=stuck
+            extent.offset,
+            extent.length,
+            arrived,
+            background=claim.background,
+            stuck=stuck if claim.background else None,
         )
 
     def _note(self, claim: Claim, error: RelocatorError | None) -> None:
@@ -442,7 +450,7 @@ class Hydration:
                 with self._store.lock:
                     self._refused.note(claim.first, claim.end, time.monotonic())
                     self.refusals += 1
-        elif self._refused.blocks is not None and (error is None or claim.background):
+        elif error is None or claim.background:
             with self._store.lock:
                 self.refusals += self._refused.forget(claim.first, claim.end)
 

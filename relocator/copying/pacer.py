@@ -25,26 +25,20 @@ MOST_STUCK_BYTES = 8 << 20
 class Fetch:
     """A fetch under way, as `Released` has it."""
 
-    __slots__ = ("_released", "_stuck", "is_stuck", "sent")
+    __slots__ = ("_pacer", "is_stuck", "sent")
 
-    def __init__(
-        self,
-        sent: Sent,
-        released: "Callable[[Fetch, RelocatorError | None], None]",
-        stuck: "Callable[[Fetch], None]",
-    ) -> None:
+    def __init__(self, pacer: "Pacer", sent: Sent) -> None:
+        self._pacer = pacer
         self.sent = sent
         self.is_stuck = False
-        self._released = released
-        self._stuck = stuck
 
     def __call__(self, error: RelocatorError | None) -> None:
         """It is over."""
-        self._released(self, error)
+        self._pacer.released(self, error)
 
     def stuck(self) -> None:
         """It stays out."""
-        self._stuck(self)
+        self._pacer.let_out(self)
 
 
 class Pacer:
@@ -187,7 +181,7 @@ class Pacer:
         """
         with self._turn:
             sent = self._window.send(length, time.monotonic(), demand=True)
-        return Fetch(sent, self._released, self._let_out)
+        return Fetch(self, sent)
 
     def background(self, length: int) -> Released:
         """A background fetch of `length` bytes is being sent; returns as `demand` does."""
@@ -195,9 +189,9 @@ class Pacer:
             now_s = time.monotonic()
             sent = self._window.send(length, now_s)
             self._cap.take(length, now_s)
-        return Fetch(sent, self._released, self._let_out)
+        return Fetch(self, sent)
 
-    def _released(self, fetch: Fetch, error: RelocatorError | None) -> None:
+    def released(self, fetch: Fetch, error: RelocatorError | None) -> None:
         """A fetch is over; runs on the connection's thread."""
         sent = fetch.sent
         with self._turn:
@@ -216,10 +210,11 @@ class Pacer:
                 if self._refusing or not is_refused:  # one bad place is no reason to wait
                     self._hold_until_s = time.monotonic() + HOLD_S
                 self._refusing = is_refused
-            self._tell_locked()
+            if error is not None or self._told is not None:
+                self._tell_locked()
             self._turn.notify_all()
 
-    def _let_out(self, fetch: Fetch) -> None:
+    def let_out(self, fetch: Fetch) -> None:
         """A fetch that stays out no longer counts against the window."""
         with self._turn:
             stuck_bytes = self._stuck_bytes + fetch.sent.length
