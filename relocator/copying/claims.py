@@ -14,8 +14,8 @@ class Claim:
     """Absent blocks `first..end` with an owner, until it calls `release`.
 
     `of_source`: what is to become present is the source's. `storing`: it is being written. `lost`:
-    what writes have taken of it; `given`: what a guest's own fetch has. `again`: the source has
-    failed to read it before; `out`: it leaves it unanswered.
+    what others have taken of it; `given`: of that, what a guest's own fetch has. `again`: the
+    source has failed to read it before; `out`: it leaves it unanswered.
     """
 
     __slots__ = (
@@ -70,7 +70,7 @@ class Claim:
 
     def owned(self) -> list[Range]:
         """What is left of it after others have taken their part."""
-        return subtract(self.kept() if self.given else [(self.first, self.end)], self.lost)
+        return subtract([(self.first, self.end)], self.lost)
 
 
 def subtract(ranges: list[Range], holes: list[Range]) -> list[Range]:

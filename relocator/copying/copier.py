@@ -118,8 +118,7 @@ class Copier:
     def _copy(self) -> None:
         """Visit the whole disk once; wait a little if that was in vain."""
         self._tell()
-        compares = self._seeding is not None and not self._seeding.ended
-        if not compares and self._hydration.left_to_refused:
+        if not self._compares and self._hydration.left_to_refused:
             self._pacer.lacks(self._hydration.refusal)  # a guest may have written some of it
             if not self._ask_again():
                 self._pacer.sleep(HOLD_S)
@@ -135,6 +134,11 @@ class Copier:
             # All is present, or in flight, or set aside, or the source refused.
             idle_s = IDLE_TIMES * (time.monotonic() - began_s)
             self._pacer.sleep(min(max(IDLE_S, idle_s), HOLD_S))
+
+    @property
+    def _compares(self) -> bool:
+        """Whether what is absent is still looked for in the seeds."""
+        return self._seeding is not None and not self._seeding.ended
 
     def _tell(self) -> None:
         """Tell what the source fails to read, if that has changed."""
@@ -161,7 +165,7 @@ class Copier:
         self._generation = self._plan.generation
         if self._store.all_present:
             return 0
-        seeded = self._seeding is not None and not self._seeding.ended
+        seeded = self._compares
         for first, end in self._seeding.settled() if self._seeding and seeded else self._ranges():
             self._tell()
             self._pacer.wait_turn()

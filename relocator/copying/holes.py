@@ -83,8 +83,7 @@ class Holes:
         filled, disowned = self._filled[index], self._hydration.disowned
         if filled is None or filled == disowned:
             return filled is not None
-        offset = index * STEP_BYTES
-        end = min(offset + STEP_BYTES, self._store.geometry.size_bytes)
+        offset, end = self._bounds(index)
         _, first, last = self._store.geometry.split(offset, end - offset)
         absent_blocks = last - first - self._store.present.count(first, last)
         if absent_blocks * self._store.geometry.block_bytes >= AGAIN_BYTES:
@@ -92,9 +91,13 @@ class Holes:
         self._filled[index] = disowned
         return True
 
-    def _ask(self, index: int) -> None:
+    def _bounds(self, index: int) -> tuple[int, int]:
+        """Where a step begins and ends, in bytes."""
         offset = index * STEP_BYTES
-        end = min(offset + STEP_BYTES, self._store.geometry.size_bytes)
+        return offset, min(offset + STEP_BYTES, self._store.geometry.size_bytes)
+
+    def _ask(self, index: int) -> None:
+        offset, end = self._bounds(index)
         if offset >= end or index in self._steps or self._is_filled(index):
             return
         step = self._steps[index] = Step(offset, end, self._hydration.disowned)

@@ -149,7 +149,9 @@ class Hydration:
             is_out = claim in self._claims or claim in self._stuck  # it may have failed just now
             if not is_out or claim.storing or not claim.background:
                 return False
-            claim.given.append((max(first, claim.first), min(end, claim.end)))
+            part = max(first, claim.first), min(end, claim.end)
+            claim.given.append(part)
+            claim.lost.append(part)
             self._claims.pop(claim, None)
             self._stuck[claim] = None
             return True
