@@ -59,10 +59,11 @@ class Holes:
         self._steps: dict[int, Step] = {}
         #: of each step, what `disowned` was when it was filled, or looked at; None: it was not
         self._filled: list[int | None] = [None] * -(-store.geometry.size_bytes // STEP_BYTES)
+        self._never_filled = len(self._filled)
 
     def fill(self, first: int, end: int) -> None:
         """Make the holes among the blocks `first..end` present; may wait for the source."""
-        if None in self._filled and self._at_once():
+        if self._never_filled and self._at_once():
             first, end = 0, self._store.geometry.total_blocks
         offset, length = self._store.geometry.extent(first, end)
         last = (offset + length - 1) // STEP_BYTES
@@ -76,6 +77,7 @@ class Holes:
                     if self._over():  # what is not here any more came another way
                         return
                 if self._fill(step):
+                    self._never_filled -= self._filled[index] is None
                     self._filled[index] = step.asked
 
     def _is_filled(self, index: int) -> bool:

@@ -166,7 +166,7 @@ class Recording:
 
     def complete(self) -> None:
         hurry(self.control)
-        self.control.call("wait", timeout_s=300)
+        self.control.call("wait", patience_s=360, timeout_s=300)
         self.note_seeded()
 
     def at_work(self, clients: list[Client], share: float) -> None:

@@ -48,7 +48,7 @@ class Server:
 
     def wait(self, timeout_s: float = 60) -> dict[str, Any]:
         """Wait until all of the disk is here; the status then."""
-        return self.control.call("wait", timeout_s=timeout_s)
+        return self.control.call("wait", patience_s=timeout_s + 60, timeout_s=timeout_s)
 
     def hurry(self) -> None:
         """Let the copy go as fast as it can, if it has not ended by now."""
