@@ -4,7 +4,9 @@ Promises: a block has one owner at a time, is fetched once, and a guest's write 
 is still on its way; background fetches leave the link to what guests wait for.
 
     hydration   the one path by which a block becomes present              -> Hydration
-    claims      who is about to make which blocks present                  -> Claim
+    claims      who is about to make which blocks present                  -> Claims
+    background  which of them the background copy is to fetch              -> Background
+    refused     what the source fails to read, and when it is asked again  -> Refused
     copier      the background copy, one thread; what a guest's miss sets off -> Copier
     pacer       when it may send                                           -> Pacer
     pacing      the window that fills the link and keeps its queue short; the token bucket; pure

@@ -57,6 +57,7 @@ class Copier:
         self._readahead = readahead
         self._pull_forward = pull_forward
         self._hydration = hydration
+        self._background = hydration.background
         self._pacer = pacer
         self._finish = finish
         self._holes = holes
@@ -90,7 +91,7 @@ class Copier:
         ahead = self._readahead.missed(first, end, link_idle=self._pacer.in_flight_bytes == 0)
         most_bytes = min(PREFETCH_BYTES, self._pacer.piece_bytes)
         most = max(1, most_bytes // self._store.geometry.block_bytes)
-        while ahead and (claim := self._hydration.claim_background(*ahead, most)):
+        while ahead and (claim := self._background.claim(*ahead, most)):
             self._fetch(claim)
 
     def _pull(self, unit: Range) -> None:
@@ -118,8 +119,8 @@ class Copier:
     def _copy(self) -> None:
         """Visit the whole disk once; wait a little if that was in vain."""
         self._tell()
-        if not self._compares and self._hydration.left_to_refused:
-            self._pacer.lacks(self._hydration.refusal)  # a guest may have written some of it
+        if not self._compares and self._background.left_to_refused:
+            self._pacer.lacks(self._background.refusal)  # a guest may have written some of it
             if not self._ask_again():
                 self._pacer.sleep(HOLD_S)
             return
@@ -142,16 +143,16 @@ class Copier:
 
     def _tell(self) -> None:
         """Tell what the source fails to read, if that has changed."""
-        if self._told != self._hydration.refusals:
-            self._told = self._hydration.refusals
-            self._pacer.lacks(self._hydration.refusal)
+        if self._told != self._background.refusals:
+            self._told = self._background.refusals
+            self._pacer.lacks(self._background.refusal)
 
     def _ask_again(self) -> bool:
         """Fetch what the source has failed to read, where it is time; whether something was."""
         for sent in range(AGAIN_TIMES):
-            if not self._hydration.again_due or not self._pacer.wait_turn():
+            if not self._background.again_due or not self._pacer.wait_turn():
                 return sent > 0
-            if (claim := self._hydration.claim_again()) is None:
+            if (claim := self._background.claim_again()) is None:
                 return sent > 0
             self._fetch(claim)
         return True
@@ -171,7 +172,7 @@ class Copier:
             self._pacer.wait_turn()
             if self._outdated:
                 break
-            if not seeded and not self._hydration.sets_aside(first, end):
+            if not seeded and not self._background.sets_aside(first, end):
                 self._holes.fill(first, end)
             at = first
             while (claim := self._claim(at, end)) is not None:
@@ -215,4 +216,4 @@ class Copier:
         if length == 0 or self._outdated:
             return None
         most = max(1, length // self._store.geometry.block_bytes)
-        return self._hydration.claim_background(first, end, most)
+        return self._background.claim(first, end, most)

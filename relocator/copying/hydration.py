@@ -24,12 +24,11 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Protocol
 
-from relocator.copying.claims import Claim, Range, subtract
-from relocator.copying.refused import Refused
-from relocator.errors import NotKeptError, RefusedError, RelocatorError, StoreError, UpstreamError
+from relocator.copying.background import Background
+from relocator.copying.claims import Claim, Claims, Range
+from relocator.errors import NotKeptError, RelocatorError, StoreError, UpstreamError
 from relocator.source.upstream import Request, Upstream
 from relocator.store import skipped
-from relocator.store.bitmap import Bitmap
 from relocator.store.store import Store
 
 
@@ -71,15 +70,10 @@ class Hydration:
         self._upstream = upstream
         self._on_demand = on_demand
         self._on_complete = on_complete
-        self._claims: dict[Claim, None] = {}  # in the order in which they were made
-        self._stuck: dict[Claim, None] = {}  # those of which a part was given to others
+        self._claims = Claims(store.present)
+        self.background = Background(store, self._claims)
         self.on_demand_bytes = 0
         self.background_bytes = 0
-        #: blocks that the background copy leaves alone for now
-        self.aside: Bitmap | None = None
-        self._refused = Refused(store.geometry.total_blocks)
-        #: changes whenever what the source has failed to read does
-        self.refusals = 0
         #: how often what the source had been asked was disowned
         self.disowned = 0
         self.hole_bytes = 0
@@ -100,9 +94,9 @@ class Hydration:
             with self._store.lock:
                 if self._store.present.all(first, end):
                     return
-                foreign = self._owners_locked(first, end)
-                mine = [Claim(*run, of_source=True) for run in self._unowned_locked(first, end)]
-                self._own_locked(mine)
+                foreign = self._claims.owners(first, end)
+                mine = [Claim(*run, of_source=True) for run in self._claims.unowned(first, end)]
+                self._claims.add(mine)
             for claim in mine:
                 self.send(claim, self._on_demand(self._length(claim)))
             if meanwhile is not None:
@@ -146,92 +140,9 @@ class Hydration:
     def _take(self, claim: Claim, first: int, end: int) -> bool:
         """Take `first..end` away from a background fetch; whether that was possible."""
         with self._store.lock:
-            is_out = claim in self._claims or claim in self._stuck  # it may have failed just now
-            if not is_out or claim.storing or not claim.background:
+            if claim.storing or not claim.background:
                 return False
-            part = max(first, claim.first), min(end, claim.end)
-            claim.given.append(part)
-            claim.lost.append(part)
-            self._claims.pop(claim, None)
-            self._stuck[claim] = None
-            return True
-
-    def claim_background(self, first: int, end: int, most_blocks: int) -> Claim | None:
-        """Claim the first absent, unowned run of `first..end`, at most `most_blocks` of it.
-
-        Returns None if there is none. The caller must `send` the claim.
-        """
-        with self._store.lock:
-            run = next(self._fetchable_locked(first, end), None)
-            if run is None:
-                return None
-            stop = min(run[1], run[0] + most_blocks)
-            claim = Claim(run[0], stop, of_source=True, background=True)
-            self._own_locked([claim])
-            return claim
-
-    def claim_again(self) -> Claim | None:
-        """Claim something that the source failed to read and is to be asked for again now.
-
-        Returns None if there is nothing. The caller must `send` the claim.
-        """
-        with self._store.lock:
-            while (due := self._refused.due(time.monotonic())) is not None:
-                if (run := next(self._wanted_locked(*due), None)) is not None:
-                    claim = Claim(*run, of_source=True, background=True)
-                    claim.again = True
-                    self._refused.asked(*run)
-                    self._own_locked([claim])
-                    return claim
-            return None
-
-    @property
-    def again_due(self) -> bool:
-        """Whether there may be something to `claim_again`."""
-        with self._store.lock:
-            return self._refused.is_due(time.monotonic())
-
-    @property
-    def left_to_refused(self) -> bool:
-        """Whether all is stored but what has failed once, or stays out; False if nothing did."""
-        with self._store.lock:
-            return self._is_left_locked()
-
-    @property
-    def left_to_unreadable(self) -> bool:
-        """Whether all is stored but blocks each of which has failed by itself."""
-        with self._store.lock:
-            if not (self._refused.by_block and self._is_left_locked()):
-                return False
-            asked = [claim for claim in self._claims if claim.again and not claim.out]
-            return all(
-                claim.end - claim.first == 1 and self._refused.has_failed(claim.first)
-                for claim in asked
-            )
-
-    def _is_left_locked(self) -> bool:
-        claims = [claim for claim in (*self._claims, *self._stuck) if claim.of_source]
-        if self._refused.blocks is None and not any(claim.out for claim in claims):
-            return False
-        total = self._store.geometry.total_blocks
-        if not all(claim.again or claim.out for claim in claims) or self.sets_aside(0, total):
-            return False
-        return next(self._fetchable_locked(0, total), None) is None
-
-    @property
-    def refusal(self) -> str | None:
-        """What the source fails to read, in words; None if it is nothing."""
-        with self._store.lock:
-            count, first = self._refused.absent(self._store.present)
-        if not count:
-            return None
-        block_bytes = self._store.geometry.block_bytes
-        length, at = count * block_bytes, first * block_bytes
-        return f"the source can't read {length} bytes of the disk, the first of them at {at}"
-
-    def sets_aside(self, first: int, end: int) -> bool:
-        """Whether the background copy leaves all of `first..end` alone."""
-        return self.aside is not None and self.aside.all(first, end)
+            return self._claims.give(claim, first, end)  # unless it has failed just now
 
     def expect(self, ranges: Iterable[Range], most_blocks: int) -> list[Claim]:
         """Claim what is absent and unowned of disjoint ranges, `most_blocks` a claim.
@@ -239,13 +150,13 @@ class Hydration:
         It comes by another way: the caller must let each claim `arrive`.
         """
         with self._store.lock:
-            runs = [run for blocks in ranges for run in self._unowned_locked(*blocks)]
+            runs = [run for blocks in ranges for run in self._claims.unowned(*blocks)]
             claims = [
                 Claim(at, min(at + most_blocks, end), of_source=True, background=True)
                 for first, end in runs
                 for at in range(first, end, most_blocks)
             ]
-            self._own_locked(claims)
+            self._claims.add(claims)
             return claims
 
     def disown_fetches(self) -> None:
@@ -255,7 +166,7 @@ class Hydration:
         """
         with self._store.lock:
             self.disowned += 1
-            fetches = [claim for claim in (*self._claims, *self._stuck) if claim.of_source]
+            fetches = [claim for claim in self._claims if claim.of_source]
             storing = [claim for claim in fetches if claim.storing]
             for claim in fetches:
                 if not claim.storing:
@@ -328,9 +239,9 @@ class Hydration:
         with self._store.lock:
             if asked != self.disowned:
                 return None
-            ranges = islice(self._wanted_locked(first, end), _MOST_RUNS)
+            ranges = islice(self.background.wanted_locked(first, end), _MOST_RUNS)
             claims = [Claim(*blocks, of_source=True, storing=True) for blocks in ranges]
-            self._own_locked(claims)
+            self._claims.add(claims)
             return claims
 
     @contextmanager
@@ -360,7 +271,7 @@ class Hydration:
     def _claim_for_write(self, first: int, end: int) -> list[Claim]:
         while True:
             with self._store.lock:
-                rivals = self._owners_locked(first, end)
+                rivals = self._claims.owners(first, end)
                 busy = next((claim for claim in rivals if claim.storing), None)
                 if busy is None:
                     absent = list(self._store.present.clear_runs(first, end))
@@ -368,52 +279,9 @@ class Hydration:
                         part = max(first, claim.first), min(end, claim.end)
                         claim.lost += self._store.present.clear_runs(*part)
                     claims = [Claim(*blocks, storing=True) for blocks in absent]
-                    self._own_locked(claims)
+                    self._claims.add(claims)
                     return claims
             busy.wait()
-
-    def _own_locked(self, claims: list[Claim]) -> None:
-        for claim in claims:  # one, as a rule
-            self._claims[claim] = None
-
-    def _owners_locked(self, first: int, end: int) -> list[Claim]:
-        """The claims that have a block of `first..end`."""
-        owners = [claim for claim in self._claims if claim.first < end and first < claim.end]
-        for claim in self._stuck:
-            if any(at < end and first < stop for at, stop in claim.kept()):
-                owners.append(claim)
-        return owners
-
-    def _unowned_locked(self, first: int, end: int) -> Iterator[Range]:
-        """Absent blocks of `first..end` that nobody has claimed.
-
-        Found one after the other: who wants only the first doesn't pay for a fragmented map.
-        """
-        claimed = [
-            (claim.first, claim.end)
-            for claim in self._claims
-            if claim.first < end and first < claim.end
-        ]
-        for claim in self._stuck:
-            claimed += claim.kept()
-        for run in self._store.present.clear_runs(first, end):
-            yield from subtract([run], claimed)
-
-    def _wanted_locked(self, first: int, end: int) -> Iterator[Range]:
-        """The same for the background copy: without what is set aside."""
-        if (aside := self.aside) is None:
-            yield from self._unowned_locked(first, end)
-            return
-        for run in self._unowned_locked(first, end):
-            yield from aside.clear_runs(*run)
-
-    def _fetchable_locked(self, first: int, end: int) -> Iterator[Range]:
-        """And without what the source has failed to read."""
-        if (refused := self._refused.blocks) is None:
-            yield from self._wanted_locked(first, end)
-            return
-        for run in self._wanted_locked(first, end):
-            yield from refused.clear_runs(*run)
 
     def read_through(self, buffer: memoryview, offset: int) -> None:
         """Fill `buffer` from the source's bytes at `offset`, keeping nothing.
@@ -427,8 +295,8 @@ class Hydration:
         """Fetch a claim's blocks; `released` is called once it is over, on another thread."""
 
         def arrived(request: Request) -> None:
-            if request.error is not None or self._refused.blocks is not None:
-                self._note(claim, request.error)  # before it goes, or it would be asked again
+            if request.error is not None or self.background.has_refused:
+                self.background.note(claim, request.error)  # or it would be asked again at once
             self.arrive(claim, request.data, request.error)
             released(claim.error)
 
@@ -444,17 +312,6 @@ class Hydration:
             background=claim.background,
             stuck=stuck if claim.background else None,
         )
-
-    def _note(self, claim: Claim, error: RelocatorError | None) -> None:
-        """Note what the source fails to read, or no more."""
-        if isinstance(error, RefusedError):
-            if claim.background:
-                with self._store.lock:
-                    self._refused.note(claim.first, claim.end, time.monotonic())
-                    self.refusals += 1
-        elif error is None or claim.background:
-            with self._store.lock:
-                self.refusals += self._refused.forget(claim.first, claim.end)
 
     def arrive(
         self, claim: Claim, data: bytes | bytearray, failure: RelocatorError | None = None
@@ -496,7 +353,7 @@ class Hydration:
                 if present:
                     for first, end in claim.owned():
                         self._store.mark_present_locked(first, end)
-                del (self._stuck if claim.given else self._claims)[claim]
+            self._claims.remove(claims)
             complete = self._store.all_present
         for claim in claims:
             claim.release()

@@ -60,7 +60,7 @@ class Epochs:
     @property
     def due(self) -> bool:
         """Whether all is here that can be had, and the source gives an answer again."""
-        all_here = self.absent_blocks == 0 or self._transfer.hydration.left_to_refused
+        all_here = self.absent_blocks == 0 or self._transfer.hydration.background.left_to_refused
         return all_here and self._asks_again()
 
     def _asks_again(self) -> bool:

@@ -117,7 +117,7 @@ class Recorded:
         if found is None:
             found = Bitmap(self._store.geometry.total_blocks)
             found.set(0, found.bits)
-        self._transfer.hydration.aside = found
+        self._transfer.hydration.background.aside = found
 
     def _continues(self, found: Bitmap | None) -> bool:
         """Whether it is of the bitmap that was read before, as far as can be told."""
@@ -160,7 +160,7 @@ class Recorded:
             missing = self._found is None
             self._note(self.dropped_blocks, "missing" if missing else "cleared or replaced")
             self._last = None
-        self._transfer.hydration.aside = None
+        self._transfer.hydration.background.aside = None
         self._bitmap.close()
         return {"bitmap": None}
 

@@ -141,7 +141,7 @@ class Rounds:
     @property
     def _left_to_unreadable(self) -> bool:
         transfer = self._parts.transfer
-        return transfer is not None and transfer.hydration.left_to_unreadable
+        return transfer is not None and transfer.hydration.background.left_to_unreadable
 
     def refresh(self) -> dict[str, int]:
         """One round.

@@ -156,7 +156,7 @@ class Copy:
 
     def block(self, number: int) -> None:
         """Ask for one block."""
-        if (claim := self._hydration.claim_background(number, number + 1, 1)) is not None:
+        if (claim := self._hydration.background.claim(number, number + 1, 1)) is not None:
             self._hydration.send(claim, unheard)
 
     def missed(self, first: int, end: int) -> None:

@@ -72,7 +72,7 @@ def test_a_reader_takes_its_block_from_a_fetch_that_is_stuck(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hydration, "STUCK_S", 0.1)
-    claim = bench.hydration.claim_background(0, 4, 4)
+    claim = bench.hydration.background.claim(0, 4, 4)
     assert claim is not None
     bench.hydration.send(claim, unheard)
     reader = bench.in_thread(bench.read, 2, 3)
@@ -88,12 +88,13 @@ def test_a_reader_takes_its_block_from_a_fetch_that_is_stuck(
 def test_all_is_left_but_what_failed_by_itself_or_stays_out(bench: Bench) -> None:
     """Rounds of a copy ahead go on then; a move waits until each block has been tried by itself."""
     hydration, upstream = bench.hydration, bench.upstream
+    background = hydration.background
 
     def left() -> tuple[bool, bool]:
-        return hydration.left_to_refused, hydration.left_to_unreadable
+        return background.left_to_refused, background.left_to_unreadable
 
     def fetch() -> None:
-        while (claim := hydration.claim_background(0, BLOCKS, BLOCKS)) is not None:
+        while (claim := background.claim(0, BLOCKS, BLOCKS)) is not None:
             hydration.send(claim, unheard)
 
     def refuse() -> None:
@@ -107,7 +108,7 @@ def test_all_is_left_but_what_failed_by_itself_or_stays_out(bench: Bench) -> Non
     assert left() == (True, False)  # all at once: most of it can perhaps be read
     for _ in range(BLOCKS - 1):  # the halves, and theirs
         for _ in range(2):
-            claim = hydration.claim_again()
+            claim = background.claim_again()
             assert claim is not None
             hydration.send(claim, unheard)
             assert left() == (True, False)
@@ -115,35 +116,36 @@ def test_all_is_left_but_what_failed_by_itself_or_stays_out(bench: Bench) -> Non
     assert left() == (True, True)
     bench.store.drop([])
     bench.disk.write(memoryview(b"w" * BLOCK), 0, fua=False)
-    assert hydration.refusal is not None and f"{(BLOCKS - 1) * BLOCK} bytes" in hydration.refusal
+    refusal = background.refusal
+    assert refusal is not None and f"{(BLOCKS - 1) * BLOCK} bytes" in refusal
 
 
 def test_what_stays_out_keeps_no_round(bench: Bench) -> None:
-    claim = bench.hydration.claim_background(0, BLOCKS, BLOCKS)
+    claim = bench.hydration.background.claim(0, BLOCKS, BLOCKS)
     assert claim is not None
     bench.hydration.send(claim, unheard)
-    assert not bench.hydration.left_to_refused
+    assert not bench.hydration.background.left_to_refused
     stuck = bench.upstream.waiting[0].stuck
     assert stuck is not None
     stuck()
-    assert bench.hydration.left_to_refused
+    assert bench.hydration.background.left_to_refused
     bench.upstream.reply()
     assert bench.store.all_present
 
 
 def test_nothing_is_taken_from_a_fetch_that_has_just_failed(bench: Bench) -> None:
     """Whoever waited for it looked at it a moment before: nobody would ever let go of it."""
-    claim = bench.hydration.claim_background(0, 4, 4)
+    claim = bench.hydration.background.claim(0, 4, 4)
     assert claim is not None
     bench.hydration.send(claim, unheard)
     bench.upstream.fail()
     assert not bench.hydration._take(claim, 2, 3)
-    again = bench.hydration.claim_background(0, 4, 4)
+    again = bench.hydration.background.claim(0, 4, 4)
     assert again is not None and (again.first, again.end) == (0, 4)
 
 
 def test_a_reader_survives_the_failure_of_a_background_fetch(bench: Bench) -> None:
-    claim = bench.hydration.claim_background(0, 4, 4)
+    claim = bench.hydration.background.claim(0, 4, 4)
     assert claim is not None
     bench.hydration.send(claim, unheard)
     reader = bench.in_thread(bench.read, 2, 3)
@@ -160,7 +162,7 @@ def test_the_background_copy_skips_what_is_present_or_owned(bench: Bench) -> Non
     waiting(bench, 1)
     claims = []
     at = 0
-    while (claim := bench.hydration.claim_background(at, BLOCKS, 4)) is not None:
+    while (claim := bench.hydration.background.claim(at, BLOCKS, 4)) is not None:
         claims.append((claim.first, claim.end))
         at = claim.end
     assert claims == [(2, 3), (5, 9), (9, 13), (13, 16)]

@@ -80,7 +80,7 @@ def test_a_hole_with_many_runs_is_claimed_a_part_at_a_time(
 
     def zero(offset: int, length: int, *, punch: bool) -> bool:
         nonlocal most
-        most = max(most, len(bench.hydration._claims))
+        most = max(most, len(list(bench.hydration._claims)))
         return real(offset, length, punch=punch)
 
     real = bench.store.image.zero
@@ -93,7 +93,7 @@ def test_a_hole_with_many_runs_is_claimed_a_part_at_a_time(
 def test_a_write_takes_no_more_from_a_fetch_than_that_has(bench: Bench) -> None:
     """Many fetches in flight and a fragmented map: each would else note every run of the write."""
     bench.disk.write(memoryview(b"w" * BLOCK), 5 * BLOCK, fua=False)
-    claims = [bench.hydration.claim_background(at, at + 4, 4) for at in (0, 4, 8)]
+    claims = [bench.hydration.background.claim(at, at + 4, 4) for at in (0, 4, 8)]
     bench.disk.zero(BLOCK, 10 * BLOCK, punch=True, fua=False)
     assert [claim and claim.lost for claim in claims] == [[(1, 4)], [(4, 5)], [(8, 11)]]
 
