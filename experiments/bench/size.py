@@ -6,8 +6,8 @@ are. Measured for each, in one run and in turns: seconds from starting the comma
 served, memory of the process then and after the reads, IOPS of random reads within the same region
 (present: the copy has zeroed it, or the guest has written it). Then the guest writes all over the
 proxies' disks, they are killed, and it is measured how soon they serve again, and with how much
-memory. And for 1 and 64 TiB with the background copy on: seconds until the disk is complete, and
-the most memory that took.
+memory. And then for 1 and 64 TiB with the background copy on: seconds until the disk is complete,
+and the most memory that took.
 """
 
 import random
@@ -117,8 +117,8 @@ def _start_pair(
     }
 
 
-def _killed(served: Served, store: Path) -> dict[str, float]:
-    """What a proxy is like that was written to all over its disk and killed."""
+def _killed(served: Served, store: Path) -> tuple[Served, dict[str, float]]:
+    """A proxy that was written to all over its disk and killed, started again; what it is like."""
     import nbd
 
     handle = nbd.NBD()
@@ -130,7 +130,7 @@ def _killed(served: Served, store: Path) -> dict[str, float]:
     written = memory_mib(served.process.pid)
     maps_bytes = sum(path.stat().st_blocks * 512 for path in store.glob("map.*"))
     again = served.again()
-    return {
+    return again, {
         "written_peak_mib": written["peak_mib"],
         "maps_mib": round(maps_bytes / 2**20, 1),
         "block_kib": again.client.call("status")["block_bytes"] / 2**10,
@@ -180,14 +180,15 @@ def _run(seconds: float, rounds: int, work: Path, roomy: Path, console: Console)
             for role, served in pair.items():
                 after = memory_mib(served.process.pid)
                 results["rows"][f"{role}, {_named(size)}"]["after"] = after
+        console.print("size: written to all over, and killed", style="dim")
+        for size, pair in pairs.items():
+            store = work / f"{size // 2**30}G-store"
+            pair["proxy"], row = _killed(pair["proxy"], store)
+            results["rows"][f"proxy, {_named(size)}"] |= row
         results["all_hole"] = {}
         for size in ALL_HOLE_BYTES:
             console.print(f"size: {_named(size)} of holes, background on", style="dim")
             results["all_hole"][_named(size)] = _complete(pairs[size]["proxy"])
-        console.print("size: written to all over, and killed", style="dim")
-        for size, pair in pairs.items():
-            store = work / f"{size // 2**30}G-store"
-            results["rows"][f"proxy, {_named(size)}"] |= _killed(pair["proxy"], store)
     return results
 
 

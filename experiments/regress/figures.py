@@ -72,7 +72,7 @@ def _trips(*kinds: str) -> Callable[[Measured], float]:
 
 
 INSTRUCTIONS, TRIPS = "instructions", "round trips"
-_MISS = "relocator/copying/hydration.py, source/connection.py, store"
+_MISS = "relocator/copying/hydration.py, claims.py, source/connection.py, store"
 _HERE = "relocator/plugin.py, running/disk.py, store"
 _COPY = "relocator/copying/pacing.py, copier.py, source/connection.py"
 

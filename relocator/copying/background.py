@@ -3,7 +3,8 @@
 Left alone is what others have set aside, and what the source has failed to read: that comes last
 (see refused.py). When nothing else is left, rounds of a copy ahead go on without it.
 
-`store.lock` guards all of it.
+`store.lock` guards what it knows of claims and refusals; who reads `aside`, `has_refused` or
+`refusals` without it may see what was a moment before.
 """
 
 import time
@@ -25,6 +26,8 @@ class Background:
         self._refused = Refused(store.geometry.total_blocks)
         #: blocks that are set aside
         self.aside: Bitmap | None = None
+        #: whether the source has ever failed to read anything
+        self.has_refused = False
         #: changes whenever what the source has failed to read does
         self.refusals = 0
 
@@ -75,10 +78,11 @@ class Background:
         with self._store.lock:
             if not (self._refused.by_block and self._is_left_locked()):
                 return False
-            asked = [claim for claim in self._claims if claim.again and not claim.out]
             return all(
                 claim.end - claim.first == 1 and self._refused.has_failed(claim.first)
-                for claim in asked
+                for claim in self._claims
+                if claim.again and not claim.out
+                if not self._store.present.all(claim.first, claim.end)  # a guest's fetch was faster
             )
 
     def _is_left_locked(self) -> bool:
@@ -89,11 +93,6 @@ class Background:
         if not all(claim.again or claim.out for claim in claims) or self.sets_aside(0, total):
             return False
         return next(self._fetchable_locked(0, total), None) is None
-
-    @property
-    def has_refused(self) -> bool:
-        """Whether the source has ever failed to read anything."""
-        return self._refused.blocks is not None
 
     @property
     def refusal(self) -> str | None:
@@ -107,10 +106,11 @@ class Background:
         return f"the source can't read {length} bytes of the disk, the first of them at {at}"
 
     def note(self, claim: Claim, error: RelocatorError | None) -> None:
-        """What a claim was for has come, or is what the source fails to read."""
+        """A fetch has come, was refused, or failed for another reason, which says nothing of it."""
         if isinstance(error, RefusedError):
             if claim.background:
                 with self._store.lock:
+                    self.has_refused = True
                     self._refused.note(claim.first, claim.end, time.monotonic())
                     self.refusals += 1
         elif error is None or claim.background:

@@ -1,4 +1,4 @@
-"""Absent blocks with an owner; what owning means is told in hydration.py. Pure but for the waiting.
+"""Absent blocks with an owner; what owning means is told in hydration.py. No I/O.
 
 Every small write to an absent block makes a claim, so making one and letting it go is kept cheap.
 """
@@ -88,7 +88,7 @@ class Claims:
         yield from self._parted
 
     def add(self, claims: list[Claim]) -> None:
-        """These are made, of blocks that nobody has."""
+        """These are made, of blocks that nobody has, or whose owners have lost them."""
         for claim in claims:  # one, as a rule
             self._whole[claim] = None
 

@@ -296,7 +296,9 @@ class Hydration:
 
         def arrived(request: Request) -> None:
             if request.error is not None or self.background.has_refused:
-                self.background.note(claim, request.error)  # or it would be asked again at once
+                self.background.note(
+                    claim, request.error
+                )  # before it goes, or it would be asked again
             self.arrive(claim, request.data, request.error)
             released(claim.error)
 
