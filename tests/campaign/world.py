@@ -26,6 +26,8 @@ OPERATOR = (
     *("activate", "release", "withdraw", "unseal", "seal"),
     *("pause", "resume", "set", "refresh"),
 )
+#: the largest disk
+MOST_KIB = 4096
 #: a guest's patience (`retry-timeout`) outlasts every fault
 PATIENCE_S = 60
 #: as Linux has it
@@ -97,7 +99,9 @@ class World:
 def world(seed: int) -> World:
     """The world of a seed."""
     choose = random.Random(f"world {seed}")
-    size_kib = choose.choice((1024, 1536, 2048, 3072, 4096, 1024 + 4 * choose.randrange(1, 500)))
+    size_kib = choose.choice(
+        (1024, 1536, 2048, 3072, MOST_KIB, 1024 + 4 * choose.randrange(1, 500))
+    )
     block_bytes = choose.choice((4096, 4096, 4096, 8192, 65536))
     rate_mbit = choose.choice((5, 10, 20, 50))
     seeded = choose.random() < 0.3

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 PROJECT = Path(__file__).parents[2]
 SMALL = (
-    "--disk 40M --fill 12M --memory 2M --switch-at 3s --background-delay 2s --duration 7s --tail 1s"
+    "--disk 40M --fill 12M --memory 2M --switch-at 2s --background-delay 2s --duration 6s --tail 1s"
 )
 PROOFS = {
     "nothing-kept-early",
