@@ -24,7 +24,7 @@ settings.load_profile("untimed")
 # The command `relocator` is found; last, so that `python3` stays what it is.
 os.environ["PATH"] += f"{os.pathsep}{Path(sys.executable).parent}"
 
-# `make test` runs three modules at a time. Long ones begin first, so that the workers end together;
+# `make test` runs two modules at a time. Long ones begin first, so that both workers end together;
 # those of directories that are not listed, before all others.
 LONG_FIRST = ("lab", "migrate", "nbd", "crash", "docs", "hosts", "vm", "wan", "unit")
 
@@ -74,6 +74,6 @@ class ByModule(LoadScopeScheduling):
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByModule:
-    """How `pytest -n 3` divides the tests."""
+    """How `pytest -n 2` divides the tests."""
     config.option.loadscopereorder = False
     return ByModule(config, log)
