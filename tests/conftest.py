@@ -24,17 +24,21 @@ settings.load_profile("untimed")
 # The command `relocator` is found; last, so that `python3` stays what it is.
 os.environ["PATH"] += f"{os.pathsep}{Path(sys.executable).parent}"
 
-# `make test` runs two modules at a time. Long ones begin first, so that both workers end together;
-# those of directories that are not listed, before all others.
-LONG_FIRST = ("lab", "migrate", "nbd", "crash", "docs", "hosts", "vm", "wan", "unit")
+# `make test` runs two modules at a time. The lab's tests keep both cores busy, those of servers and
+# guests mostly wait: these go together. What computes, on one core, is left for the end, and the
+# many short modules last of all, so that both workers end together.
+ORDER = (
+    *("lab", "nbd", "migrate", "vm", "hosts", "docs", "crash", "wan"),
+    *("packages", "explore", "fuzz", "unit"),
+)
 
 # In the lab a test may take both cores; the packages are built, and installed, once for all.
 TOGETHER = {"lab", "packages"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The order of the directories."""
-    order = {name: number for number, name in enumerate(LONG_FIRST)}
+    """The order of the directories; others come first."""
+    order = {name: number for number, name in enumerate(ORDER)}
     items.sort(key=lambda item: order.get(item.path.parent.name, -1))
 
 
