@@ -65,7 +65,7 @@ class _Runs:
         """The world after `trace`."""
         self._leave()
         self._count += 1
-        if self._count % 1000 == 0:
+        if self._count % 200 == 0:
             gc.collect()
         world = self._world = World(self._plan, self._root / "world", self._template)
         for action in trace:
