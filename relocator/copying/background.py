@@ -3,8 +3,8 @@
 Left alone is what others have set aside, and what the source has failed to read: that comes last
 (see refused.py). When nothing else is left, rounds of a copy ahead go on without it.
 
-`store.lock` guards what it knows of claims and refusals; who reads `aside`, `has_refused` or
-`refusals` without it may see what was a moment before.
+`store.lock` guards what it knows of claims and refusals; who reads `aside` or `refusals`
+without it may see what was a moment before.
 """
 
 import time
@@ -26,9 +26,7 @@ class Background:
         self._refused = Refused(store.geometry.total_blocks)
         #: blocks that are set aside
         self.aside: Bitmap | None = None
-        #: whether the source has ever failed to read anything
-        self.has_refused = False
-        #: changes whenever what the source has failed to read does
+        #: changes whenever what the source has failed to read does; 0 while that is nothing, ever
         self.refusals = 0
 
     def claim(self, first: int, end: int, most_blocks: int) -> Claim | None:
@@ -87,7 +85,7 @@ class Background:
 
     def _is_left_locked(self) -> bool:
         claims = [claim for claim in self._claims if claim.of_source]
-        if not self.has_refused and not any(claim.out for claim in claims):
+        if not self.refusals and not any(claim.out for claim in claims):
             return False
         total = self._store.geometry.total_blocks
         if not all(claim.again or claim.out for claim in claims) or self.sets_aside(0, total):
@@ -110,7 +108,6 @@ class Background:
         if isinstance(error, RefusedError):
             if claim.background:
                 with self._store.lock:
-                    self.has_refused = True
                     self._refused.note(claim.first, claim.end, time.monotonic())
                     self.refusals += 1
         elif error is None or claim.background:

@@ -295,7 +295,7 @@ class Hydration:
         """Fetch a claim's blocks; `released` is called once it is over, on another thread."""
 
         def arrived(request: Request) -> None:
-            if request.error is not None or self.background.has_refused:
+            if request.error is not None or self.background.refusals:
                 self.background.note(
                     claim, request.error
                 )  # before it goes, or it would be asked again
