@@ -30,7 +30,7 @@ from relocator.store.maps import boot_id
 from testbed.hosts.services import PLUGIN
 from testbed.hosts.supervise import Supervisor, run
 from tests.crash.clients import Client, Ledger, regions
-from tests.support.servers import hurry
+from tests.support.servers import await_copy, hurry
 from tests.support.stamps import make_seed, make_source
 
 NAME = "logged"
@@ -166,7 +166,7 @@ class Recording:
 
     def complete(self) -> None:
         hurry(self.control)
-        self.control.call("wait", patience_s=360, timeout_s=300)
+        await_copy(self.control, 300)
         self.note_seeded()
 
     def at_work(self, clients: list[Client], share: float) -> None:

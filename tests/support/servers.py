@@ -48,7 +48,7 @@ class Server:
 
     def wait(self, timeout_s: float = 60) -> dict[str, Any]:
         """Wait until all of the disk is here; the status then."""
-        return self.control.call("wait", patience_s=timeout_s + 60, timeout_s=timeout_s)
+        return await_copy(self.control, timeout_s)
 
     def hurry(self) -> None:
         """Let the copy go as fast as it can, if it has not ended by now."""
@@ -232,6 +232,11 @@ def wait_for(condition: Any, what: str, timeout_s: float = 30.0) -> None:
         if time.monotonic() > give_up_s:
             raise AssertionError(f"waited {timeout_s} s in vain for {what}")
         time.sleep(0.02)
+
+
+def await_copy(control: Client, timeout_s: float) -> dict[str, Any]:
+    """Wait until all of the disk is here, as long as the plugin is told to; the status then."""
+    return control.call("wait", patience_s=timeout_s + 60, timeout_s=timeout_s)
 
 
 def hurry(control: Client) -> None:
