@@ -197,9 +197,7 @@ class _Supervisor:
 
         Who has asked the proxy already is given the time to be answered.
         """
-        path = self._plan.control
-        control = ControlServer(path.with_name(f"{path.name}.next"), _no_answer)
-        control.move_to(path)
+        control = ControlServer(self._plan.control, _no_answer, replacing=True)
         time.sleep(_GRACE_S)
         os.kill(self._pid, signal.SIGKILL)
         for pid in (self._pid, self._guard_pid):

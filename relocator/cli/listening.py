@@ -18,7 +18,7 @@ from typing import Any
 
 from relocator import words
 from relocator.errors import ConfigError, RelocatorError
-from relocator.running.control import remove_stale
+from relocator.running.control import listen_at, remove_stale
 
 DEFAULT_PORT = 10809
 ALLOWED = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
@@ -50,7 +50,7 @@ class Address:
             RelocatorError: the address can't be listened on.
         """
         try:
-            return [self._unix(self.path)] if self.path is not None else self._tcp()
+            return [listen_at(self.path, "--socket")] if self.path is not None else self._tcp()
         except OSError as error:
             raise self._refused(error) from error
 
@@ -82,18 +82,6 @@ class Address:
         """Nobody listens there any more: remove what shows in the file system."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
-
-    @staticmethod
-    def _unix(path: Path) -> socket.socket:
-        remove_stale(path, "--socket")
-        listener = socket.socket(socket.AF_UNIX)
-        try:
-            listener.bind(str(path))
-            listener.listen(socket.SOMAXCONN)
-        except BaseException:
-            listener.close()
-            raise
-        return listener
 
     def _addresses(self) -> Any:
         return socket.getaddrinfo(

@@ -168,22 +168,57 @@ def remove_stale(path: Path, key: str) -> None:
     raise ConfigError(f"{key}={path}: another process listens there")
 
 
+def listen_at(path: Path, key: str, *, replacing: bool = False) -> socket.socket:
+    """A socket that listens at `path`, which is there only once it does: who sees it can connect.
+
+    `replacing`: in one step it takes the place of whatever is there, such as another server's.
+
+    Raises:
+        ConfigError: something is in the way; `key` is the parameter that named it.
+        OSError: nobody can listen there.
+    """
+    if not replacing:
+        remove_stale(path, key)
+    long = len(os.fsencode(path.name))  # a name that is too long must not be bound under another
+    unready = path.with_name(f".{os.urandom(3).hex()}".ljust(long, "-"))
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        listener.bind(str(unready))
+        try:
+            listener.listen(socket.SOMAXCONN)
+            if replacing:
+                unready.rename(path)
+            else:
+                path.hardlink_to(unready)  # unlike a rename it fails where another was quicker
+        finally:
+            unready.unlink(missing_ok=True)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
 class ControlServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    """Serves `call` on the socket at `path`, which the parameter `key` has named."""
+    """Serves `call` on the socket at `path`, which the parameter `key` has named; see `listen_at`.
+
+    With `replacing` it takes the place of another that may still serve.
+    """
 
     daemon_threads = True
-    request_queue_size = socket.SOMAXCONN  # 5 by default: the sixth client at once is refused
     block_on_close = False
 
-    def __init__(self, path: Path, call: Call, key: str = "control") -> None:
+    def __init__(
+        self, path: Path, call: Call, key: str = "control", *, replacing: bool = False
+    ) -> None:
+        super().__init__(str(path), _Handler, bind_and_activate=False)
+        self.socket.close()
         self.call = call
         self.clients = Clients(MOST_CLIENTS)
         self._path = path
         self._serving = False
-        remove_stale(path, key)
         previous = os.umask(0o177)
         try:
-            super().__init__(str(path), _Handler)
+            self.socket = listen_at(path, key, replacing=replacing)
         except OSError as error:
             raise ConfigError(
                 f"{key}={path}: {error.strerror or error}; give a path in a directory that exists"
@@ -203,11 +238,6 @@ class ControlServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         """The client has gone, or is sent away."""
         self.clients.leave(request)
         super().close_request(request)
-
-    def move_to(self, path: Path) -> None:
-        """Rename the socket to `path`, in one step replacing that of another server."""
-        self._path.rename(path)
-        self._path = path
 
     def start(self) -> None:
         """Begin to serve; after nbdkit has forked."""
