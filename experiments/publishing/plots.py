@@ -44,8 +44,9 @@ KINDS = {
     "read at the destination": "#d1495b",
     "write": "#2a9d6f",
 }
+SWITCH_LABEL = "switch: the VM moves"
 MARKS = (
-    ("switch-started", "switch: the VM moves", "-"),
+    ("switch-started", SWITCH_LABEL, "-"),
     ("background-started", "background copy starts", "--"),
     ("relocation-complete", "all blocks present: the source may go", "-."),
 )

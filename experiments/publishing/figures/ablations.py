@@ -206,7 +206,7 @@ def _failing(axes: Axes, run: Run) -> None:
         axes.axvspan(start_s, end_s, color=FAILING, alpha=0.15, linewidth=0)
     for at_s in changes(run):
         axes.axvline(at_s, color=FAILING, linestyle="--", linewidth=1)
-    axes.axvline(0, color=plots.INK, linewidth=1)
+    draw.switch(axes)
     done = run.independent_s
     if done is not None:
         axes.axvline(done, color=plots.INK, linestyle="-.", linewidth=1)

@@ -227,7 +227,7 @@ def clocks(evidence: Evidence) -> Drawn:
                     draw.bar(axes, place, ratios[name, column], colour, log=True)
             axes.plot([], [], "o", color=colour, label=name)
         ends = sum(column in WAN_COLUMNS for column in shown)
-        axes.axhline(ends - 0.5, color="#888", linewidth=0.8, linestyle="--")
+        _divided(axes, ends - 0.5)
         axes.set_yticks(range(len(shown)), [CLOCK_COLUMNS[column] for column in shown])
         axes.set_ylim(len(shown) - 0.5, -0.5)
         draw.log_x(axes, 4.0)
@@ -245,6 +245,23 @@ def _real_over_virtual(rows: pd.DataFrame, column: str) -> Estimate | None:
         rows[rows["axis_clock"] == clock].set_index("seed")[column] for clock in ("real", "virtual")
     )
     return paired_ratio(real, virtual)
+
+
+def _divided(axes: Axes, y: float) -> None:
+    """A line between what the WAN decides and what the processor does, which is said there."""
+    axes.axhline(y, color="#888", linewidth=0.8, linestyle="--")
+    for text, above in (("▴ the WAN decides", 6), ("▾ the processor decides", -6)):
+        axes.annotate(
+            text,
+            (1, y),
+            xycoords=("axes fraction", "data"),
+            xytext=(-4, above),
+            textcoords="offset points",
+            ha="right",
+            va="center",
+            color="#666",
+            fontsize=8.5,
+        )
 
 
 def _clock_words(ratios: dict[tuple[str, str], float]) -> list[str]:

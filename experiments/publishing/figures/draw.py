@@ -112,6 +112,22 @@ def never(axes: Axes, y: float, colour: Any, text: str = "never") -> None:
     )
 
 
+def switch(axes: Axes, *, labelled: bool = False) -> None:
+    """The switch: where the time since it is zero. `labelled`: at the top of the panel, too."""
+    axes.axvline(0, color=plots.INK, linewidth=1)
+    if labelled:
+        axes.annotate(
+            plots.SWITCH_LABEL,
+            (0, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(4, -4),
+            textcoords="offset points",
+            va="top",
+            fontsize=8.5,
+            bbox={"facecolor": plots.PAPER, "linewidth": 0, "alpha": 0.85, "pad": 1},
+        )
+
+
 def log_x(axes: Axes, span: float = 10.0) -> None:
     """Once all is drawn: the x axis logarithmic, with plain numbers, at least `span` wide."""
     axes.set_xscale("log")

@@ -50,7 +50,7 @@ def _link(axes: plots.Axes, run: Run, link: str, name: str) -> None:
         axes.stairs(rate, edges - run.switch_s, color=colour, label=label, linewidth=1.3)
     axes.set_title(name, loc="left", fontsize=10, fontweight="bold")
     axes.set_ylabel("KB/s")
-    axes.axvline(0, color=plots.INK, linewidth=1)
+    draw.switch(axes, labelled=link == "memory")
     axes.set_ylim(bottom=0)
 
 
@@ -58,7 +58,8 @@ def _latency(axes: plots.Axes, run: Run) -> None:
     for kind, colour in (("read", "#8358a8"), ("write", "#2a9d6f")):
         ios = series.latencies(run, kind)
         axes.plot(ios["t_s"], ios["latency_s"] * 1000, ".", color=colour, label=kind, markersize=3)
-    axes.set_yscale("log")
+    draw.switch(axes)
+    draw.log_y(axes)
     axes.set_ylabel("ms")
     axes.set_title("latency of each I/O of the guest", loc="left", fontsize=10, fontweight="bold")
     axes.legend(loc="upper right", ncols=2)

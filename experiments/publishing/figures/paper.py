@@ -62,7 +62,7 @@ def _link(axes: Axes, run: Run, link: str, edges: np.ndarray) -> None:
     names = {"A": "source host – target", "B": "destination host – proxy", "C": "proxy – target"}
     axes.set_title(f"{link}: {names[link]}", loc="left", fontsize=10, fontweight="bold")
     axes.set_ylabel("KB/s")
-    axes.axvline(0, color=plots.INK, linewidth=1)
+    draw.switch(axes, labelled=link == "A")
     axes.set_ylim(bottom=0)
 
 
@@ -80,7 +80,7 @@ def _presence(axes: Axes, run: Run) -> None:
     _said(axes, f"paper: 0 to 6.5 % in 5 min, close to linear ({draw.READ_OFF})", 0.01)
     axes.set_title("blocks present", loc="left", fontsize=10, fontweight="bold")
     axes.set_ylabel("%")
-    axes.axvline(0, color=plots.INK, linewidth=1)
+    draw.switch(axes)
     axes.set_ylim(bottom=0)
 
 

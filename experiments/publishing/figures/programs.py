@@ -33,7 +33,7 @@ def e4(evidence: Evidence) -> Drawn:
             runs = [evidence.run(row) for _, row in frame[frame["name"] == name].iterrows()]
             series = [_rate(run, switch_s) for run in runs]
             draw.band(left, series, "per_s", colours[name], name, bins=True)
-        left.axvline(0, color="#22262b", linewidth=1)
+        draw.switch(left, labelled=True)
         left.set_xlabel("time since the switch (s)")
         left.set_ylabel(f"I/Os a second, bins of {BIN_S:g} s")
         draw.from_zero(left)
@@ -146,7 +146,7 @@ def _done(axes: Axes, evidence: Evidence, rows: pd.DataFrame, names: list[str]) 
         done = run.independent_s
         if done is not None:
             axes.axvline(done, color="#22262b", linewidth=0.8, linestyle="-.")
-    axes.axvline(0, color="#22262b", linewidth=0.8)
+    draw.switch(axes)
     axes.set_xlabel("time since the switch (s)")
 
 
