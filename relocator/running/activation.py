@@ -198,11 +198,14 @@ class Activation:
                 self._thread.join()
             self._thread = None
             self._withdrawing.clear()
+            was_active = not self._lifecycle.pass_through
             try:
                 self._lifecycle.withdraw()
             finally:
                 if taking_over:  # if nothing has changed
                     self._go_on_locked(seal=self._to_seal)
+            if was_active and not self._owes:
+                self._stand_by_locked()
             for part in (COMPLETION, HANDOVER):  # what they tell is of the activation
                 self._parts.faults.report(part, None)
             self._sealed = False
@@ -380,7 +383,11 @@ class Activation:
             if self._source is not None and self._is_ours:
                 self._let_go(self._source, takeover.token)
             self._lifecycle.note_given_back()
-            self._token = new_token()
+            self._stand_by_locked()
+
+    def _stand_by_locked(self) -> None:
+        """Be ready for another activation; nobody is owed the end of the last one any more."""
+        self._token = new_token()
         start("handover", self._stay_ready)
 
     def _let_go(self, source: Source, token: str) -> None:

@@ -109,6 +109,8 @@ class Recorded:
         grown = self._last is None or found is None or found.count() != self._last.count()
         if found is not None and (grown or not known):
             replace_file(self._path, runs.pack(found))
+        if found is not None and self._store.meta.bitmap is None:  # the disk was given back
+            self._store.update(bitmap=self._bitmap.name)
         self._last, self._read = found, found is not None
         return dropped
 
@@ -161,6 +163,7 @@ class Recorded:
             self._note(self.dropped_blocks, "missing" if missing else "cleared or replaced")
             self._last = None
         self._transfer.hydration.background.aside = None
+        self._read = False  # should the disk be given back: a round is needed before it is used
         self._bitmap.close()
         return {"bitmap": None}
 

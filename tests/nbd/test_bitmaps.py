@@ -264,6 +264,30 @@ def test_a_proxy_killed_at_the_switch_asks_again(
         assert here.pread(SIZE_BYTES, 0) == guest.model
 
 
+@pytest.mark.parametrize("refresh", ["0.1", "off"])
+def test_the_copy_stays_in_step_after_the_disk_was_given_back(
+    tmp_path: Path, qemu: StorageDaemon, guest: Guest, refresh: str
+) -> None:
+    qemu.record("b0")
+    qemu.offer("b0")
+    guest.write(3, 2)
+    with standby(tmp_path, qemu, f"refresh={refresh}") as proxy:
+        wait_for(lambda: behind(proxy) == 2 * BLOCK, "the copy ahead")
+        guest.write(5)
+        proxy.control.call("pause")  # a disk that is complete is not given back
+        proxy.control.call("activate", wait=True)
+        assert proxy.control.call("withdraw")["state"] == "standby"
+        guest.write(500, 7)
+        proxy.control.call("resume")
+        wait_for(lambda: proxy.status()["source_offers"] == "bitmap", "a round")
+        wait_for(lambda: present(proxy) == TOTAL - 10, "the copy ahead")
+        proxy.kill()
+    guest.write(900)
+    with standby(tmp_path, qemu, "refresh=off") as proxy:
+        wait_for(lambda: behind(proxy) == 11 * BLOCK, "the first round")
+        assert not any("bitmap" in note for note in switched(proxy, guest, tmp_path)["notes"])
+
+
 def test_what_does_not_go_together_is_refused(tmp_path: Path, qemu: StorageDaemon) -> None:
     qemu.offer()
     store = f"store={tmp_path / 'store'}"
