@@ -402,10 +402,7 @@ class Activation:
             if (found := source.identify()) is None:
                 raise UpstreamError(str(error)) from error
             answer = found
-        if isinstance(self._sealing, Sealing):
-            self._sealing.check_owed(answer)
-        else:
-            check_id(self._store.meta.base, answer)
+        check_id(self._store.meta.base, answer, kept=self._store.meta.origin_kept)
 
     def _give_back_soon(self) -> None:
         """As `_give_back`, by a thread, unless one is at it."""

@@ -113,6 +113,7 @@ def _begin(settings: Config, source: Source, size_bytes: int) -> Store:
         takeover=Takeover(new_token()) if seals else None,
         disk=None if settings.disk is None else str(settings.disk),
         origin_id=None if base is None else base.id,
+        origin_kept=answer is not None and answer.kept,
         origin_samples=samples_at(source.endpoint) if stands_still else None,
     )
     store = open_store(settings.store, fresh)
@@ -145,6 +146,7 @@ def _taken_over(source: Source, answer: Answer) -> dict[str, Any]:
         "takeover": None,
         "base": base_of(answer),
         "origin_id": answer["id"],
+        "origin_kept": answer.kept,
         "origin_samples": samples_at(source.endpoint),
         "origin_seal": answer["seal"],
         "untold": True,
@@ -158,6 +160,7 @@ def _stands_by(answer: Answer, takeover: Takeover | None) -> dict[str, Any]:
         "takeover": None if takeover is None else replace(takeover, withdrawn=True),
         "base": base_of(answer),
         "origin_id": answer["id"],
+        "origin_kept": answer.kept,
         "origin_samples": None,
         "origin_seal": None,
         "untold": False,

@@ -34,7 +34,7 @@ from relocator.running.coming import Coming
 from relocator.running.insisting import insist
 from relocator.running.parts import Parts, Transfer
 from relocator.running.rest import MOST_REST_BYTES
-from relocator.source.answer import Answer, base_of, check_id, other_disk, stale
+from relocator.source.answer import Answer, base_of, check_id, stale
 from relocator.source.remote import Source
 from relocator.store.store import Runs
 
@@ -62,8 +62,6 @@ class Sealing:
         #: what is ready to be asked, how much may come of it, how many parts were wanted
         self._ready: tuple[list[str], int, int] = [], 0, 0
         self._answer: Answer | None = None
-        #: the id of the source that was looked at last, if it keeps that
-        self._kept_id: str | None = None
         self._thread: threading.Thread | None = None
         self._counting = threading.Lock()
         #: bytes that have come with the seal
@@ -131,17 +129,6 @@ class Sealing:
     def _look(self, answer: Answer) -> None:
         """Refuse another disk, before it is asked for a seal; errors as of `check_id`."""
         check_id(self._store.meta.base, answer)
-        self._kept_id = answer["id"] if answer.fields.get("kept") else None
-
-    def check_owed(self, answer: Answer) -> None:
-        """Refuse who is not the disk that may be sealed for this one: it would stay so.
-
-        Raises:
-            OtherDiskError: it has another id than that disk, which keeps its own.
-        """
-        check_id(self._store.meta.base, answer)
-        if self._kept_id not in (None, answer["id"]):
-            raise other_disk(str(self._kept_id), answer)
 
     def _ask(self, token: str) -> Answer:
         if self._transfer.upstream.refusal is not None:
@@ -184,6 +171,7 @@ class Sealing:
         return {
             "base": base_of(answer),
             "origin_id": answer["id"],
+            "origin_kept": answer.kept,
             "origin_samples": None,
             "origin_seal": answer["seal"],
             "untold": True,

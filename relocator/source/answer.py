@@ -36,6 +36,11 @@ class Answer:
     def __getitem__(self, name: str) -> Any:
         return _known(self.fields, name)
 
+    @property
+    def kept(self) -> bool:
+        """Whether who gives it has a store, and so the same id whenever it is started."""
+        return bool(self.fields.get("kept"))
+
     def map(self, name: str, bits: int) -> Runs:
         """The set runs of an attached map."""
         return runs.unpack(_known(self.attachments, name), bits)
@@ -94,24 +99,19 @@ def base_of(answer: Answer) -> Base:
     return Base(answer["id"], answer["epoch"], answer["seal"])
 
 
-def other_disk(known: str, answer: Answer) -> OtherDiskError:
-    """What is said of another disk than the one whose id is known."""
-    return OtherDiskError(
-        f"the source has become another disk: {answer['id']}, not {known}; let the one "
-        "that this copy is of be served there, or begin anew with another store"
-    )
-
-
-def check_id(base: Base | None, answer: Answer) -> None:
-    """Refuse another disk than that of `base`.
+def check_id(base: Base | None, answer: Answer, *, kept: bool = False) -> None:
+    """Refuse another disk than that of `base`; `kept`: also one without a store, for that has one.
 
     One that keeps no store has another id each time it is started, and can't be told from another.
 
     Raises:
         OtherDiskError: it has another id, and a store, so that its id is for good.
     """
-    if base is not None and answer["id"] != base.id and answer.fields.get("kept"):
-        raise other_disk(base.id, answer)
+    if base is not None and answer["id"] != base.id and (kept or answer.kept):
+        raise OtherDiskError(
+            f"the source has become another disk: {answer['id']}, not {base.id}; let the one "
+            "that this copy is of be served there, or begin anew with another store"
+        )
 
 
 def stale(

@@ -56,8 +56,9 @@ class Meta:
     `creating`: the store was being made when that was written, and holds nothing yet. `graduated`:
     the image was handed to a server that records no writes (see graduation.py). `origin_id` and
     `origin_samples` are what the source is known by when it comes back (see identity.py), and
-    `origin_seal` the seal by which it gave the disk up; `untold`: it doesn't know yet that the disk
-    is active here. `outdated`: it was unsealed by force since.
+    `origin_seal` the seal by which it gave the disk up; `origin_kept`: it has a store, so its id is
+    for good; `untold`: it doesn't know yet that the disk is active here. `outdated`: it was
+    unsealed by force since.
     `bitmap`, one of the source's, says what of a copy is stale in standby where no epoch does.
     `asked`: another site asked for `seal`, and may be active with the disk. `void_seals` are the
     last tokens whose seal was undone: a request for one may still arrive.
@@ -85,6 +86,7 @@ class Meta:
     takeover: Takeover | None = None
     disk: str | None = None
     origin_id: str | None = None
+    origin_kept: bool = False
     origin_samples: str | None = None
     origin_seal: str | None = None
     untold: bool = False

@@ -390,3 +390,27 @@ def test_a_disk_is_given_back_to_the_one_that_was_sealed(sites: Any, how: str) -
         again = running.enter_context(a.target())
         wait_for(lambda: again.status()["state"] == "complete", "the word", 60.0)
         again.connect().pwrite(NEW, 0)
+
+
+def test_a_proxy_that_is_started_again_gives_the_disk_back_to_the_one_that_was_sealed(
+    sites: Any,
+) -> None:
+    a, b, c = sites
+    c.image.write_bytes(a.image.read_bytes())
+    standby = ("mode=standby", "background=off")
+    with ExitStack() as running:
+        target = running.enter_context(a.target())
+        proxy = running.enter_context(b.proxy(target, *standby))
+        proxy.control.call("activate", wait=True)
+        target.kill()
+        with pytest.raises(RelocatorError, match="can't be told"):
+            proxy.control.call("withdraw")
+        proxy.kill()
+        proxy = running.enter_context(b.proxy(target, *standby))
+        other = running.enter_context(in_the_place_of(a, c, kept=False))
+        wait_for(lambda: "another disk" in str(proxy.status()["error"]), "it to be found out")
+        assert proxy.control.call("identify")["withdrawn"]
+        other.kill()
+        again = running.enter_context(a.target())
+        wait_for(lambda: again.status()["state"] == "complete", "the word", 60.0)
+        again.connect().pwrite(NEW, 0)
