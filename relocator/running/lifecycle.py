@@ -287,6 +287,19 @@ class Lifecycle:
                 self._enter_locked(self.state)
                 raise
 
+    def reserve(self) -> None:
+        """Make room for the whole image; as far as its file system says, that writes it.
+
+        Raises:
+            StateError: when it was written last may have been noted for the next process.
+            StoreError: there is no room, or the file system can't.
+        """
+        with self._lock:
+            states.check(self.state, "reserve")
+            if self._store.still:
+                raise StateError(f"'reserve' is refused: {_ENDING}")
+            self._store.image.reserve()
+
     def note_outdated(self, seal: str | None, tell: Callable[[], None] = lambda: None) -> None:
         """The source has undone `seal` by force, and goes on with another version of the disk.
 

@@ -55,7 +55,7 @@ class Verbs:
             "pause": lambda: self._transfer.pacer.set_paused(True),
             "resume": lambda: self._transfer.pacer.set_paused(False),
             "measure": handover.measure,
-            "reserve": parts.store.image.reserve,
+            "reserve": parts.lifecycle.reserve,
             "refresh": self._refresh,
             "release": handover.activation.release,
             "withdraw": handover.activation.withdraw,

@@ -230,3 +230,15 @@ def test_room_is_not_made_in_a_sealed_image(sites: Any) -> None:
         server.kill()
         with a.target() as again:
             assert again.status()["state"] == "sealed"
+
+
+def test_room_is_not_made_after_the_last_flush(sites: Any) -> None:
+    a, _, _ = sites
+    with a.target() as server:
+        server.control.call("reserve")
+        server.control.call("flush", last=True)
+        with pytest.raises(RelocatorError, match="'reserve' is refused: flushed for the last time"):
+            server.control.call("reserve")
+        server.kill()
+        with a.target() as again:
+            assert again.status()["notes"] == []
