@@ -4,6 +4,7 @@ Every field is described in docs/status.md. On-demand and background are counted
 payload bytes, rates are bits a second over the last few seconds.
 """
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -25,19 +26,24 @@ _MOST_CELLS = 1 << 16
 
 
 class RateMeter:
-    """Rate of a counter over the last `METER_S` seconds, sampled whenever it is read."""
+    """Rate of a counter over the last `METER_S` seconds, sampled whenever it is read.
+
+    Any thread may read it: each client of the control socket has its own.
+    """
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
+        self._lock = threading.Lock()
         self._samples: deque[tuple[float, int]] = deque([(now(), 0)])
 
     def bits_per_s(self, total_bytes: int) -> float:
         """Note the counter's value and return its rate."""
-        now_s = self._now()
-        while len(self._samples) > 1 and self._samples[1][0] <= now_s - METER_S:
-            self._samples.popleft()
-        then_s, then_bytes = self._samples[0]
-        self._samples.append((now_s, total_bytes))
+        with self._lock:
+            now_s = self._now()
+            while len(self._samples) > 1 and self._samples[1][0] <= now_s - METER_S:
+                self._samples.popleft()
+            then_s, then_bytes = self._samples[0]
+            self._samples.append((now_s, total_bytes))
         return (total_bytes - then_bytes) * 8 / (now_s - then_s) if now_s > then_s else 0.0
 
 

@@ -1,6 +1,7 @@
 """States, latency histograms, the rate meter, and the control protocol's answers."""
 
 import json
+import threading
 from typing import Any
 
 import pytest
@@ -91,6 +92,25 @@ def test_the_meter_speaks_of_the_last_seconds() -> None:
         now[0] += 1
         rate = meter.bits_per_s(total)
     assert rate == 0
+
+
+def test_who_reads_the_meter_at_the_same_time_spoils_no_rate() -> None:
+    class Moment(float):
+        """While it is compared, somebody else reads the meter, once."""
+
+        def __le__(self, other: float) -> bool:
+            if not others:
+                others.append(threading.Thread(target=meter.bits_per_s, args=(1_000_000,)))
+                others[0].start()
+                others[0].join(0.2)
+            return float(self) <= other
+
+    others: list[threading.Thread] = []
+    now = [0.0]
+    meter = RateMeter(lambda: Moment(now[0]))
+    for now[0], total in ((1.0, 0), (101.0, 1_000_000)):
+        rate = meter.bits_per_s(total)
+    assert rate == pytest.approx(80_000)
 
 
 def refuse(verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
