@@ -105,6 +105,9 @@ def open_handle(
         why = tunnel.complaint() if tunnel is not None else tls.explain(endpoint, error.string)
         why = why or error.string
         raise UpstreamError(f"{endpoint.uri}: {why}", error.errnum or errno.EIO) from error
+    except OSError as error:  # ours: no file may be opened any more, say
+        what = f"{endpoint.uri}: no connection can be made from here: {error.strerror or error}"
+        raise UpstreamError(what, error.errno or errno.EIO) from error
     return handle
 
 

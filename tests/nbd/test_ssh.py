@@ -5,6 +5,9 @@ import subprocess
 from functools import partial
 from pathlib import Path
 
+import nbd
+import pytest
+
 from testbed.hosts.ssh import keys, known, sshd_command
 from tests.support.model import source_bytes
 from tests.support.servers import children, nbdkit, plugin, refused, wait_for
@@ -54,4 +57,35 @@ def test_the_far_end_of_ssh_may_be_a_unix_socket(tmp_path: Path) -> None:
         store, flags = f"store={tmp_path / 'store'}", f"ssh-options={options}"
         with plugin(tmp_path, "proxy", store, uri, flags) as server:
             server.wait(120)
+    assert (tmp_path / "store" / "disk.img").read_bytes() == source_bytes(SIZE_BYTES)
+
+
+def test_a_connection_that_lacks_room_here_is_made_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ssh complains of is kept in a file without a name."""
+    (tmp_path / "disk.img").write_bytes(source_bytes(SIZE_BYTES))
+    options = keys(tmp_path)
+    with (
+        nbdkit(tmp_path, "source", ["-t", "1", "file", str(tmp_path / "disk.img")]) as source,
+        daemon(tmp_path, "sshd", partial(sshd_command, tmp_path, "127.0.0.1")) as door,
+    ):
+        known(tmp_path, "127.0.0.1", door.port)
+        address = f"ssh://{getpass.getuser()}@127.0.0.1:{door.port}"
+        uri = f"source={address}/?socket={source.socket}"
+        store, flags = f"store={tmp_path / 'store'}", f"ssh-options={options}"
+        room = tmp_path / "room"
+        room.mkdir()
+        monkeypatch.setenv("TMPDIR", str(room))
+        slowly = ("rate=8M", "window=128K", "order=sequential", "retry-timeout=1")
+        with plugin(tmp_path, "proxy", store, uri, flags, *slowly) as server:
+            wait_for(lambda: server.status()["source_connected"], "ssh")
+            room.rename(tmp_path / "away")
+            for pid in children(server.process.pid):
+                subprocess.run(["kill", "-9", str(pid)], check=True)
+            with pytest.raises(nbd.Error, match="Input/output error"):
+                server.connect().pread(4096, SIZE_BYTES - 4096)
+            (tmp_path / "away").rename(room)
+            server.hurry()
+            server.wait(60)
     assert (tmp_path / "store" / "disk.img").read_bytes() == source_bytes(SIZE_BYTES)
