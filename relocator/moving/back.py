@@ -5,8 +5,9 @@ not its QEMU can be reached. Then the source's QEMU ends its migration, a guest 
 stopped, and only then it goes on at the source; the destination's QEMU is ended last. For a proxy
 that can't be reached its source is unsealed by force: it holds its writes until somebody releases
 it, and nobody has; should somebody do so later, it finds its seal undone. Its seal may be on its
-way still, and it may be back soon, so for a while it is looked again. A guest that was frozen is
-thawed once it runs.
+way still: the source is told its name, and refuses it then. A process that has never heard from the
+proxy doesn't know that name, and the proxy may be back soon, so for a while it is looked again. A
+guest that was frozen is thawed once it runs.
 
 A QEMU whose disk has lost its server answers neither `stop` nor `quit` before the server is back,
 or `reconnect-delay` over: it waits for its requests. But `stop` stops the CPUs before that, and an
@@ -90,23 +91,31 @@ def _withdraw(disk: Disk, parties: Parties, *, again: bool = True) -> str | None
         try:
             _unseal(disk, by_force=status is None)
         except RelocatorError as other:
-            note = (
-                f"disk {disk.name}: its source can't be asked ({other}); should it be sealed, "
+            parties.late[disk.name] = (
+                f"disk {disk.name}: its source can't be told ({other}); should it be sealed, "
                 "writes wait there until its proxy can tell it, or `relocator unseal --force` does"
             )
-            if note not in parties.notes:
-                parties.notes.append(note)
+            return None
+        if status is None and disk.asks_for is None:
+            parties.late[disk.name] = (
+                f"disk {disk.name}: its proxy can't be asked; should a seal that it has asked for "
+                "reach the source only now, writes wait there until it is started again, and told "
+                "by --settle, or `relocator unseal --force` is said at the source"
+            )
+            return None
+    parties.late.pop(disk.name, None)
     return None
 
 
 def _unseal(disk: Disk, *, by_force: bool) -> None:
     """Let the source write again, by the word of its proxy or without it."""
     found = disk.source.identify()
-    if found["seal"] is None:
-        return
-    if by_force:
+    if by_force and found["seal"] is not None:
         disk.source.unseal(force=not found["moved"])
-    else:
+        disk.asks_for = found["seal"]
+    elif by_force and disk.asks_for is not None:
+        disk.source.unseal(disk.asks_for)
+    elif found["seal"] is not None:
         disk.source.unseal(disk.call("identify")["withdrawn"])
 
 

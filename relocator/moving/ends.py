@@ -29,8 +29,9 @@ class SourceEnd(Protocol):
     def unseal(self, word: str | None = None, *, force: bool = False) -> None:
         """Let the VM there write again; RelocatorError if it is refused, or can't be told.
 
-        `word` is the seal that the proxy says it has given back. `force`: the proxy can't be asked,
-        and it is certain that it never let a write pass; should it do so later, it is outdated.
+        `word` is the seal that the proxy says it has given back: asked for later, it is refused.
+        `force`: the proxy can't be asked, and it is certain that it never let a write pass; should
+        it do so later, it is outdated.
         """
 
 
@@ -94,8 +95,9 @@ class ByNbd:
     def unseal(self, word: str | None = None, *, force: bool = False) -> None:
         """Undo its seal."""
         seal = self.identify()["seal"]
-        if seal is not None and (force or seal == word):
-            self._source.call(f"withdrawn/{seal}")
+        word = seal if force else word
+        if word is not None and seal in (None, word):
+            self._source.call(f"withdrawn/{word}")
         elif seal is not None:
             raise RelocatorError("it is sealed for another proxy; see `relocator unseal` there")
 
@@ -114,11 +116,15 @@ class NoSource:
 
 
 class Disk:
-    """One disk of the VM; `name` is what messages call it."""
+    """One disk of the VM; `name` is what messages call it.
+
+    `asks_for` is the seal that its proxy asked for when it was last heard of, if it was.
+    """
 
     def __init__(self, name: str, source: SourceEnd, proxy: Control) -> None:
         self.name = name
         self.source = source
+        self.asks_for: str | None = None
         self._proxy = proxy
 
     def call(
@@ -126,16 +132,21 @@ class Disk:
     ) -> dict[str, Any]:
         """A verb at the proxy; the error names the disk."""
         try:
-            return self._proxy.call(verb, patience_s, **arguments)
+            return self._ask(verb, patience_s, **arguments)
         except RelocatorError as error:
             raise RelocatorError(f"disk {self.name}: {error}") from error
 
     def status(self) -> dict[str, Any] | None:
         """The proxy's status; None if it can't be asked."""
         try:
-            return self._proxy.call("status", PATIENCE_S)
+            return self._ask("status", PATIENCE_S)
         except RelocatorError:
             return None
+
+    def _ask(self, verb: str, patience_s: float | None, **arguments: Any) -> dict[str, Any]:
+        answer = self._proxy.call(verb, patience_s, **arguments)
+        self.asks_for = answer.get("asks_for") or self.asks_for
+        return answer
 
 
 def parse_disk(text: str) -> tuple[Address | str, Address]:

@@ -82,10 +82,14 @@ class Move:
         try:
             self._parties.freeze.settle(found)
         except RelocatorError as error:
-            raise MoveError(str(error), verdict(found), again=True) from error
+            raise MoveError(str(error), self._verdict(found), again=True) from error
         if stage is not Stage.HOME and self._steps.stands_still():
-            raise MoveError("the guest stands still at the destination", verdict(found))
-        return verdict(found)
+            raise MoveError("the guest stands still at the destination", self._verdict(found))
+        return self._verdict(found)
+
+    def _verdict(self, found: Seen) -> str:
+        """Where guest and disks are, and what may come yet."""
+        return "\n".join([verdict(found), *self._parties.late.values()])
 
     def _ended(self, error: BaseException, before: BaseException | None = None) -> MoveError:
         """The error that a person is shown, from what is seen now; `before` had led to it."""
@@ -93,7 +97,7 @@ class Move:
         whys = ["interrupted" if isinstance(c, KeyboardInterrupt) else str(c) for c in causes]
         found = self._parties.look()
         lost = seen.loss(self._parties.source) if found.source is SourceVm.GONE else None
-        return self._left(found, whys, lost, verdict(found))
+        return self._left(found, whys, lost, self._verdict(found))
 
     def _out_of_reach(self, found: Seen, why: str, text: str) -> MoveError:
         """The same, of a source's QEMU that was not found to be there."""
@@ -135,7 +139,8 @@ class Move:
             if "source" in self._plan.lost and any(disk.held for disk in found.disks):
                 back.withdraw_all(self._parties)
                 found = self._parties.look()
-            raise self._out_of_reach(found, "the source's QEMU can't be reached", verdict(found))
+            text = self._verdict(found)
+            raise self._out_of_reach(found, "the source's QEMU can't be reached", text)
         if stage is Stage.CONFLICT:
             raise MoveError("nothing was done", verdict(found))
         if stage not in (Stage.HOME, Stage.COMPLETE):

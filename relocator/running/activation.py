@@ -114,6 +114,7 @@ class Activation:
         return {
             **(NO_ROUNDS if self.rounds is None else self.rounds.status()),
             "held": takeover is not None and takeover.held,
+            "asks_for": None if takeover is None else takeover.token,
             "seal_confirmed": self._sealed or not self._lifecycle.pass_through,
             "notes": () if self._sealing is None else self._sealing.notes,
             "dropped_blocks": 0 if self._sealing is None else self._sealing.dropped_blocks,

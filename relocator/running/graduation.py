@@ -108,6 +108,7 @@ class Graduated:
             "faults": dict.fromkeys(PARTS),
             **NO_ROUNDS,
             "held": False,
+            "asks_for": None,
             "seal_confirmed": True,
             "dropped_blocks": 0,
             "brought_bytes": 0,

@@ -81,7 +81,8 @@ class Verbs:
             StateError: not legal in this state.
             ConfigError: an argument is unknown or wrong.
         """
-        states.check(self._parts.lifecycle.state, verb)
+        by_word = verb == "unseal" and arguments.get("withdrawn") is not None
+        states.check(self._parts.lifecycle.state, "withdrawn" if by_word else verb)
         known = {
             "wait": {"timeout_s"},
             "map": {"cells"},
@@ -215,7 +216,11 @@ class Verbs:
         return lifecycle.all_here or (not lifecycle.pass_through and present.all(first, end))
 
     def _unseal(self, force: Any = False, withdrawn: Any = None) -> dict[str, Any]:
-        """Undo the seal; `withdrawn`: by the word of the proxy that has given it back."""
+        """Undo the seal.
+
+        `withdrawn`: that of this name, by the word of the proxy that has given it back; asked for
+        later, it is refused.
+        """
         if withdrawn is None:
             return self._handover.unseal(**_switches("unseal", {"force": force}))
         if force or not isinstance(withdrawn, str) or not argument_fits("withdrawn", withdrawn):

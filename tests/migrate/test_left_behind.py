@@ -6,6 +6,7 @@ still at a certain command, or can't be reached although it runs.
 
 import os
 import signal
+import subprocess
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.migrate.way import Way
-from tests.support import servers
+from tests.support import command, servers
 from tests.support.fake_guest import FakeMonitor
 from tests.support.servers import wait_for
 
@@ -169,7 +170,7 @@ def test_a_proxy_that_is_back_before_it_is_looked_at_again_gives_its_disk_back(w
     assert found == [("complete", "standby")]
 
 
-#: the source is at its seal when there is a file `asked`, and has made it when there is `made`
+#: the source is at its seal when there is a file `asked`, and has made or refused it when `over`
 _SLOW_SEAL = """
 import time as _time
 from relocator.running.lifecycle import Lifecycle as _Lifecycle
@@ -178,31 +179,87 @@ def _slow(self, *arguments, **more):
     Path({at!r}, "asked").touch()
     while not Path({at!r}, "go").exists():
         _time.sleep(0.01)
-    _seal(self, *arguments, **more)
-    Path({at!r}, "made").touch()
+    try:
+        _seal(self, *arguments, **more)
+    finally:
+        Path({at!r}, "over").touch()
 _Lifecycle.seal = _slow
 """
 
 
-def test_a_seal_that_is_made_when_its_proxy_is_dead_and_the_guest_back_is_undone(
+class Slow:
+    """A move whose proxy dies when its source is at the seal, which is over once `let_go`."""
+
+    def __init__(self, directory: Path, ends: ExitStack) -> None:
+        self.asked, self.over, self.go = (directory / name for name in ("asked", "over", "go"))
+        file = servers.mistaken(directory, _SLOW_SEAL.format(at=str(directory)))
+        self.way = Way(directory, ends, file=file)
+        self.environment = command.impatient(directory)
+
+    def begin(self) -> subprocess.Popen[str]:
+        """Until the source is asked."""
+        process = self.way.sending(env=self.environment)
+        self.way.source.stand_still()
+        wait_for(self.asked.exists, "the source to be asked for its seal")
+        return process
+
+    def killed_with_proxy(self) -> str:
+        """Both the mover and the proxy are; what its guard says, once the guest is back."""
+        process = self.begin()
+        self.way.proxy.kill()
+        process.kill()
+        said, _ = process.communicate(timeout=60)
+        assert self.way.source.status == "running", said
+        return said
+
+    def let_go(self) -> None:
+        self.go.touch()
+        wait_for(self.over.exists, "the seal")
+
+
+def test_a_seal_that_reaches_the_source_when_its_guest_is_long_back_is_refused(
     tmp_path: Path,
 ) -> None:
-    asked, made, go = (tmp_path / name for name in ("asked", "made", "go"))
-    file = servers.mistaken(tmp_path, _SLOW_SEAL.format(at=str(tmp_path)))
-
     with ExitStack() as ends:
-        way = Way(tmp_path, ends, file=file)
+        slow = Slow(tmp_path, ends)
+        way = slow.way
         way.source.before["migrate-continue"] = way.arrived
-        way.source.before["cont"] = go.touch
-        process = way.sending()
-        way.source.stand_still()
-        wait_for(asked.exists, "the source to be asked for its seal")
+        process = slow.begin()
         way.proxy.kill()
         said, _ = process.communicate(timeout=60)
         assert process.returncode == 1, said
-        wait_for(made.exists, "the seal")
+        assert way.source.status == "running", said
+        slow.let_go()
         assert way.target.status()["state"] == "complete", said
-        assert way.source.status == "running"
+        assert "only now" not in said
+        way.start_proxy()
+        way.destination.status = "inmigrate"
+        done = way.run("--settle")
+        assert done.returncode == 0, done.stderr
+        assert way.disk == ("complete", "standby")
+
+
+def test_a_guard_that_never_heard_from_the_proxy_undoes_a_seal_that_comes_soon(
+    tmp_path: Path,
+) -> None:
+    """It doesn't know the seal's name, so it can't have it refused."""
+    with ExitStack() as ends:
+        slow = Slow(tmp_path, ends)
+        slow.way.source.before["migrate_cancel"] = slow.let_go
+        said = slow.killed_with_proxy()
+        assert slow.way.target.status()["state"] == "complete", said
+        assert "its proxy can't be asked" not in said
+
+
+def test_a_guard_that_never_heard_from_the_proxy_says_what_may_come_late(tmp_path: Path) -> None:
+    with ExitStack() as ends:
+        slow = Slow(tmp_path, ends)
+        said = slow.killed_with_proxy()
+        assert "disk proxy: its proxy can't be asked; should a seal that it has asked for" in said
+        slow.let_go()
+        assert slow.way.target.status()["state"] == "sealed"
+        slow.way.target.control.call("unseal", force=True)
+        assert slow.way.target.status()["state"] == "complete"
 
 
 def test_a_second_command_leaves_a_move_that_is_under_way_alone(way: Way) -> None:

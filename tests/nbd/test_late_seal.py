@@ -10,6 +10,7 @@ import pytest
 
 from relocator.cli.main import main
 from relocator.errors import RelocatorError, StateError
+from relocator.moving.ends import ByControl, ByNbd, SourceEnd
 from relocator.source import remote
 from relocator.source.endpoint import Endpoint
 from tests.nbd.test_activation import Source, standby, state
@@ -29,6 +30,18 @@ def test_a_seal_that_arrives_after_its_withdrawal_is_refused(tmp_path: Path) -> 
         target.connect().pwrite(b"x", 0)
         target.kill()
     with source.serve() as target:
+        with pytest.raises(StateError, match="was withdrawn"):
+            far_end(target).call(f"seal/{late}")
+        assert state(target) == "complete"
+
+
+@pytest.mark.parametrize("by_nbd", [False, True])
+def test_a_seal_that_was_given_up_before_it_came_is_refused(tmp_path: Path, by_nbd: bool) -> None:
+    """By who moves the disk, for its proxy can't be asked."""
+    late = "0123456789abcdef" * 2
+    with Source(tmp_path).serve() as target:
+        end: SourceEnd = ByNbd(target.uri, None) if by_nbd else ByControl(target.control)
+        end.unseal(late)
         with pytest.raises(StateError, match="was withdrawn"):
             far_end(target).call(f"seal/{late}")
         assert state(target) == "complete"
