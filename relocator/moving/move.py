@@ -26,6 +26,11 @@ _UNSURE = (
     "It may still have the guest. If it is certain that it doesn't run there, run the same command "
     "with --lost source."
 )
+_MOVED_THERE = (
+    "No command of a move undoes that. `relocator unseal --force` at the source, for each disk, "
+    "does, and gives up what was written at the destination; then the same command with --settle "
+    "lets the guest go on at the source, if its QEMU still has it."
+)
 
 
 class Move:
@@ -141,6 +146,11 @@ class Move:
                 found = self._parties.look()
             text = self._verdict(found)
             raise self._out_of_reach(found, "the source's QEMU can't be reached", text)
+        both = zip(self._parties.disks, found.disks, strict=True)
+        gone = [disk.name for disk, one in both if one.status is None and one.released]
+        if gone and "destination" in self._plan.lost:
+            why = f"disk {', '.join(gone)}: its source knows that the guest's writes passed there"
+            raise MoveError(f"--lost destination: {why}", _MOVED_THERE)
         if stage is Stage.CONFLICT:
             raise MoveError("nothing was done", verdict(found))
         if stage not in (Stage.HOME, Stage.COMPLETE):

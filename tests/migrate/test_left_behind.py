@@ -307,6 +307,28 @@ def test_what_a_guest_wrote_at_a_site_that_died_before_the_source_heard_of_it_is
     assert way.proxy.connect().pread(len(written), 0) == written
 
 
+@pytest.mark.parametrize("settle", [[], ["--settle"]])
+def test_a_destination_that_was_lost_when_the_source_knew_of_the_release_is_told_what_helps(
+    way: Way, settle: list[str]
+) -> None:
+    way.arrived()
+    way.proxy.control.call("activate")
+    wait_for(lambda: way.target.control.call("identify")["moved"], "the source to know")
+    way.proxy.kill()
+    way.destination.close()
+    lost = ("--lost", "destination")
+    done = way.run(*lost, *settle, timeout_s=15)
+    assert done.returncode == 1, done.stderr
+    assert "--lost destination: disk proxy: its source knows that the guest's writes" in done.stderr
+    assert "relocator unseal --force" in done.stderr
+    assert way.target.status()["state"] == "sealed"
+    way.target.control.call("unseal", force=True)
+    done = way.run(*lost, "--settle")
+    assert done.returncode == 0, done.stderr
+    assert way.source.status == "running"
+    assert way.target.status()["state"] == "complete"
+
+
 def test_a_move_that_came_to_nothing_leaves_a_qemu_that_others_can_use(way: Way) -> None:
     process = way.sending("--bandwidth", "80M", "--downtime-limit", "77")
     assert "pause-before-switchover" in way.source.capabilities

@@ -50,13 +50,13 @@ class Way:
         between = ["--from", str(self.source.path), "--to", str(self.destination.path)]
         return command(*between, "--uri", "tcp:1.2.3.4:5", "--disk", disk, *self.freeze, *more)
 
-    def run(self, *more: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *more: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
         """`relocator migrate`, to its end."""
         return subprocess.run(
             self.argv(*more),
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=timeout_s,
             check=False,
             env=impatient(self.directory),
         )
