@@ -5,7 +5,7 @@ from contextlib import suppress
 from relocator.errors import ConfigError, RelocatorError
 from relocator.moving import seen
 from relocator.moving.ends import of_all
-from relocator.moving.freezing import limits_of
+from relocator.moving.freezing import LIMITS, limits_of
 from relocator.moving.monitor import Monitor, MonitorLostError
 from relocator.moving.parties import Parties, Plan
 from relocator.moving.seen import DestVm, SourceVm
@@ -34,6 +34,7 @@ def check(parties: Parties) -> None:
         if not found.standby:
             raise RelocatorError(f"disk {disk.name}: its proxy is not in standby")
     of_all(parties.disks, same_disk)
+    parties.limits_before = limits_of(parties.source)
 
 
 def _answers(monitor: Monitor) -> None:
@@ -85,9 +86,7 @@ def start(parties: Parties, plan: Plan) -> None:
         )
         if plan.multifd_channels:
             monitor.call("migrate-set-parameters", multifd_channels=plan.multifd_channels)
-    if limits := parties.freeze.first_limits(plan.limits):
-        parties.limits_before = parties.limits_before or limits_of(source)
-        source.call("migrate-set-parameters", **limits)
+    source.call("migrate-set-parameters", **parties.freeze.first_limits(plan.limits))
     if not destination.call("query-migrate").get("socket-address"):
         destination.call("migrate-incoming", uri=plan.incoming)
     source.call("migrate", uri=plan.uri)
@@ -95,7 +94,8 @@ def start(parties: Parties, plan: Plan) -> None:
 
 def undo(parties: Parties) -> None:
     """The source's QEMU forgets what `start` asked of it: another client's migration would pause
-    for a word that nobody says, or never end. One that can't be asked keeps it.
+    for a word that nobody says, or never end. One that can't be asked keeps it. What limits it had
+    before a move that was killed nobody knows: then they are its own.
     """
     off = ("pause-before-switchover", "multifd")
     with suppress(RelocatorError):
@@ -103,5 +103,4 @@ def undo(parties: Parties) -> None:
             "migrate-set-capabilities",
             capabilities=[{"capability": name, "state": False} for name in off],
         )
-        if parties.limits_before:
-            parties.source.call("migrate-set-parameters", **parties.limits_before)
+        parties.source.call("migrate-set-parameters", **(parties.limits_before or LIMITS))

@@ -20,8 +20,8 @@ from relocator.moving.agent import ANSWER_S, FREEZE_S, Agent
 from relocator.moving.monitor import Monitor
 from relocator.moving.seen import DestVm, Disks, Seen, SourceVm
 
-#: QEMU's own, in ms and bytes a second: for what a move that was killed has left behind
-_LIMITS = {"downtime_limit": 300, "max_bandwidth": 128 << 20}
+#: QEMU's own, in ms and bytes a second
+LIMITS = {"downtime_limit": 300, "max_bandwidth": 128 << 20}
 #: all of a guest's memory is not sent in less, until it is frozen
 _PASS_S = 4
 #: so little is left to send that QEMU soon pauses the guest, or twice the downtime limit
@@ -36,8 +36,8 @@ _THERE = (DestVm.RUNS, DestVm.STOPPED)
 def limits_of(source: Monitor) -> dict[str, int]:
     """What limits the migrations of a QEMU; not what a move that was killed has left."""
     now = source.call("query-migrate-parameters")
-    found = {name: now[name.replace("_", "-")] for name in _LIMITS}
-    return found if found["downtime_limit"] else _LIMITS
+    found = {name: now[name.replace("_", "-")] for name in LIMITS}
+    return found if found["downtime_limit"] else LIMITS
 
 
 class NoFreeze:
@@ -54,12 +54,16 @@ class NoFreeze:
         del thaw
 
     def first_limits(self, wanted: dict[str, int]) -> dict[str, int]:
-        """QEMU's parameters to begin with, of those that are `wanted`."""
+        """QEMU's parameters to begin with, for those that are `wanted`."""
         return wanted
 
-    def when_near(self, memory: dict[str, Any], wanted: dict[str, int]) -> bool:
+    def later_limits(self, wanted: dict[str, int]) -> dict[str, int]:
+        """The same where another process has begun the move."""
+        return wanted
+
+    def when_near(self, memory: dict[str, Any]) -> bool:
         """Freeze once little is left to send; whether that was done now."""
-        del memory, wanted
+        del memory
         return False
 
     def check_done(self) -> None:
@@ -115,20 +119,21 @@ class Freeze(NoFreeze):
 
     def first_limits(self, wanted: dict[str, int]) -> dict[str, int]:
         """A downtime limit of 0, and a bandwidth with which the first pass takes seconds."""
-        self._want(wanted)
+        self._wanted = wanted
         size_bytes = self._source.call("query-memory-size-summary")["base-memory"]
         return {
             "downtime_limit": 0,
             "max_bandwidth": min(self._wanted["max_bandwidth"], size_bytes // _PASS_S),
         }
 
-    def _want(self, wanted: dict[str, int]) -> None:
-        self._wanted = limits_of(self._source) | wanted
+    def later_limits(self, wanted: dict[str, int]) -> dict[str, int]:
+        """The same, unless the guest is frozen already."""
+        first = self.first_limits(wanted)
+        self._frozen, self._since_s = self._here.frozen(), time.monotonic()
+        return wanted if self._frozen else first
 
-    def when_near(self, memory: dict[str, Any], wanted: dict[str, int]) -> bool:
+    def when_near(self, memory: dict[str, Any]) -> bool:
         """Freeze once little is left to send, by what QEMU says of the `memory`; see above."""
-        if self._frozen is None:
-            self._join(wanted)
         ram = memory.get("ram", {})
         passes, left_s = ram.get("dirty-sync-count", 0), _left_s(ram)
         if self._frozen:
@@ -153,13 +158,6 @@ class Freeze(NoFreeze):
 
     def _limit(self, **limits: int) -> None:
         self._source.call("migrate-set-parameters", **limits)
-
-    def _join(self, wanted: dict[str, int]) -> None:
-        """Another process has begun the move."""
-        self._want(wanted)
-        self._frozen, self._since_s = self._here.frozen(), time.monotonic()
-        if not self._frozen:
-            self._limit(downtime_limit=0)
 
     def _give_up(self) -> None:
         """QEMU doesn't pause the guest in time: let it go on, and try again."""
@@ -186,7 +184,7 @@ class Freeze(NoFreeze):
     def thaw_at_source(self) -> None:
         """The guest goes on at the source, or never left it; QEMU's limits are as they were."""
         if self._source.call("query-migrate-parameters")["downtime-limit"] == 0:
-            self._limit(**(self._wanted or _LIMITS))
+            self._limit(**(self._wanted or LIMITS))
         self._thaw("source", self._here)
 
     def try_thaw(self) -> bool:

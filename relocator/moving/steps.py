@@ -96,6 +96,7 @@ class Steps:
         """Until QEMU has paused the guest."""
         since = len(self._parties.source.events)
         self._arm()
+        joins = not self._parties.limits_before  # another process has begun it
         while True:
             state = self._parties.source.call("query-migrate")
             status = state.get("status")
@@ -110,7 +111,11 @@ class Steps:
             for disk, found in zip(self._parties.disks, states, strict=True):
                 if found is None or not found["held"]:
                     raise RelocatorError(f"disk {disk.name}: its proxy is not ready any more")
-            if self._parties.freeze.when_near(state, self._plan.limits):
+            if joins:
+                limits = self._parties.freeze.later_limits(self._plan.limits)
+                self._parties.source.call("migrate-set-parameters", **limits)
+                joins = False
+            if self._parties.freeze.when_near(state):
                 self._clocks.note("frozen")
                 self._hooks.seam("frozen")
             wanted = _migrated("pre-switchover", "failed")

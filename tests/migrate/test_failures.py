@@ -7,7 +7,7 @@ from pathlib import Path
 
 from testbed.hosts.qmp import connect
 from testbed.hosts.ssh import keys, known, sshd_command
-from tests.migrate.sites import Sites, settled_owner, stopped, wait_for
+from tests.migrate.sites import Sites, settled_owner, standing, stopped, wait_for
 from tests.support import command, servers
 from tests.support.link import PROXY_ADDRESS, SOURCE_ADDRESS, Link
 from tests.support.link import sites as namespaces
@@ -53,6 +53,19 @@ def test_a_guest_that_does_not_fit_comes_back(tmp_path: Path) -> None:
         monitor.close()
         sites.source.kill()
         sites.prove(sites.source, site=sites.a)
+
+
+def test_a_move_that_is_killed_leaves_no_limits_to_the_next(tmp_path: Path) -> None:
+    with Sites(tmp_path, 1) as sites:
+        limits = ("--bandwidth", "80M", "--downtime-limit", "77")
+        with standing("memory", *sites.arguments(*limits)) as process:
+            process.kill()
+            process.communicate(timeout=60)  # until its guard has ended, too
+        assert settled_owner(sites) == "source"
+        monitor = connect(sites.source.qmp)
+        found = monitor.call("query-migrate-parameters")
+        monitor.close()
+        assert (found["max-bandwidth"], found["downtime-limit"]) == (128 << 20, 300)
 
 
 class Apart(Sites):

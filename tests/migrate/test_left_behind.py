@@ -339,3 +339,33 @@ def test_a_move_that_came_to_nothing_leaves_a_qemu_that_others_can_use(way: Way)
     assert way.back, said
     assert not way.source.capabilities & {"pause-before-switchover", "multifd"}
     assert way.source.limits == before
+
+
+#: left by a move whose guard was killed, too
+_LEFT = {"max-bandwidth": 1, "downtime-limit": 0}
+
+
+def test_a_move_has_none_of_the_limits_of_another_one(way: Way) -> None:
+    way.source.limits = dict(_LEFT)
+    process = way.sending()
+    assert way.source.limits == FakeMonitor.LIMITS
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert way.back, said
+
+
+@pytest.mark.parametrize("frozen", [None, False, True])
+def test_a_move_that_goes_on_where_another_was_has_its_own_limits(
+    way: Way, frozen: bool | None
+) -> None:
+    if frozen is not None:
+        way.frozen_by(frozen=frozen)
+    way.source.migration, way.source.limits = "active", dict(_LEFT)
+    way.proxy.control.call("activate", hold=True, seal=False)
+    process = way.begin("--bandwidth", "80M")
+    wanted = {"max-bandwidth": 10_000_000, "downtime-limit": 0 if frozen is False else 300}
+    wait_for(lambda: way.source.limits == wanted, "its limits")
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert way.back, said
+    assert way.source.limits == FakeMonitor.LIMITS

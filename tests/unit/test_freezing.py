@@ -18,6 +18,7 @@ from tests.support.fake_guest import COMMANDS, FakeAgent
 
 RAM_BYTES = 1 << 30
 LIMITS = {"downtime-limit": 300, "max-bandwidth": 1 << 30}
+WANTED = {"downtime_limit": 300, "max_bandwidth": 1 << 30}
 
 
 class FakeQemu:
@@ -56,7 +57,7 @@ class Ends:
     def near(self, left_s: float, passes: int) -> bool:
         """So much time is left in a pass, at 1 Gbit/s."""
         ram = {"dirty-sync-count": passes, "mbps": 1000.0, "remaining": int(left_s * 125e6)}
-        return self.freeze.when_near({"ram": ram}, {})
+        return self.freeze.when_near({"ram": ram})
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def ends(deaf_to: Callable[..., Ends]) -> Ends:
 def begun(ends: Ends) -> None:
     ends.freeze.check()
     ends.freeze.thaw_at_source()
-    ends.qemu.call("migrate-set-parameters", **ends.freeze.first_limits({}))
+    ends.qemu.call("migrate-set-parameters", **ends.freeze.first_limits(WANTED))
 
 
 def test_it_is_frozen_when_little_is_left_and_thawed_where_it_runs(ends: Ends) -> None:
