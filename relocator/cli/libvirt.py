@@ -139,9 +139,10 @@ def _start_proxy(name: str) -> None:
     """Start a disk's proxy, which ends its target; that is back if the proxy can't be started.
 
     Such as where the disk has moved on from here, and its new site still reads it from that target.
+    If it has just been killed, systemd was about to start it, and would not any more.
     """
     target = f"relocator-target@{name}.service"
-    served = _systemctl("is-active", "--quiet", target) is None
+    served = _is_up(target)
     try:
         _start(f"relocator-proxy@{name}.service")
     except RelocatorError as error:
@@ -158,16 +159,29 @@ def _start(unit: str) -> None:
 def _systemctl(*words: str) -> str | None:
     """Why that failed, or None."""
     try:
-        done = subprocess.run(
-            ["systemctl", *words],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_START_S,
-            check=False,
-        )
+        done = _said(*words)
     except subprocess.TimeoutExpired:
         return f"has not started in {_START_S:.0f} s"
     return None if done.returncode == 0 else "can't be started"
+
+
+def _is_up(unit: str) -> bool:
+    """Whether it is active, or systemd is about to make it so."""
+    try:
+        return _said("is-active", unit).stdout.strip() in ("active", "activating")
+    except subprocess.TimeoutExpired:
+        return False
+
+
+def _said(*words: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        ["systemctl", *words],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=_START_S,
+        check=False,
+    )
 
 
 def _status(name: str) -> dict[str, Any]:

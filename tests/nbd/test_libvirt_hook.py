@@ -84,17 +84,24 @@ def test_a_mark_of_an_older_version_is_none(standby: Server) -> None:
         libvirt._starts("vm1", GUEST)
 
 
+@pytest.mark.parametrize(
+    ("state", "status", "again"),
+    [("active", 0, True), ("activating", 3, True), ("failed", 3, False)],
+)
 def test_a_target_that_its_proxy_can_not_follow_is_started_again(
-    standby: Server, tmp_path: Path
+    standby: Server, tmp_path: Path, state: str, status: int, again: bool
 ) -> None:
-    """It may be what a guest elsewhere still reads."""
+    """It may be what a guest elsewhere still reads; activating: it has just been killed."""
     calls = tmp_path / "calls"
     systemctl(
-        tmp_path, f'echo "$@" >>{calls}\ncase "$*" in "start relocator-proxy"*) exit 1;; esac'
+        tmp_path,
+        f'echo "$@" >>{calls}\ncase "$*" in "start relocator-proxy"*) exit 1;;\n'
+        f"is-active*) echo {state}; exit {status};; esac",
     )
     with pytest.raises(RelocatorError, match=r"relocator-proxy@vm1.service can't be started"):
         libvirt._arrives("vm1", GUEST)
-    assert calls.read_text().splitlines()[-1] == "start relocator-target@vm1.service"
+    last = calls.read_text().splitlines()[-1]
+    assert (last == "start relocator-target@vm1.service") is again
 
 
 def test_a_unit_that_does_not_start_in_time_is_named(
