@@ -16,7 +16,7 @@ from relocator.errors import ConfigError, RelocatorError
 from relocator.moving import guard
 from relocator.moving.ahead import Ahead, Conditions, parse_window
 from relocator.moving.move import Move
-from relocator.moving.parties import MoveError, Plan
+from relocator.moving.parties import MoveError, Parties, Plan
 from relocator.moving.stages import Stage
 from relocator.moving.still import GUARD_S
 from relocator.moving.telling import Hooks, Progress, Report
@@ -84,6 +84,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--json", action="store_true", help="print stages and the report as JSON")
     # For the guard, and for tests that interrupt a move at a certain place.
     parser.add_argument("--when-killed", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--limits-before", type=json.loads, default={}, help=argparse.SUPPRESS)
     parser.add_argument("--stop-at", metavar="PLACE", help=argparse.SUPPRESS)
     parser.set_defaults(run=_run)
 
@@ -141,7 +142,7 @@ def _run(options: argparse.Namespace) -> int:
                     conditions,
                     lambda disks, why: page.tell(Progress(Stage.HOME, None, disks, why)),
                 ),
-                watch=watcher.watch,
+                watch=lambda: watcher.watch(*_limits(parties)),
                 at_rest=watcher.at_rest,
                 seam=_seam(options.stop_at),
             )
@@ -162,6 +163,7 @@ def _settle(options: argparse.Namespace, plan: Plan) -> int:
     while True:
         try:
             with moves.parties(options) as parties:
+                parties.limits_before = options.limits_before
                 text = Move(parties, plan).settle()
         except RelocatorError as error:
             if (getattr(error, "again", True)) and time.monotonic() < give_up_s:
@@ -218,6 +220,11 @@ def _arguments(options: argparse.Namespace) -> list[str]:
     if options.ssh_options:
         words += [f"--ssh-options={options.ssh_options}"]
     return words
+
+
+def _limits(parties: Parties) -> list[str]:
+    """What the guard is told of the source's QEMU, to leave it so."""
+    return ["--limits-before", json.dumps(parties.limits_before)]
 
 
 def _seam(place: str | None) -> Callable[[str], None]:

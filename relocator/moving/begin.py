@@ -5,7 +5,7 @@ from contextlib import suppress
 from relocator.errors import ConfigError, RelocatorError
 from relocator.moving import seen
 from relocator.moving.ends import of_all
-from relocator.moving.freezing import LIMITS, limits_of
+from relocator.moving.freezing import limits_of
 from relocator.moving.monitor import Monitor, MonitorLostError
 from relocator.moving.parties import Parties, Plan
 from relocator.moving.seen import DestVm, SourceVm
@@ -86,7 +86,8 @@ def start(parties: Parties, plan: Plan) -> None:
         )
         if plan.multifd_channels:
             monitor.call("migrate-set-parameters", multifd_channels=plan.multifd_channels)
-    source.call("migrate-set-parameters", **parties.freeze.first_limits(plan.limits))
+    limits = parties.freeze.first_limits(parties.limits_before | plan.limits)
+    source.call("migrate-set-parameters", **limits)
     if not destination.call("query-migrate").get("socket-address"):
         destination.call("migrate-incoming", uri=plan.incoming)
     source.call("migrate", uri=plan.uri)
@@ -94,8 +95,8 @@ def start(parties: Parties, plan: Plan) -> None:
 
 def undo(parties: Parties) -> None:
     """The source's QEMU forgets what `start` asked of it: another client's migration would pause
-    for a word that nobody says, or never end. One that can't be asked keeps it. What limits it had
-    before a move that was killed nobody knows: then they are its own.
+    for a word that nobody says, or never end. One that can't be asked keeps it. Where nobody knows
+    what limits it had, those that end no migration are undone.
     """
     off = ("pause-before-switchover", "multifd")
     with suppress(RelocatorError):
@@ -103,4 +104,5 @@ def undo(parties: Parties) -> None:
             "migrate-set-capabilities",
             capabilities=[{"capability": name, "state": False} for name in off],
         )
-        parties.source.call("migrate-set-parameters", **(parties.limits_before or LIMITS))
+        limits = parties.limits_before or limits_of(parties.source)
+        parties.source.call("migrate-set-parameters", **limits)

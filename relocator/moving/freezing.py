@@ -20,8 +20,8 @@ from relocator.moving.agent import ANSWER_S, FREEZE_S, Agent
 from relocator.moving.monitor import Monitor
 from relocator.moving.seen import DestVm, Disks, Seen, SourceVm
 
-#: QEMU's own, in ms and bytes a second
-LIMITS = {"downtime_limit": 300, "max_bandwidth": 128 << 20}
+#: QEMU's own, in ms and bytes a second: for what a move that was killed has left behind
+_LIMITS = {"downtime_limit": 300, "max_bandwidth": 128 << 20}
 #: all of a guest's memory is not sent in less, until it is frozen
 _PASS_S = 4
 #: so little is left to send that QEMU soon pauses the guest, or twice the downtime limit
@@ -36,8 +36,8 @@ _THERE = (DestVm.RUNS, DestVm.STOPPED)
 def limits_of(source: Monitor) -> dict[str, int]:
     """What limits the migrations of a QEMU; not what a move that was killed has left."""
     now = source.call("query-migrate-parameters")
-    found = {name: now[name.replace("_", "-")] for name in LIMITS}
-    return found if found["downtime_limit"] else LIMITS
+    found = {name: now[name.replace("_", "-")] for name in _LIMITS}
+    return found if found["downtime_limit"] else _LIMITS
 
 
 class NoFreeze:
@@ -184,7 +184,7 @@ class Freeze(NoFreeze):
     def thaw_at_source(self) -> None:
         """The guest goes on at the source, or never left it; QEMU's limits are as they were."""
         if self._source.call("query-migrate-parameters")["downtime-limit"] == 0:
-            self._limit(**(self._wanted or LIMITS))
+            self._limit(**(self._wanted or _LIMITS))
         self._thaw("source", self._here)
 
     def try_thaw(self) -> bool:

@@ -39,10 +39,10 @@ class Guard:
         self._argv = [*_ourselves(), *command, *arguments]
         self._process: subprocess.Popen[bytes] | None = None
 
-    def watch(self) -> None:
-        """From now on, until `at_rest`."""
+    def watch(self, *arguments: str) -> None:
+        """From now on, until `at_rest`; `arguments` are more of the guard's command."""
         if self._process is None:
-            argv = [*self._argv, "--when-killed"]
+            argv = [*self._argv, "--when-killed", *arguments]
             self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, start_new_session=True)
 
     @property

@@ -7,7 +7,7 @@ from typing import Any
 from relocator.errors import RelocatorError
 from relocator.moving import seen
 from relocator.moving.ends import Disk, of_all
-from relocator.moving.freezing import LIMITS, NoFreeze
+from relocator.moving.freezing import NoFreeze
 from relocator.moving.monitor import Monitor
 from relocator.moving.seen import Seen
 
@@ -32,12 +32,12 @@ class Plan:
 
     @property
     def limits(self) -> dict[str, int]:
-        """QEMU's parameters: what was asked for, else its own; not what a killed move has left."""
+        """QEMU's parameters that the operator asked for."""
         asked = {
             "max_bandwidth": self.bandwidth_bytes_per_s,
             "downtime_limit": self.downtime_limit_ms,
         }
-        return LIMITS | {name: value for name, value in asked.items() if value is not None}
+        return {name: value for name, value in asked.items() if value is not None}
 
 
 @dataclass
@@ -46,8 +46,8 @@ class Parties:
 
     `untold`: it is certain that no proxy was told to release its disk. `ran_at_source`: whether the
     guest ran, or had been stopped by somebody, when the move began; None if that wasn't seen.
-    `limits_before`: QEMU's, at the source, before this process began the move, if it did. `late`:
-    of a disk that went back, by its name, what may come yet.
+    `limits_before`: QEMU's, at the source, before this process, or the one that it guards, changed
+    them. `late`: of a disk that went back, by its name, what may come yet.
     """
 
     source: Monitor

@@ -21,6 +21,7 @@ from relocator.errors import RelocatorError
 from relocator.moving import back, begin, seen
 from relocator.moving.downtime import Clocks, Parts
 from relocator.moving.ends import Disk, of_all
+from relocator.moving.freezing import limits_of
 from relocator.moving.monitor import Event
 from relocator.moving.parties import Parties, Plan
 from relocator.moving.seen import DestVm, SourceVm
@@ -50,6 +51,7 @@ class Steps:
         self._hooks = hooks
         self._clocks = Clocks()
         self._interrupted = self._armed = self._sealing = self._brought = self._thawed = False
+        self._began = False
         self._of: dict[Stage, Callable[[], str]] = {
             Stage.HOME: self._home,
             Stage.STARTING: self._starting,
@@ -86,6 +88,7 @@ class Steps:
     def _starting(self) -> str:
         self._arm()
         begin.start(self._parties, self._plan)
+        self._began = True
         return "begun"
 
     def _returning(self) -> str:
@@ -96,7 +99,7 @@ class Steps:
         """Until QEMU has paused the guest."""
         since = len(self._parties.source.events)
         self._arm()
-        joins = not self._parties.limits_before  # another process has begun it
+        joins = not self._began  # where another process was
         while True:
             state = self._parties.source.call("query-migrate")
             status = state.get("status")
@@ -112,7 +115,8 @@ class Steps:
                 if found is None or not found["held"]:
                     raise RelocatorError(f"disk {disk.name}: its proxy is not ready any more")
             if joins:
-                limits = self._parties.freeze.later_limits(self._plan.limits)
+                before = self._parties.limits_before = limits_of(self._parties.source)
+                limits = self._parties.freeze.later_limits(before | self._plan.limits)
                 self._parties.source.call("migrate-set-parameters", **limits)
                 joins = False
             if self._parties.freeze.when_near(state):

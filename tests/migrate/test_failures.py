@@ -55,8 +55,11 @@ def test_a_guest_that_does_not_fit_comes_back(tmp_path: Path) -> None:
         sites.prove(sites.source, site=sites.a)
 
 
-def test_a_move_that_is_killed_leaves_no_limits_to_the_next(tmp_path: Path) -> None:
+def test_a_move_that_is_killed_leaves_the_limits_that_were_before(tmp_path: Path) -> None:
     with Sites(tmp_path, 1) as sites:
+        monitor = connect(sites.source.qmp)
+        monitor.call("migrate-set-parameters", max_bandwidth=1 << 30, downtime_limit=500)
+        monitor.close()
         limits = ("--bandwidth", "80M", "--downtime-limit", "77")
         with standing("memory", *sites.arguments(*limits)) as process:
             process.kill()
@@ -65,7 +68,7 @@ def test_a_move_that_is_killed_leaves_no_limits_to_the_next(tmp_path: Path) -> N
         monitor = connect(sites.source.qmp)
         found = monitor.call("query-migrate-parameters")
         monitor.close()
-        assert (found["max-bandwidth"], found["downtime-limit"]) == (128 << 20, 300)
+        assert (found["max-bandwidth"], found["downtime-limit"]) == (1 << 30, 500)
 
 
 class Apart(Sites):
