@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import pytest
 
@@ -19,7 +18,7 @@ from relocator.cli import host
 from testbed.hosts import supervise
 from testbed.lab.entry import DEFAULT_SEED
 from testbed.network import links
-from testbed.network.wan import ProfileError
+from testbed.network.wan import LinkProfile, ProfileError
 from testbed.testing import network
 
 FIGURES = "figures.json"
@@ -79,21 +78,25 @@ def _standing(
             "mark the test to run in the lab, @pytest.mark.in_lab",
             pytrace=False,
         )
-    with network.standing(_link(request), lab.out, tmp_path) as found:
+    with network.standing(link_of(request.node), lab.out, tmp_path) as found:
         yield found
 
 
-def _link(request: pytest.FixtureRequest) -> Any:
-    marker = request.node.get_closest_marker("link")
-    usual = request.config.getini("lab_link")
-    try:
-        if marker is None:
-            return links.link(usual)
-        if len(marker.args) > 1:
-            raise ProfileError("link", repr(marker.args[1]), "give one name, and values by name")
-        return links.link(marker.args[0] if marker.args else usual, **marker.kwargs)
-    except ProfileError as error:
-        pytest.fail(str(error), pytrace=False)
+def link_of(item: pytest.Item) -> LinkProfile:
+    """The link of a test.
+
+    Raises:
+        ProfileError: its marker, or the setting `lab_link`, names none that can be.
+    """
+    marker, usual = item.get_closest_marker("link"), item.config.getini("lab_link")
+    if marker is None:
+        return links.link(usual)
+    if len(marker.args) > 1:
+        raise ProfileError("link", repr(marker.args[1]), "give one name, and values by name")
+    for key, value in marker.kwargs.items():
+        if not isinstance(value, str):
+            raise ProfileError(key, repr(value), "write it as a text, with its unit")
+    return links.link(marker.args[0] if marker.args else usual, **marker.kwargs)
 
 
 @pytest.fixture

@@ -99,8 +99,9 @@ class Wan:
         wan.set_link(self.link, topology.WAN_PORTS)
 
     def sent_bytes(self) -> tuple[int, int]:
-        """Bytes over the link until now, frames' headers included: towards the destination, and
-        towards the source."""
+        """Bytes over the link until now, towards the destination, and towards the source: headers
+        included, but where the link bears bursts (`wan.py`) a burst has one. What a cut link or
+        loss has dropped is not in it."""
         received, sent = topology.link_counters()["wan"]
         return received, sent
 

@@ -12,12 +12,14 @@ the lab has besides its own), `lab_python` (Python packages, installed here, tha
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
 
-from testbed.testing.fixtures import _standing, lab, sites, wan
+from testbed.lab.image import LabError
+from testbed.network.wan import ProfileError
+from testbed.testing.fixtures import _standing, lab, link_of, sites, wan
 
 __all__ = ["_standing", "lab", "sites", "wan"]
 
@@ -41,6 +43,32 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", text)
     text = "link(name, rtt, rate, loss, jitter, queue, congestion): the link between the sites"
     config.addinivalue_line("markers", text)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_pycollect_makeitem(collector: pytest.Collector) -> Iterator[None]:
+    """A marker that can't be is told before anything is run."""
+    outcome: Any = yield
+    found = outcome.get_result()
+    for item in found if isinstance(found, list) else [found]:
+        if isinstance(item, pytest.Item) and (wrong := _wrong(item)):
+            outcome.force_exception(collector.CollectError(f"{item.name}: {wrong}"))
+            return
+
+
+def _wrong(item: pytest.Item) -> str:
+    """What can't be of the item's markers; empty if all can."""
+    try:
+        if item.get_closest_marker(MARKER) is not None:
+            from testbed.testing import remote
+
+            remote.options(item)
+            link_of(item)
+        elif item.get_closest_marker("link") is not None:
+            link_of(item)
+    except (LabError, ProfileError) as error:
+        return str(error)
+    return ""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -68,7 +96,13 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     if figures:
         terminalreporter.section("figures from the lab")
     for nodeid, found in figures.items():
-        terminalreporter.line(f"{nodeid}: " + ", ".join(f"{k} {v}" for k, v in found.items()))
+        shown = ", ".join(f"{name} {_text(value)}" for name, value in found.items())
+        terminalreporter.line(f"{nodeid}: {shown}")
+
+
+def _text(figure: Any) -> str:
+    """A figure as it is shown: four digits of one that isn't whole."""
+    return f"{figure:.4g}" if isinstance(figure, float) and abs(figure) < 1e4 else str(figure)
 
 
 def _calls(terminalreporter: Any) -> Iterable[pytest.TestReport]:

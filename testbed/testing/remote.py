@@ -38,8 +38,8 @@ def run(item: pytest.Item) -> Sequence[pytest.TestReport]:
 
 
 def _run(item: pytest.Item, console: io.BytesIO) -> Sequence[pytest.TestReport]:
-    options, config = _options(item), item.config
-    entry.choose(WHERE, options["clock"])
+    told, config = options(item), item.config
+    entry.choose(WHERE, told["clock"])
     _build(config)
     root = config.rootpath
     if not item.path.is_relative_to(root):
@@ -58,10 +58,10 @@ def _run(item: pytest.Item, console: io.BytesIO) -> Sequence[pytest.TestReport]:
             [MODULE, order.text()],
             out=out,
             where=WHERE,
-            clock=options["clock"],
-            seed=options["seed"],
-            memory=options["memory"],
-            timeout_s=options["timeout"],
+            clock=told["clock"],
+            seed=told["seed"],
+            memory=told["memory"],
+            timeout_s=told["timeout"],
             files=[root / name for name in config.getini("lab_files")],
             luggage=Luggage(root, python),
             further=config.getini("lab_packages"),
@@ -79,7 +79,8 @@ def _run(item: pytest.Item, console: io.BytesIO) -> Sequence[pytest.TestReport]:
     return reports
 
 
-def _options(item: pytest.Item) -> dict[str, Any]:
+def options(item: pytest.Item) -> dict[str, Any]:
+    """What the marker says, and what is usual where it doesn't; LabError if that can't be."""
     marker = item.get_closest_marker("in_lab")
     assert marker is not None
     for key in marker.kwargs:
