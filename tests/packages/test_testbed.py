@@ -79,6 +79,8 @@ def test_the_page_s_database_is_tested_over_the_pacific(
     found = json.loads(figures.read_text())
     assert found["first_MB"] > 4
     assert 0 < found["later_kB"] < 40
+    said = (figures.parent / "source-redis-server.log").read_text()
+    assert "Partial resynchronization request" in said
 
 
 def test_the_page_s_link_system_and_workload_are_found_and_travel(
