@@ -100,17 +100,19 @@ def _number(value: Any) -> str:
 
 
 def summary(evidence: Evidence, drawn: Mapping[str, Drawn]) -> list[str]:
-    """What the page says first: how many cells (some share a run), and what came of them."""
+    """What the page says first: how many cells (some share a run), and what came of them. Those
+    that failed are named under their scenario's figure; where that has none, here."""
     frame = evidence.frame
     bad = frame[frame["outcome"] != "ok"]
     said = []
     if len(bad):
         counted = ", ".join(f"{n} {what}" for what, n in bad["outcome"].value_counts().items())
-        said.append(f"{len(frame)} cells; {counted} (marked in the table, in no figure).")
+        said.append(f"{len(frame)} cells; {counted} (named below, in no figure).")
         findings = bad[[evidence.finding(row) is not None for _, row in bad.iterrows()]]
         for name, rows in findings.groupby("name"):
             known = evidence.finding(rows.iloc[0])
             said.append(f"{name} failed in {len(rows)} of them, a finding: {known}.")
+        said += evidence.not_shown(bad[~bad["scenario"].isin(drawn)])
     else:
         said.append(f"{len(frame)} cells; every run passed all of its checks.")
     lacking = [name for name, one in drawn.items() if one.png is None]

@@ -10,7 +10,7 @@ import pytest
 from experiments.analysis import metrics
 from experiments.analysis.estimates import Estimate, estimate, paired_ratio
 from experiments.publishing import evaluation
-from experiments.publishing.figures import ALL, ablations, evidence, paper
+from experiments.publishing.figures import ALL, ablations, draw, evidence, paper
 from experiments.publishing.figures.evidence import Evidence
 from experiments.scenarios import cells
 from experiments.scenarios.cells import Cell
@@ -64,7 +64,7 @@ def test_the_summary_names_what_the_page_names(out: Path) -> None:
     assert "Not run yet: e7/offline/s1." in said
     assert "- Against offline: ours " in said
     rows = len(evidence.read_metrics(out / "metrics.csv"))
-    assert f"{rows} cells; 1 failed (marked" in said, "cells that share a run are no two runs"
+    assert f"{rows} cells; 1 failed (named below" in said, "cells that share a run are no two runs"
 
 
 def test_a_failed_run_is_named_and_in_the_table(out: Path) -> None:
@@ -72,6 +72,24 @@ def test_a_failed_run_is_named_and_in_the_table(out: Path) -> None:
     assert f"Not shown: {FAILED} failed: checksums: 3 files differ" in page
     rows = page.partition('id="runs"')[2].count("<tr") - 1
     assert rows == len(evidence.read_metrics(out / "metrics.csv"))
+
+
+def test_a_failed_run_of_a_scenario_without_a_figure_is_named_at_the_top(out: Path) -> None:
+    found = Evidence(out)
+    row = found.frame[found.frame["cell"] == FAILED].assign(scenario="own", cell="own/mine/s1")
+    found.frame = pd.concat([found.frame, row], ignore_index=True)
+    said = evaluation.summary(found, {name: evidence.Drawn(name) for name in ALL})
+    assert "Not shown: own/mine/s1 failed: checksums: 3 files differ" in said
+
+
+@pytest.mark.parametrize(("least", "begins"), [(0.0, -0.1), (-0.5, -1.25)])
+def test_an_axis_begins_at_zero_if_nothing_is_below(least: float, begins: float) -> None:
+    with draw.style():
+        panels = draw.figure(3, 2).subplots(2, 1, sharex="col")
+        for axes, value in zip(panels, (least, 0.0), strict=True):
+            draw.bar(axes, 0, estimate([value]), "#444")
+        draw.wide_x(panels[1])
+    assert panels[1].get_xlim()[0] == pytest.approx(begins)
 
 
 def test_runs_that_failed_alike_are_named_in_one_sentence(out: Path, tmp_path: Path) -> None:

@@ -160,10 +160,14 @@ def room_for_never(axes: Axes) -> None:
 
 
 def wide_x(axes: Axes, span: float = 2.0) -> None:
-    """Once all is drawn: the x axis at least `span` wide, with few ticks."""
+    """Once all is drawn: the x axis at least `span` wide, with few ticks; from 0 if nothing is
+    below it."""
     low, high = axes.get_xlim()
     if high - low < span:
         low, high = (low + high - span) / 2, (low + high + span) / 2
+    panels = axes.get_shared_x_axes().get_siblings(axes)
+    if low < 0 <= min(one.dataLim.x0 for one in panels):
+        low, high = -0.05 * span, max(high, span)  # a point at 0 is seen whole
     axes.set_xlim(low, high)
     axes.xaxis.set_major_locator(MaxNLocator(4))
 

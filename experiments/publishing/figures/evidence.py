@@ -72,7 +72,7 @@ class Evidence:
         asked = {cell.id for cell in self._asked.values() if cell.scenario == name}
         return sorted(asked - set(rows["cell"]))
 
-    def _not_shown(self, failed: pd.DataFrame) -> list[str]:
+    def not_shown(self, failed: pd.DataFrame) -> list[str]:
         """A sentence for the runs of a system that ended alike, each of them named."""
         alike: dict[tuple[str, ...], list[str]] = {}
         for _, row in failed.iterrows():
@@ -108,7 +108,7 @@ class Evidence:
         """Clock, seeds, and every run of the scenario that is not in its figure."""
         rows = self.frame[self.frame["scenario"] == name]
         said = [self.caption(name)] if (rows["outcome"] == "ok").any() else []
-        said += self._not_shown(self.failed(name)) + self._unsteady(name)
+        said += self.not_shown(self.failed(name)) + self._unsteady(name)
         lacking = self._lacking(name)
         if lacking:
             more = f" and {len(lacking) - 6} more" if len(lacking) > 6 else ""
