@@ -24,10 +24,13 @@ def title(name: str) -> str:
 
 
 def number(value: float, unit: str) -> str:
-    """`value` in base units as about three digits in `unit` (ms, s or MB), without the unit."""
+    """`value` in base units as about three digits in `unit` (ms, s or MB), without the unit; two
+    below 0.1 ms, where the third is noise and differs between two windows of one run."""
     scaled = value * SCALE[unit]
     if scaled >= 100:
         return f"{scaled:,.0f}"
+    if unit == "ms" and 0.001 <= scaled < 0.1:
+        return f"{scaled:#.2g}"
     return f"{scaled:#.3g}" if scaled >= 0.001 else "0"
 
 
