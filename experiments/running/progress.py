@@ -150,7 +150,8 @@ def _update(
 
 
 def _follow_plainly(batch: Batch, say: Callable[[str], None]) -> None:
-    """A line when a run starts or ends, and now and then one about each that runs."""
+    """A line when a run starts, ends or has to wait, and now and then one about each of the rest.
+    Its wait is in the estimate of one that waits: so the latest of them all is when all is done."""
     told: dict[str, str] = {}
     estimates = Estimates(batch)
     next_s = time.monotonic() + PLAIN_EVERY_S
@@ -164,11 +165,14 @@ def _follow_plainly(batch: Batch, say: Callable[[str], None]) -> None:
                     say(f"{job.name}: {phase(job)} after {clock(job.elapsed_s)}")
                 elif state == "runs":
                     say(f"{job.name}: started, about {clock(estimates.expected_s(job))} to go")
+                else:
+                    say(f"{job.name}: waits for a core, about {clock(estimates.left_s(job))} to go")
                 told[job.name] = state
         if more and time.monotonic() >= next_s:
             next_s += PLAIN_EVERY_S
-            for job in batch.running:
-                left = clock(estimates.left_s(job))
-                say(f"{job.name}: {clock(job.elapsed_s)}, ~{left} to go: {phase(job)}")
+            for job in batch.jobs:
+                if job.status is None:
+                    left = clock(estimates.left_s(job))
+                    say(f"{job.name}: {clock(job.elapsed_s)}, ~{left} to go: {phase(job)}")
         if more:
             time.sleep(POLL_S)
