@@ -8,6 +8,7 @@ flushed one, and no block is believed whose data is not.
     bitmap      one bit a block                                            -> Bitmap
     meta        what a disk knows of itself                                -> Meta, Base
     image       the bytes                                                  -> Image
+    locks       who else may write the image: another of ours, a QEMU
     geometry    bytes and blocks; where a request is split                 -> Geometry, Extent
     opening     what is checked before a byte is believed                  -> open_store
     runs        a bitmap on the wire

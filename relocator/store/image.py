@@ -14,11 +14,11 @@ import mmap
 import os
 import stat
 import struct
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from relocator.errors import StoreError
+from relocator.store import locks
 from relocator.store.maps import boot_id
 from relocator.store.sparse import data_runs
 
@@ -26,7 +26,6 @@ _KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 0x01, 0x02, 0x10  # linux/falloc.h
 _BLKSSZGET = 0x1268  # linux/fs.h: a device's sector, in bytes
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV, errno.EINVAL, errno.EBUSY)
 _ZEROS = bytes(1 << 20)
-_LOOKED_AT_S = 3.0
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -42,22 +41,6 @@ def _fallocate(fd: int, mode: int, offset: int, length: int) -> bool:
     raise OSError(number, os.strerror(number))
 
 
-def _lock(fd: int) -> None:
-    """Lock an image; a device is waited for: udev locks it to look at it when somebody closed it.
-
-    See systemd's "Locking Block Device Access".
-    """
-    device = stat.S_ISBLK(os.fstat(fd).st_mode)
-    give_up_s = time.monotonic() + (_LOOKED_AT_S if device else 0)
-    while True:
-        try:
-            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= give_up_s:
-                raise
-            time.sleep(0.02)
-
-
 def _unit_bytes(fd: int) -> int:
     """What `fallocate` takes in whole only: a byte of a file; of a device a page, or a sector."""
     if not stat.S_ISBLK(os.fstat(fd).st_mode):
@@ -69,7 +52,7 @@ def _unit_bytes(fd: int) -> int:
 class Image:
     """The image at `path`, `size_bytes` long; created sparse if `create_bytes` is given.
 
-    Raises BlockingIOError if another process serves it; of a device, after 3 s.
+    Raises BlockingIOError if another process has locked it; of a device, perhaps after 3 s.
     """
 
     def __init__(self, path: Path, *, create_bytes: int | None = None) -> None:
@@ -79,7 +62,7 @@ class Image:
         if create_bytes is not None and os.fstat(self._fd).st_size < create_bytes:
             os.ftruncate(self._fd, create_bytes)
         try:
-            _lock(self._fd)  # two servers would corrupt it
+            locks.take(self._fd)
         except OSError:
             os.close(self._fd)
             raise
@@ -87,7 +70,7 @@ class Image:
         self._unit_bytes = _unit_bytes(self._fd)
 
     def fileno(self) -> int:
-        """The file descriptor that holds the image's lock."""
+        """The file descriptor that holds the image's locks."""
         return self._fd
 
     @property

@@ -297,7 +297,8 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path, qemu: StorageDaemo
     assert "block-dirty-bitmap-add" in missing and 'bitmaps=["b0"]' in missing
     assert "source-bitmap=b0: is for mode=standby" in refused(*wanted)
     assert "source-bitmap=: not a name" in refused(*wanted[:2], "source-bitmap=", "mode=standby")
-    with target(tmp_path, SIZE_BYTES) as ours:
+    (tmp_path / "ours").mkdir()
+    with target(tmp_path / "ours", SIZE_BYTES) as ours:
         keys = (store, f"source={ours.uri}", "mode=standby", "source-bitmap=b0")
         assert "the source is a relocator; leave it out" in refused(*keys)
 

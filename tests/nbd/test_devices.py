@@ -3,38 +3,18 @@
 import fcntl
 import os
 import random
-import subprocess
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from relocator.store.image import Image
+from tests.nbd.conftest import Loop
 from tests.support.model import source_bytes
 from tests.support.servers import nbdkit, plugin, proxy, refused
 
 SIZE_BYTES = 2 << 20
 SECTORS = (512, 4096)
-
-Loop = Callable[[Path, int], Path]
-
-
-@pytest.fixture
-def loop() -> Iterator[Loop]:
-    """Makes a file a block device with sectors of so many bytes."""
-    if os.geteuid() != 0:
-        pytest.skip("loop devices need root")
-    with ExitStack() as stack:
-
-        def make(file: Path, sector_bytes: int) -> Path:
-            command = ["losetup", "--find", "--show", "--sector-size", str(sector_bytes), str(file)]
-            device = subprocess.check_output(command, text=True).strip()
-            stack.callback(subprocess.run, ["losetup", "--detach", device], check=True)
-            return Path(device)
-
-        yield make
 
 
 @pytest.mark.parametrize("sector_bytes", SECTORS)

@@ -320,6 +320,9 @@ def test_nobody_else_opens_a_graduated_store_that_is_served(tmp_path: Path) -> N
             check=False,
         )
         assert (done.returncode, "is in use by another process" in done.stderr) == (1, True)
+        writes = ["qemu-io", "-f", "raw", "-c", "write 0 4k", str(tmp_path / "store" / "disk.img")]
+        done = subprocess.run(writes, capture_output=True, text=True, timeout=30, check=False)
+        assert (done.returncode, 'Failed to get "write" lock' in done.stderr) == (1, True)
 
 
 def test_what_was_written_after_it_counts_as_anything_and_returns(tmp_path: Path) -> None:
