@@ -11,19 +11,11 @@ from pathlib import Path
 
 from relocator.errors import ConfigError
 from relocator.source.digests import digest
+from relocator.store import formats
 from relocator.store.sparse import data_runs
 
 #: what is taken at once, at most, if units are small
 MOST_BYTES = 256 << 10
-#: (offset, bytes) -> what an image is that has them; a raw disk begins with a boot sector
-_FORMATS = {
-    (0, b"QFI\xfb"): "qcow2",
-    (0, b"KDMV"): "vmdk",
-    (0, b"vhdxfile"): "vhdx",
-    (0, b"conectix"): "vpc",
-    (64, b"\x7f\x10\xda\xbe"): "vdi",
-}
-_HEADER_BYTES = 512
 
 
 class Seed:
@@ -39,16 +31,15 @@ class Seed:
         self.failure: str | None = None
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            header = os.pread(self._fd, _HEADER_BYTES, 0)
+            name = formats.looks_like(self._fd)
             self.size_bytes = os.lseek(self._fd, 0, os.SEEK_END)
         except OSError as error:
             raise ConfigError(f"seed={path}: can't be read: {error.strerror}") from error
-        for (at, magic), name in _FORMATS.items():
-            if header.startswith(magic, at):
-                raise ConfigError(
-                    f"seed={path}: is a {name} image; give a raw one, "
-                    f"as `qemu-img convert -O raw` makes it"
-                )
+        if name is not None:
+            raise ConfigError(
+                f"seed={path}: is a {name} image; give a raw one, "
+                f"as `qemu-img convert -O raw` makes it"
+            )
 
     def read(self, offset: int, length: int) -> memoryview | None:
         """The bytes at `offset`, as of now; None if it can't be read, from then on."""

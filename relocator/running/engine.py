@@ -4,11 +4,13 @@ Opening (`open_engine`) checks everything and takes the store's lock, so that er
 nbdkit still has a terminal; `start` begins to connect and to copy, after nbdkit has forked.
 """
 
+import sys
 import threading
 import time
 from collections.abc import Sequence
 from functools import partial
 
+from relocator import words
 from relocator.config import Config
 from relocator.copying import ordering
 from relocator.copying.cap import Cap
@@ -253,4 +255,7 @@ def open_engine(settings: Config) -> Engine:
     seeds = [Seed(path) for path in settings.seeds]
     share = Share(settings.rate_group) if settings.rate_group else None
     trace = ordering.accesses(settings.order)
-    return Engine(settings, open_disk(settings), seeds, share, trace)  # the seal comes last
+    store = open_disk(settings)  # the seal comes last
+    for note in store.notes:
+        print(f"relocator: {words.printable(note)}", file=sys.stderr, flush=True)
+    return Engine(settings, store, seeds, share, trace)

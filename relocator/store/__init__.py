@@ -11,6 +11,7 @@ flushed one, and no block is believed whose data is not.
     locks       who else may write the image: another of ours, a QEMU
     geometry    bytes and blocks; where a request is split                 -> Geometry, Extent
     opening     what is checked before a byte is believed                  -> open_store
+    formats     whether an image looks like one that is not raw
     runs        a bitmap on the wire
     skipped     which blocks are zeros because they were free
 

@@ -14,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from relocator.errors import ConfigError
+from relocator.store import formats, skipped
 from relocator.store import meta as metadata
-from relocator.store import skipped
 from relocator.store.geometry import MOST_BYTES, suited_block_bytes
 from relocator.store.image import Image
 from relocator.store.meta import Meta, new_token
@@ -38,6 +38,8 @@ def open_target(disk: Path, directory: Path | None, block_bytes: int | None) -> 
     found = None if directory is None else metadata.read(directory)
     image = _existing("disk", disk)
     check_size(f"disk={disk}", image.size_bytes)
+    is_copy = any(one is not None and one.source is not None for one in (beside, found))
+    notes = () if is_copy else _notes_of_format(image)
     if block_bytes is None:
         block_bytes = found.block_bytes if found else suited_block_bytes(image.size_bytes)
     fresh = Meta(
@@ -49,9 +51,26 @@ def open_target(disk: Path, directory: Path | None, block_bytes: int | None) -> 
         disk=str(disk),
     )
     if directory is None:
-        return Store(fresh, image)
-    image.close()
-    return open_store(directory, fresh)
+        store = Store(fresh, image)
+    else:
+        image.close()
+        store = open_store(directory, fresh)
+    store.notes += notes
+    return store
+
+
+def _notes_of_format(image: Image) -> tuple[str, ...]:
+    """What is to be said of an image that isn't raw by its looks: its guest may have made them."""
+    try:
+        name = formats.looks_like(image.fileno())
+    except OSError:  # as its clients will hear
+        return ()
+    if name is None:
+        return ()
+    return (
+        f"disk={image.path}: looks like a {name} image, and is served as it is, byte by byte; if "
+        "it is one, convert it (qemu-img convert -O raw), or let qemu-nbd serve it as the source",
+    )
 
 
 def open_store(directory: Path, fresh: Meta, *, returns: bool = False) -> Store:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.model import Actor, source_bytes
-from tests.support.servers import PLUGIN, nbdkit, plugin, refused
+from tests.support.servers import PLUGIN, nbdkit, plugin, proxy, refused
 
 SIZE_BYTES = (2 << 20) + 512
 
@@ -122,6 +122,27 @@ def test_a_store_in_use_or_of_another_size_is_refused(tmp_path: Path) -> None:
             with plugin(tmp_path, "proxy", store, f"source={a.uri}", "background=off"):
                 assert "is in use by another process" in refused(store, f"source={a.uri}")
             assert "holds a copy with size_bytes=1048576" in refused(store, f"source={b.uri}")
+
+
+def test_an_image_that_looks_like_another_format_is_served_raw_and_that_is_said(
+    tmp_path: Path,
+) -> None:
+    image = tmp_path / "disk.img"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(image), "1M"], check=True)
+    raw = image.read_bytes()
+    wanted = f"disk={image}: looks like a qcow2 image, and is served as it is, byte by byte; "
+    with plugin(tmp_path, "target", f"disk={image}", f"store={tmp_path / 'maps'}") as server:
+        assert server.connect().pread(len(raw), 0) == raw
+        (note,) = server.status()["notes"]
+        assert note.startswith(wanted) and "qemu-img convert -O raw" in note
+        assert f"relocator: {note}\n" in server.log.read_text()
+        with proxy(tmp_path, server) as copy:  # which is what its source is
+            copy.wait()
+            assert copy.status()["notes"] == []
+    store = tmp_path / "store"
+    for again in ((f"store={store}",), (f"disk={store / 'disk.img'}",)):
+        with plugin(tmp_path, "again", *again) as server:
+            assert server.status()["notes"] == []
 
 
 def test_a_directory_with_somebody_elses_image_is_left_alone(tmp_path: Path) -> None:
