@@ -82,11 +82,13 @@ def open_store(directory: Path, fresh: Meta, *, returns: bool = False) -> Store:
         ConfigError: it is in use, was made for another disk, is damaged, or something else has
             written an image that another site may rely on.
     """
+    if fresh.disk is None:
+        _check_no_others(directory)
     lock_fd = take_lock(directory)
     try:
         found = metadata.read(directory)
         if found is None or found.creating:
-            return _create(directory, fresh, lock_fd, again=found is not None)
+            return _create(directory, fresh, lock_fd)
         check_same(directory, found, fresh)
         if not (directory / "map.durable").exists():
             raise ConfigError(
@@ -149,14 +151,17 @@ def _make_true(store: Store) -> None:
         store.notes = (f"{_OUTSIDE}: all of it counts as written",)
 
 
-def _create(directory: Path, fresh: Meta, lock_fd: int, *, again: bool) -> Store:
-    """Make a store: meta.json says so first and last, so a crash on the way is made good."""
-    path = directory / "disk.img"
-    if fresh.disk is None and path.exists() and not again:
+def _check_no_others(directory: Path) -> None:
+    """Refuse a directory with an image that is no store's, before anything is left there."""
+    if (directory / "disk.img").exists() and metadata.read(directory) is None:
         raise ConfigError(
-            f"store={directory}: holds a disk.img but no meta.json, so it is not a store; "
-            "remove it or give another directory"
+            f"store={directory}: is not a store (it has no meta.json), and its disk.img may be "
+            "somebody's disk; give another directory"
         )
+
+
+def _create(directory: Path, fresh: Meta, lock_fd: int) -> Store:
+    """Make a store: meta.json says so first and last, so a crash on the way is made good."""
     metadata.keep_spare(directory)
     making = replace(fresh, clean=True, creating=True)
     metadata.write(directory, making)

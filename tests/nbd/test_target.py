@@ -150,5 +150,8 @@ def test_a_directory_with_somebody_elses_image_is_left_alone(tmp_path: Path) -> 
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "disk.img").write_bytes(b"precious")
     with nbdkit(tmp_path, "a", ["file", str(tmp_path / "a.img")]) as a:
-        assert "not a store" in refused(f"store={tmp_path / 'store'}", f"source={a.uri}")
+        said = refused(f"store={tmp_path / 'store'}", f"source={a.uri}")
+    assert "is not a store (it has no meta.json), and its disk.img may be somebody's" in said
+    assert "remove" not in said and said.endswith("; give another directory\n")
+    assert [one.name for one in (tmp_path / "store").iterdir()] == ["disk.img"]
     assert (tmp_path / "store" / "disk.img").read_bytes() == b"precious"
