@@ -11,7 +11,8 @@ import errno
 import fcntl
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,28 +56,38 @@ class Address:
             raise self._refused(error) from error
 
     def _refused(self, error: OSError) -> RelocatorError:
-        where = self.path or f"{self.host}:{self.port}"
-        return RelocatorError(f"{where}: can't be listened on: {error.strerror}")
+        """Why nobody can listen there."""
+        if self.path is not None:
+            return RelocatorError(f"{self.path}: can't be listened on: {error.strerror}")
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        what = f"--listen={host}:{self.port}"
+        if error.errno == errno.EADDRNOTAVAIL:
+            return ConfigError(f"{what}: not an address of this host; `ip address` shows those")
+        if isinstance(error, socket.gaierror):
+            return ConfigError(f"{what}: {error.strerror}; give an address of this host")
+        why = error.strerror
+        if error.errno == errno.EADDRINUSE:
+            why = f"{why}; a server that was asked to end has it until its clients have gone"
+        return RelocatorError(f"{what}: can't be listened on: {why}")
 
     def check(self) -> None:
-        """Nobody is there already: nbdkit would find that out, and leave its control socket behind.
+        """A server can listen there: nbdkit would find that out with store and control socket made.
 
         A port is bound and let go, never listened on: nobody can connect to it meanwhile.
 
         Raises:
-            ConfigError, RelocatorError: somebody is.
+            ConfigError, RelocatorError: it can't; somebody is there already, say.
         """
         if self.path is not None:
             remove_stale(self.path, "--socket")
             return
         try:
             for family, kind, _, _, address in self._addresses():
-                with socket.socket(family, kind) as one:
+                with _unless_unknown(family), socket.socket(family, kind) as one:
                     one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                     one.bind(address)
         except OSError as error:
-            if error.errno == errno.EADDRINUSE:  # nbdkit says what else is wrong with it
-                raise self._refused(error) from error
+            raise self._refused(error) from error
 
     def forget(self) -> None:
         """Nobody listens there any more: remove what shows in the file system."""
@@ -92,20 +103,26 @@ class Address:
         listeners: list[socket.socket] = []
         try:
             for family, _, _, _, address in self._addresses():
-                try:
+                with _unless_unknown(family):
                     one = socket.create_server(address, family=family, backlog=socket.SOMAXCONN)
-                except OSError as error:
-                    if error.errno != errno.EAFNOSUPPORT or family == socket.AF_INET:
-                        raise
-                    continue  # "every address" includes IPv6 where the kernel has it
-                listeners.append(one)
-                if self.congestion is not None:
-                    set_congestion(one, self.congestion)
+                    listeners.append(one)
+                    if self.congestion is not None:
+                        set_congestion(one, self.congestion)
         except BaseException:
             for one in listeners:
                 one.close()
             raise
         return listeners
+
+
+@contextmanager
+def _unless_unknown(family: int) -> Iterator[None]:
+    """Do without IPv6 where the kernel lacks it: "every address" includes it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EAFNOSUPPORT or family == socket.AF_INET:
+            raise
 
 
 def add_address(parser: argparse.ArgumentParser) -> None:
@@ -176,8 +193,10 @@ def parse_address(text: str, example: str, least_port: int = 1) -> Address:
     """
     host, colon, port = text.rpartition(":")
     number = words.whole(port)
-    if not colon or number is None or not least_port <= number < 65536:
+    if not colon or number is None:
         raise ConfigError(f"--listen={text}: not HOST:PORT; write {example}")
+    if not least_port <= number < 65536:
+        raise ConfigError(f"--listen={text}: the port must be from {least_port} to 65535")
     return Address(host.strip("[]"), number)
 
 

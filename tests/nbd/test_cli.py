@@ -116,6 +116,59 @@ def test_a_server_whose_port_is_taken_leaves_no_control_socket(
         assert (done.returncode, control.exists()) == (1, False)
 
 
+@pytest.mark.parametrize("more", [(), ("--congestion", "reno")])
+@pytest.mark.parametrize(
+    ("listen", "wanted"),
+    [
+        ("192.0.2.1:10809", "not an address of this host; `ip address` shows those"),
+        ("[2001:db8::1]:10809", "not an address of this host"),
+        ("nowhere.invalid:10809", "; give an address of this host"),
+    ],
+)
+def test_an_address_that_is_not_this_host_s_is_refused_before_anything_is_made(
+    tmp_path: Path, listen: str, wanted: str, more: tuple[str, ...]
+) -> None:
+    (tmp_path / "disk.img").write_bytes(source_bytes(SIZE_BYTES))
+    kept = ("--store", str(tmp_path / "maps"), "--control", str(tmp_path / "control"))
+    done = relocator("target", str(tmp_path / "disk.img"), "--listen", listen, *kept, *more)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert done.stderr.startswith(f"relocator: --listen={listen}: ") and wanted in done.stderr
+    assert [one.name for one in tmp_path.iterdir()] == ["disk.img"]
+
+
+def test_a_server_that_waits_for_its_clients_to_go_is_named_to_the_next(tmp_path: Path) -> None:
+    """Its address is still its own; at another one it is the disk that is."""
+    (tmp_path / "disk.img").write_bytes(source_bytes(SIZE_BYTES))
+    at, elsewhere = (f"127.0.0.1:{free_port()}" for _ in range(2))
+    command = [sys.executable, "-m", "relocator.cli.main", "target", str(tmp_path / "disk.img")]
+    server, clients = subprocess.Popen([*command, "--listen", at]), list[socket.socket]()
+
+    def connected() -> bool:
+        assert server.poll() is None
+        with suppress(ConnectionRefusedError):
+            clients.append(socket.create_connection(("127.0.0.1", int(at.split(":")[1])), 10))
+        return bool(clients)
+
+    try:
+        wait_for(connected, "the target")
+        assert clients[0].recv(18).startswith(b"NBDMAGIC")  # and now it waits for the client's word
+        server.terminate()
+        for where, wanted in (
+            (at, "asked to end has it until its clients have gone"),
+            (elsewhere, "is in use by another process"),
+        ):
+            done = relocator("target", str(tmp_path / "disk.img"), "--listen", where)
+            assert (done.returncode, wanted in done.stderr) == (1, True), done.stderr
+        assert server.poll() is None
+        clients[0].close()
+        assert server.wait(10) == 0
+    finally:
+        for one in clients:
+            one.close()
+        server.kill()
+        server.wait()
+
+
 def test_a_server_whose_control_socket_is_another_s_leaves_it_alone(tmp_path: Path) -> None:
     (tmp_path / "disk.img").write_bytes(source_bytes(SIZE_BYTES))
     server = ControlServer(tmp_path / "control", lambda verb, _: {"verb": verb})
@@ -152,6 +205,7 @@ def test_who_may_not_have_a_congestion_control_is_told_how_to_allow_it() -> None
         (["target", "/x", "--congestion", "reno", "--socket", "/s"], 2, "not with --socket"),
         (["target", "/x", "--congestion", "reno", "--print"], 2, "--print: not with --congestion"),
         (["target", "/x", "--listen", "nowhere"], 2, "--listen=nowhere: not HOST:PORT"),
+        (["target", "/x", "--listen", "10.1.0.1:99999"], 2, "the port must be from 1 to 65535"),
         (["proxy", "/tmp/s", "nbd://h", "--rate", "quick"], 2, "rate=quick: not a rate"),
         (["proxy", "/tmp/s", "nbd://h", "--rate", "7,1M 8,2M"], 2, "'7,1M' is no entry"),
         (["proxy", "/tmp/s", "ssh://me:pw@h"], 2, "source=ssh://me:...@h: holds a password"),
