@@ -250,6 +250,16 @@ def _parse_path(key: str, text: str) -> Path:
     return Path(text).absolute()
 
 
+def _parse_store(key: str, text: str) -> Path:
+    """A directory; where a URI stands in its place, it was forgotten."""
+    if re.match(r"[a-z+]+://", text):
+        raise ConfigError(
+            f"{key}={words.without_password(text)}: is a source, not a directory; "
+            "give the store first (relocator proxy STORE SOURCE), the source as source="
+        )
+    return _parse_path(key, text)
+
+
 def _parse_file(key: str, text: str) -> Path:
     """The path of a file that exists."""
     path = _parse_path(key, text)
@@ -269,7 +279,7 @@ def _parse_seeds(key: str, text: str) -> tuple[Path, ...]:
 #: key -> (whether it makes sense only with a store, field of Config, how its text is read)
 KEYS: dict[str, tuple[bool, str, Callable[[str, str], object]]] = {
     "disk": (False, "disk", _parse_path),
-    "store": (False, "store", _parse_path),
+    "store": (False, "store", _parse_store),
     "control": (False, "control", _parse_path),
     "key": (False, "key", lambda key, text: read_key(key, _parse_path(key, text))),
     "block": (False, "block_bytes", parse_block),

@@ -206,6 +206,8 @@ def test_who_may_not_have_a_congestion_control_is_told_how_to_allow_it() -> None
         (["target", "/x", "--congestion", "reno", "--print"], 2, "--print: not with --congestion"),
         (["target", "/x", "--listen", "nowhere"], 2, "--listen=nowhere: not HOST:PORT"),
         (["target", "/x", "--listen", "10.1.0.1:99999"], 2, "the port must be from 1 to 65535"),
+        (["proxy", "nbd://h"], 2, "store=nbd://h: is a source, not a directory; give the store"),
+        (["proxy", "nbd://h", "--graduate"], 2, "store=nbd://h: is a source, not a directory"),
         (["proxy", "/tmp/s", "nbd://h", "--rate", "quick"], 2, "rate=quick: not a rate"),
         (["proxy", "/tmp/s", "nbd://h", "--rate", "7,1M 8,2M"], 2, "'7,1M' is no entry"),
         (["proxy", "/tmp/s", "ssh://me:pw@h"], 2, "source=ssh://me:...@h: holds a password"),
