@@ -53,19 +53,30 @@ def _activate(options: argparse.Namespace) -> int:
     disks = _disks(options)
     if options.wait and options.hold and len(disks) > 1:
         raise ConfigError("--wait: with --hold and several disks it is `release` that waits")
-    if len(disks) == 1:
-        told = disks[0].call("activate", patience_s=None, hold=options.hold, wait=options.wait)
-        already = disks if told.get("already_active") else []
-    else:
-        from relocator import group
+    with _all_or_none(disks):
+        if len(disks) == 1:
+            already = disks if _activate_one(disks[0], options.hold, options.wait) else []
+        else:
+            from relocator import group
 
-        with _all_or_none(disks):
             already = group.activate(disks)
             if not options.hold:
                 group.release(disks, may_run_here=False)
     for disk in already:
         print(f"{disk.path}: is active already")
     return 0
+
+
+def _activate_one(disk: Any, hold: bool, wait: bool) -> bool:
+    """Whether it was active already. One that is waited for is held until its source is sealed."""
+    from relocator.signals import uninterrupted
+
+    told = disk.call("activate", patience_s=None, hold=hold or wait, wait=wait)
+    if wait and not hold:
+        with uninterrupted():
+            disk.call("release")
+        disk.call("activate", patience_s=None, wait=True)
+    return bool(told.get("already_active"))
 
 
 def _release(options: argparse.Namespace) -> int:
@@ -89,13 +100,14 @@ def _withdraw(options: argparse.Namespace) -> int:
 @contextmanager
 def _all_or_none(disks: list[Any]) -> Iterator[None]:
     """If interrupted, gives back what is held by then, and says of each disk where it is."""
-    from relocator import group, signals
+    from relocator import signals
 
     with signals.interrupting():
         try:
             yield
         except KeyboardInterrupt:
             with signals.uninterrupted():
+                from relocator import group
                 from relocator.cli.movepage import say
 
                 say("relocator: interrupted; what is held is given back", sys.stderr)

@@ -185,6 +185,45 @@ def test_disks_whose_command_is_interrupted_before_all_are_sealed_go_back(
                 again.connect().pwrite(b"at home", 0)
 
 
+@pytest.mark.parametrize("how", [["--wait"], ["--wait", "--hold"]], ids=["wait", "hold"])
+def test_one_disk_that_is_waited_for_goes_back_if_that_is_interrupted(
+    tmp_path: Path, how: list[str]
+) -> None:
+    source = Source(tmp_path)
+    with source.serve() as target, standby(tmp_path, target) as proxy:
+        control = str(proxy.control_path)
+        target.kill()
+        with started("activate", control, *how, stderr=subprocess.PIPE) as command:
+            until(proxy, "activating")
+            command.send_signal(signal.SIGINT)
+            _, said = command.communicate(timeout=30)
+        assert (command.returncode, state(proxy)) == (130, "standby"), said
+        assert f"{control}: standby, it is at its source (withdrawn here, but" in said
+        with source.serve() as again:
+            wait_for(lambda: not proxy.control.call("identify")["withdrawn"], "the source's word")
+            assert (state(again), state(proxy)) == ("complete", "standby")
+            assert relocator("activate", control, *how).returncode == 0
+            assert (state(again), proxy.status()["held"]) == ("sealed", "--hold" in how)
+            proxy.kill()  # the source would wait for it to go
+
+
+def test_one_disk_that_goes_on_by_itself_is_not_given_back_but_that_is_said(
+    tmp_path: Path,
+) -> None:
+    source = Source(tmp_path)
+    with source.serve() as target, standby(tmp_path, target) as proxy:
+        control = str(proxy.control_path)
+        target.kill()
+        assert relocator("activate", control).returncode == 0  # its guest may run here by now
+        with started("activate", control, "--wait", stderr=subprocess.PIPE) as command:
+            wait_for(lambda: catches(command, signal.SIGTERM), "the command to begin")
+            command.send_signal(signal.SIGINT)
+            _, said = command.communicate(timeout=30)
+        assert (command.returncode, state(proxy)) == (130, "activating"), said
+        assert "nothing holds it: it goes on by itself; `relocator withdraw" in said
+        proxy.kill()
+
+
 def test_a_disk_that_an_interrupted_command_can_not_give_back_is_said_to_be_held(
     tmp_path: Path,
 ) -> None:
