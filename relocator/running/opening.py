@@ -23,7 +23,7 @@ from relocator.config import Config
 from relocator.errors import ConfigError, StateError, UpstreamError
 from relocator.source.answer import Answer, base_of
 from relocator.source.bitmaps import DirtyBitmap
-from relocator.source.identity import mismatch, samples_at, unsealed
+from relocator.source.identity import mismatch, samples_at, unsealed, written_since
 from relocator.source.remote import Source
 from relocator.source.upstream import probe_size
 from relocator.store import meta as metadata
@@ -96,6 +96,7 @@ def _begin(settings: Config, source: Source, size_bytes: int) -> Store:
     assert settings.store is not None
     base, block_bytes = None, settings.block_bytes
     if (answer := source.identify()) is not None:
+        _check_has_it(settings, answer)
         block_bytes = block_bytes or answer.geometry(size_bytes).block_bytes
         base = base_of(source.call("epoch") if settings.standby else answer)
     _check_bitmap(settings, source, ours=base is not None)
@@ -126,6 +127,16 @@ def _begin(settings: Config, source: Source, size_bytes: int) -> Store:
                 raise
             store.update(**_taken_over(source, answer))
     return store
+
+
+def _check_has_it(settings: Config, answer: Answer | None) -> None:
+    """A disk that has moved on goes to no other site from there; nor is it copied ahead in vain."""
+    if settings.standby and answer is not None and answer.fields.get("moved"):
+        raise ConfigError(
+            f"source={settings.source}: this disk has moved to another proxy, and goes to no "
+            "other one from here; give the site that has it (if that is lost for good, "
+            "`relocator unseal --force` at this source)"
+        )
 
 
 def _seal(settings: Config, store: Store, source: Source) -> Answer:
@@ -230,7 +241,7 @@ def _resume(settings: Config, source: Source, found: Meta) -> Store:
 def _check_unchanged(settings: Config, source: Source, found: Meta) -> None:
     """A source with its maps in memory forgets its seal when it restarts: it is sealed anew."""
     geometry = Geometry(found.size_bytes, found.block_bytes)
-    if source.call(f"seal/{found.origin_seal}").blocks("dirty", geometry):
+    if written_since(source.call(f"seal/{found.origin_seal}"), found, geometry):
         raise ConfigError(
             f"source={settings.source}: was written after the disk had moved to "
             f"{settings.store}; one of the two must be given up"
@@ -256,8 +267,10 @@ def _no_return(found: Meta, answer: Answer | None) -> str | None:
 def _return(settings: Config, source: Source, found: Meta) -> Store:
     """The disk comes back: only what diverged at its successor is absent here."""
     assert settings.store is not None
-    if why := _no_return(found, source.identify()):
+    successor = source.identify()
+    if why := _no_return(found, successor):
         raise ConfigError(f"source={settings.source}: {why}")
+    _check_has_it(settings, successor)
     store = open_store(settings.store, found, returns=True)
     written_outside = is_written_outside(found, store.image)
     with _let_go_of(store):

@@ -27,7 +27,7 @@ from relocator.source.answer import Answer, check_id
 from relocator.source.endpoint import Endpoint
 from relocator.source.handles import check_size, connected, read_many
 from relocator.source.remote import Source
-from relocator.store.geometry import Extent
+from relocator.store.geometry import Extent, Geometry
 from relocator.store.meta import Base, Meta
 from relocator.store.store import Store
 
@@ -125,6 +125,16 @@ def unsealed(meta: Meta, answer: Answer) -> bool:
     return answer["seal"] != meta.origin_seal or bool(answer.fields.get("outdated"))
 
 
+def written_since(answer: Answer, meta: Meta, geometry: Geometry) -> bool:
+    """Whether a source that had forgotten its seal was written before it was sealed again.
+
+    One that keeps no maps has begun anew with another id: all that was written since has diverged,
+    while another proxy may have begun an epoch meanwhile.
+    """
+    name = "dirty" if answer["id"] == meta.origin_id else "diverged"
+    return bool(answer.blocks(name, geometry))
+
+
 class Guard:
     """Asked on each new connection to the source, before anything is believed of it.
 
@@ -210,7 +220,7 @@ class Guard:
         if forgot := answer["seal"] is None:
             answer = source.call(f"seal{seal}")
         renamed = answer["id"] != meta.origin_id and meta.origin_seal in (None, answer["seal"])
-        if (forgot or renamed) and answer.blocks("dirty", self._store.geometry):
+        if (forgot or renamed) and written_since(answer, meta, self._store.geometry):
             raise OtherDiskError("the source was written after the disk had moved here")
         if forgot:
             source.call(f"moved{seal}")

@@ -1,6 +1,8 @@
 """Whose seal it is: a sealed disk goes to one site, and to no other."""
 
+import signal
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -10,8 +12,8 @@ import pytest
 from relocator.errors import RelocatorError
 from relocator.store import meta as metadata
 from tests.support.model import source_bytes
-from tests.support.servers import refused, wait_for
-from tests.support.sites import SIZE_BYTES, scribble
+from tests.support.servers import plugin, refused, wait_for
+from tests.support.sites import BLOCK, SIZE_BYTES, scribble
 
 
 def test_a_seal_can_be_undone_until_a_proxy_is_active(sites: Any) -> None:
@@ -41,8 +43,8 @@ def test_nobody_hangs_up_with_something_unread(sites: Any) -> None:
             guest.pwrite(b"x" * 4096, 0)
             wait_for(lambda: first.status()["rounds"] > rounds + 1, "some rounds")
             guest.shutdown()
-            first.control.call("activate", wait=True)
             with c.proxy(target, "mode=standby") as second:
+                first.control.call("activate", wait=True)
                 with pytest.raises(RelocatorError, match="sealed for another proxy"):
                     second.control.call("activate", wait=True)
             first.wait()
@@ -107,6 +109,49 @@ def test_a_disk_that_has_gone_to_one_proxy_is_refused_to_one_that_is_started_act
             scribble(proxy.connect(), model, 10)
             proxy.wait()
             assert proxy.connect().pread(SIZE_BYTES, 0) == model
+
+
+def test_a_disk_that_has_moved_is_not_copied_ahead_for_another_proxy(sites: Any) -> None:
+    a, b, c = sites
+    with a.target() as target, b.proxy(target, "mode=standby") as first:
+        first.control.call("activate", wait=True)
+        wait_for(lambda: target.control.call("identify")["moved"], "the source to be told")
+        epoch = target.status()["epoch"]
+        said = refused(f"store={c.directory / 'store'}", f"source={target.uri}", "mode=standby")
+        assert f"source={target.uri}: this disk has moved to another proxy" in said
+        assert "give the site that has it" in said
+        assert target.status()["epoch"] == epoch
+        first.wait()
+        with c.proxy(first, "mode=standby") as second:
+            second.control.call("activate", wait=True)
+
+
+@pytest.mark.parametrize("runs", [False, True])
+def test_no_other_proxy_hides_what_was_written_at_a_source_that_forgot_its_seal(
+    sites: Any, runs: bool
+) -> None:
+    a, b, c = sites
+    disk = f"disk={a.image}"
+    wanted = (f"store={b.directory / 'store'}", "retry-timeout=1")
+    with ExitStack() as stack:
+        target = stack.enter_context(plugin(a.directory, "target", disk))
+        source = f"source={target.uri}"
+        first = stack.enter_context(plugin(b.directory, "first", *wanted, source, "background=off"))
+        wait_for(lambda: target.control.call("identify")["moved"], "the source to be told")
+        first.process.send_signal(signal.SIGSTOP)
+        target.kill()
+        with plugin(a.directory, "target", disk) as again:
+            again.connect().pwrite(b"x" * BLOCK, 100 * BLOCK)  # where no sample is taken
+            with c.proxy(again, "mode=standby", "background=off"):
+                assert again.status()["dirty_blocks"] == 0
+            if runs:
+                first.process.send_signal(signal.SIGCONT)
+                why = "the source was written after the disk had moved here"
+                wait_for(lambda: first.status()["error"] == why, "the first to find out")
+            else:
+                first.kill()
+                assert "was written after the disk had moved" in refused(*wanted, source)
+            first.kill()
 
 
 def test_a_proxy_that_was_killed_while_it_began_goes_on_by_its_own_seal(sites: Any) -> None:
