@@ -28,6 +28,7 @@ from relocator.cli.common import human_bytes, human_clock, human_rate, human_tim
 KEEP_S = 60.0
 SMOOTH_S = 3.0
 RECENT_S = 5.0
+SILENT_S = 3.0
 _LEAST_MAP_ROWS = 3
 #: first: nothing is here; last: all of it; between: parts, equally wide
 SHADES = {True: "·░▒▓█", False: ".:-+#"}
@@ -142,6 +143,16 @@ def time_left_text(status: dict[str, Any], history: History) -> str:
     if left.least_s is None or left.most_s is None:
         return f"{clock(left.expected_s)} ({clock(left.least_s or 0)} or more)"
     return f"{clock(left.expected_s)} ({clock(left.least_s)} to {clock(left.most_s)})"
+
+
+def link_text(status: dict[str, Any]) -> str:
+    """Whether the source can be asked."""
+    if status["role"] == "target":
+        return "no longer needed"
+    if not status["source_connected"]:
+        return "not connected"
+    silent_s = status.get("source_silent_s", 0.0)  # an older version's server doesn't say
+    return "connected" if silent_s < SILENT_S else f"connected, silent for {silent_s:.0f} s"
 
 
 def behind_text(status: dict[str, Any]) -> str:

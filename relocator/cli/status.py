@@ -22,7 +22,7 @@ from relocator.cli.common import (
     human_rate,
     human_time,
 )
-from relocator.cli.page import History, Page, behind_text, deadline_text, line
+from relocator.cli.page import History, Page, behind_text, deadline_text, line, link_text
 from relocator.client import Client
 from relocator.errors import RelocatorError
 from relocator.running.states import ALL_HERE
@@ -83,11 +83,9 @@ def _of_copy(status: dict[str, Any]) -> list[tuple[str, str]]:
     """What only a disk that comes or came from elsewhere has to tell."""
     present, total = status["present_blocks"], status["total_blocks"]
     share = 100 * present / total if total else 100.0
-    link = "connected" if status["source_connected"] else "not connected"
-    link = "no longer needed" if status["role"] == "target" else link
     background = human_bytes(status["background_bytes"])
     rows = [
-        ("source", f"{status['source']} ({link})"),
+        ("source", f"{status['source']} ({link_text(status)})"),
         ("present", f"{share:.1f} % ({present:,} of {total:,} blocks)"),
         ("on-demand copy", human_bytes(status["on_demand_bytes"])),
         ("background copy", f"{background} ({_copying(status)})"),
@@ -125,8 +123,18 @@ def _run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(status, indent=1, sort_keys=True))
     else:
-        console().print(page(status))
+        _show(page(status), console())
     return 0
+
+
+def _show(rows: Table, screen: Console) -> None:
+    """Print a page; without a terminal no line is filled up to the longest one."""
+    if screen.is_terminal:
+        screen.print(rows)
+        return
+    with screen.capture() as shown:
+        screen.print(rows)
+    print("\n".join(text.rstrip() for text in shown.get().splitlines()))
 
 
 def _watch(client: Client, screen: Console, title: str) -> int:

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from relocator import words
-from relocator.cli.common import Commands, add_control, human_rate
+from relocator.cli.common import Commands, add_control, human_rate, human_time
 from relocator.cli.page import behind_text
 from relocator.client import Client
 from relocator.config import parse_seconds
@@ -21,6 +21,11 @@ from relocator.errors import ConfigError, RelocatorError
 from relocator.running.states import ALL_HERE
 
 EVERY_S = 0.5
+#: state -> what has to happen before all can be here
+_WAITS_FOR = {
+    "standby": "in standby: waits for `activate`",
+    "activating": "waits for the seal, or `release`",
+}
 _ABOUT = (
     "Wait until every block is here and the source may be switched off; with --ready for what "
     "comes before: that the copy ahead is in step."
@@ -51,27 +56,39 @@ def _run(options: argparse.Namespace) -> int:
     client = Client(options.control)
     columns = (
         TextColumn("present"),
-        BarColumn(),
+        BarColumn(30),
         TaskProgressColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[told]}"),
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("present", total=1, rate="")
+        task = progress.add_task("present", total=1, told="")
         while True:
             status = client.call("status")
-            missing = goal(status)
             progress.update(
                 task,
                 total=status["total_blocks"] or 1,
                 completed=status["present_blocks"],
-                rate=human_rate(status["rate_bits_per_s"]) if missing else "there",
+                told=_told(status, _WAITS_FOR if options.ready is None else {}),
             )
+            missing = goal(status)
             if missing is None:
+                progress.update(task, told="there")
                 return 0
             if time.monotonic() > give_up_s:
                 raise RelocatorError(f"gave up after {limit_s:g} s: {missing}")
             time.sleep(min(EVERY_S, max(0.0, give_up_s - time.monotonic())))
+
+
+def _told(status: dict[str, Any], waits_for: dict[str, str]) -> str:
+    """What the bar says beside itself: how fast it goes, or what it waits for in that state."""
+    if status["role"] == "target" or status["state"] == "outdated":
+        return str(status["state"])
+    if not status["source_connected"]:
+        return "source not connected"
+    if not status["eta_s"] and status["state"] in waits_for:
+        return waits_for[status["state"]]
+    left = "" if status["eta_s"] is None else f"  {human_time(status['eta_s'])}"
+    return human_rate(status["rate_bits_per_s"]) + left
 
 
 def _complete(status: dict[str, Any]) -> str | None:
@@ -82,7 +99,11 @@ def _complete(status: dict[str, Any]) -> str | None:
     """
     if status["state"] == "outdated":
         raise RelocatorError(str(status["error"]))
-    return None if status["state"] in ALL_HERE else "not complete yet"
+    if status["state"] in ALL_HERE:
+        return None
+    lost = status["role"] == "proxy" and not status["source_connected"]
+    why = (_WAITS_FOR.get(status["state"]), lost and "source not connected", status["error"])
+    return "; ".join(["not complete yet", *filter(None, why)])
 
 
 def _ready(text: str) -> Callable[[dict[str, Any]], str | None]:

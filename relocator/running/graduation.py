@@ -81,6 +81,7 @@ class Graduated:
             "size_bytes": self.meta.size_bytes,
             "source": self.meta.source,
             "source_connected": False,
+            "source_silent_s": 0.0,
             "source_connections": 0,
             "source_offers": None,
             "block_bytes": self.meta.block_bytes,

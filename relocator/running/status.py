@@ -95,6 +95,7 @@ class Status:
         return {
             "source": meta.source,
             "source_connected": connected,
+            "source_silent_s": round(transfer.upstream.silent_s, 1) if transfer else 0.0,
             "source_connections": transfer.upstream.connections if transfer and connected else 0,
             "source_offers": _offers(meta),
             "error": error and words.printable(error),
@@ -116,6 +117,7 @@ class Status:
         group = None if pacer is None else pacer.group
         deadline = None if pacer is None else pacer.finish_by
         missing = store.absent_bytes
+        arrives = rate > 0 and self._copying is not None and self._copying.upstream.connected
         return {
             "on_demand_bytes": on_demand,
             "background_bytes": background,
@@ -135,7 +137,7 @@ class Status:
             "late_s": None if deadline is None else deadline[1],
             "window_bytes": 0 if pacer is None else pacer.window_bytes,
             "in_flight_bytes": 0 if pacer is None else pacer.in_flight_bytes,
-            "eta_s": 0.0 if missing == 0 else (missing * 8 / rate if rate > 0 else None),
+            "eta_s": 0.0 if missing == 0 else (missing * 8 / rate if arrives else None),
         }
 
     @property

@@ -139,6 +139,11 @@ class Connection:
         """How many bytes of replies were asked for and are not here yet."""
         return self._asked_bytes - self._answered_bytes
 
+    @property
+    def silent_s(self) -> float:
+        """For how long nothing has come although something is owed, while it is connected."""
+        return time.monotonic() - self._heard_s if self.connected and self._in_flight else 0.0
+
     def submit(self, request: Request) -> None:
         """Queue a request; safe from any thread, never waits."""
         with self._lock:

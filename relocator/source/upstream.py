@@ -91,6 +91,11 @@ class Upstream:
         return sum(one.connected for one in [self._demand, *self._background])
 
     @property
+    def silent_s(self) -> float:
+        """For how long a connection has been owed something and brought nothing."""
+        return max(one.silent_s for one in [self._demand, *self._background])
+
+    @property
     def lanes(self) -> int:
         """How many connections the background copy has, up or not."""
         return len(self._background)

@@ -15,9 +15,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from relocator.errors import RelocatorError
+from tests.nbd.test_activation import Source, standby
 from tests.support.command import relocator, started
 from tests.support.model import source_bytes
-from tests.support.servers import moving, nbdkit, plugin, proxy, target
+from tests.support.servers import moving, nbdkit, plugin, proxy, target, wait_for
 
 SIZE_BYTES = 4 << 20
 
@@ -164,6 +165,52 @@ def test_a_target_shows_what_it_has_and_nothing_of_a_copy(tmp_path: Path) -> Non
     assert "target, complete" in shown and "4.0 MiB" in shown
     assert "2 blocks" in shown and "write" in shown
     assert not [word for word in ("None", "source", "background", "time left") if word in shown]
+
+
+def test_who_waits_is_told_for_what(tmp_path: Path) -> None:
+    source = Source(tmp_path)
+    keys = ("background=on", "seal-brings=0")
+    with source.serve() as target, standby(tmp_path, target, *keys) as proxy:
+        wait = ("wait", str(proxy.control_path), "--timeout")
+        wait_for(lambda: proxy.status()["rounds"], "the copy ahead")
+        shown = relocator(*wait, "0.6").stderr
+        assert "100% in standby: waits for `activate`" in shown
+        assert "gave up after 0.6 s: not complete yet; in standby: waits for `activate`" in shown
+        proxy.control.call("set", background="off")
+        target.connect().pwrite(b"x" * (SIZE_BYTES // 4), 0)
+        proxy.control.call("activate", wait=True)
+        target.kill()
+        wait_for(lambda: not proxy.status()["source_connected"], "the end")
+        shown = relocator(*wait, "0.6").stderr
+        assert "% source not connected\n" in shown
+        assert "not complete yet; source not connected" in shown
+        with source.serve() as again:
+            again.control.call("unseal", force=True)
+            again.connect().pwrite(b"at home", 0)
+            wait_for(lambda: proxy.status()["state"] == "outdated", "the proxy to find out", 60)
+            status = proxy.status()
+            share = 100 * status["present_blocks"] / status["total_blocks"]
+            shown = relocator(*wait, "60").stderr
+            assert f" {share:.0f}% outdated\n" in shown and status["error"] in shown
+            again.kill()  # rather than to wait for its client
+
+
+def test_a_source_that_is_silent_or_gone_leaves_no_time_to_tell(tmp_path: Path) -> None:
+    source = Source(tmp_path)
+    with source.serve() as target, standby(tmp_path, target, "background=on", "rate=1M") as proxy:
+
+        def shown() -> str:
+            return relocator("status", str(proxy.control_path)).stdout
+
+        wait_for(lambda: proxy.status()["eta_s"], "the copy's rate")
+        assert "(connected)" in shown()
+        target.process.send_signal(signal.SIGSTOP)
+        wait_for(lambda: "(connected, silent for " in shown(), "the silence to be told")
+        target.kill()
+        wait_for(lambda: not proxy.status()["source_connected"], "the end")
+        page = shown()
+        assert "(not connected)" in page and "time left        unknown" in page
+        assert [line for line in page.splitlines() if line != line.rstrip()] == []
 
 
 def test_lines_into_a_pipe_are_as_long_as_they_need(tmp_path: Path) -> None:
