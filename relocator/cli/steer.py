@@ -101,11 +101,11 @@ def _run_flush(options: argparse.Namespace) -> int:
 def _run_unseal(options: argparse.Namespace) -> int:
     told = Client(options.control).call("unseal", patience_s=None, force=options.force)
     if told["was_asked"]:
-        wrote = "was active and wrote" if told["was_moved"] else "wrote, if it was active,"
+        active = "was active:" if told["was_moved"] else "may have been active; if so,"
         print(
-            f"unsealed by force. What the proxy {wrote} since the seal is not on this disk. End "
-            "the VM there, if it runs: its disk becomes outdated when it next hears from here, "
-            "which one that is complete may never do."
+            f"unsealed by force. The proxy that had asked for the seal {active} what was written "
+            "there since is not on this disk. End the VM there, if it runs: its disk becomes "
+            "outdated when it next hears from here, which one that is complete may never do."
         )
     return 0
 

@@ -11,6 +11,7 @@ import pytest
 from relocator.cli.main import main
 from relocator.errors import RelocatorError
 from tests.nbd.test_activation import BLOCK, Source, state, until
+from tests.support.command import relocator
 from tests.support.relay import Relay, relay
 from tests.support.servers import PLUGIN, Server, mistaken, plugin, refused, wait_for
 
@@ -252,6 +253,19 @@ def test_the_word_of_the_proxy_undoes_its_seal_and_no_other(sites: Sites) -> Non
         assert not target.control.call("unseal", withdrawn="0" * 32)["unsealed"]
         assert target.control.call("unseal", withdrawn=word)["unsealed"]
         target.connect().pwrite(b"at home", 0)
+
+
+def test_who_unseals_by_force_is_told_what_is_known_of_the_proxy(sites: Sites) -> None:
+    with sites.target() as target, sites.proxy() as proxy:
+        unseal = ("unseal", "--force", str(target.control_path))
+        proxy.control.call("activate", hold=True, wait=True)
+        may_be = relocator(*unseal).stdout
+        assert "may have been active; if so, what was written there since is not on this" in may_be
+        proxy.control.call("withdraw")
+        proxy.control.call("activate")
+        wait_for(lambda: target.control.call("identify")["moved"], "the source to be told")
+        was = relocator(*unseal).stdout
+        assert "was active: what was written there since is not on this disk" in was
 
 
 def test_a_seal_that_nobody_asked_for_is_undone_as_before(sites: Sites) -> None:
