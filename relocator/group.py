@@ -135,9 +135,12 @@ def _each(disks: Sequence[Disk], step: Callable[[Disk], Any]) -> list[RelocatorE
 
 
 def _given_up(error: RelocatorError, disks: Sequence[Disk]) -> RelocatorError:
-    """Undo what was begun; `error`, and what could not be undone after it."""
-    left = [f"not undone: {other}" for other in give_up(disks) if other is not None]
-    return RelocatorError("; ".join([str(error), *left]))
+    """Undo what was begun; `error`, what could not be undone after it, and that all others were."""
+    left = [str(other) for other in give_up(disks) if other is not None]
+    told = [str(error), *(f"not undone: {other}" for other in left if other != str(error))]
+    if len(disks) > 1 and len(left) < len(disks):
+        told.append("no other disk was taken over")
+    return RelocatorError("; ".join(told))
 
 
 def _is_ours(disk: Disk, patience_s: float) -> bool:

@@ -84,6 +84,17 @@ def test_what_one_disk_refuses_none_has_done(
                 again.kill()
 
 
+def test_a_mistyped_disk_is_named_once_and_the_others_are_said_to_be_as_before(
+    tmp_path: Path,
+) -> None:
+    source = Source(tmp_path)
+    with source.serve() as target, standby(tmp_path, target) as proxy:
+        done = relocator("activate", str(proxy.control_path), str(tmp_path / "mistyped"))
+        assert (done.returncode, state(proxy), state(target)) == (1, "standby", "complete")
+        assert done.stderr.count("is the plugin running?") == 1
+        assert "no other disk was taken over" in done.stderr
+
+
 def test_a_disk_that_can_not_be_asked_gives_none_back(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], guest: Any
 ) -> None:
