@@ -148,7 +148,7 @@ class Activation:
             raise ConfigError("seal=False: needs hold=True, and not wait=True")
         if self._store.meta.source is None:
             raise StateError("'activate' is for a proxy: this disk was never at another site")
-        self._give_back()  # what was withdrawn before comes first
+        self._see_given_back()  # what was withdrawn before comes first
         with self._lock:
             if self._is_failing and self._failure is not None:
                 raise self._failure  # it is undone at this moment
@@ -385,6 +385,17 @@ class Activation:
                 self._let_go(self._source, takeover.token)
             self._lifecycle.note_given_back()
             self._stand_by_locked()
+
+    def _see_given_back(self) -> None:
+        """As `_give_back`; its UpstreamError says so of an activation that wants to begin."""
+        try:
+            self._give_back()
+        except UpstreamError as error:
+            raise UpstreamError(
+                "an earlier activation that failed or was withdrawn is not undone at the source "
+                f"yet, which can't be told now: {error}; nothing was taken over, activate again "
+                "once the source answers"
+            ) from error
 
     def _stand_by_locked(self) -> None:
         """Be ready for another activation; nobody is owed the end of the last one any more."""

@@ -84,6 +84,11 @@ class Endpoint:
         uri = f"{parts.scheme}://{parts.netloc}/{quote(name)}{query}"
         return replace(self, uri=uri, further=True)
 
+    @property
+    def server(self) -> str:
+        """The URI as a message has it: a further export may be named by a seal, which is secret."""
+        return self.with_export("").uri.rstrip("#/") if self.further else self.uri
+
     def problem(self) -> str | None:
         """What is wrong with the URI or doesn't go together, as the end of a line; None if fine."""
         parts = words.uri(self.uri)

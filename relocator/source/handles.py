@@ -94,7 +94,7 @@ def open_handle(
             while not arrived():
                 left_s = give_up_s - time.monotonic()
                 if left_s <= 0:
-                    what = f"{endpoint.uri}: no answer within {CONNECT_S:.0f} s"
+                    what = f"{endpoint.server}: no answer within {CONNECT_S:.0f} s"
                     raise UpstreamError(what, errno.ETIMEDOUT)
                 progress(handle, min(left_s, 1.0), wake_fd)
                 if idle is not None:
@@ -104,9 +104,9 @@ def open_handle(
     except nbd.Error as error:
         why = tunnel.complaint() if tunnel is not None else tls.explain(endpoint, error.string)
         why = why or error.string
-        raise UpstreamError(f"{endpoint.uri}: {why}", error.errnum or errno.EIO) from error
+        raise UpstreamError(f"{endpoint.server}: {why}", error.errnum or errno.EIO) from error
     except OSError as error:  # ours: no file may be opened any more, say
-        what = f"{endpoint.uri}: no connection can be made from here: {error.strerror or error}"
+        what = f"{endpoint.server}: no connection can be made from here: {error.strerror or error}"
         raise UpstreamError(what, error.errno or errno.EIO) from error
     return handle
 
@@ -166,7 +166,7 @@ def _handshake(
     handle.aio_opt_go(_ends(outcome))
     yield lambda: bool(outcome)
     if outcome[0]:
-        raise UpstreamError(f"{endpoint.uri}: no such export", outcome[0])
+        raise UpstreamError(f"{endpoint.server}: no such export", outcome[0])
     yield handle.aio_is_ready
 
 

@@ -80,8 +80,8 @@ def compare(store: Store, source: Source) -> dict[str, Any]:
     try:
         return _Comparison(store, source).run()
     except UpstreamError as error:
-        export = source.endpoint.with_export(_EXPORT).uri
-        why = _CALL.sub("", str(error).removeprefix(f"{export}: "))
+        server = source.endpoint.with_export(_EXPORT).server
+        why = _CALL.sub("", str(error).removeprefix(f"{server}: "))
         raise UpstreamError(
             f"nothing is proven: the source {source.endpoint.uri} can't be read ({why}). Its "
             "server must run, and be reached from here, until `verify` has ended: start it, and "

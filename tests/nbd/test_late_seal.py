@@ -3,6 +3,7 @@
 A connection that is cut may deliver what was sent into it long after both sides have gone on.
 """
 
+import re
 import time
 from pathlib import Path
 
@@ -55,8 +56,12 @@ def test_an_activation_waits_for_word_of_the_withdrawal_before_it(tmp_path: Path
         target.kill()
         with pytest.raises(RelocatorError, match="the source can't be told"):
             proxy.control.call("withdraw")
-        with pytest.raises(RelocatorError):
+        with pytest.raises(RelocatorError, match="nothing was taken over") as refused:
             proxy.control.call("activate", hold=True)
+        assert "an earlier activation that failed or was withdrawn is not undone" in str(
+            refused.value
+        )
+        assert not re.search("[0-9a-f]{32}", str(refused.value))  # a seal's name is secret
         assert state(proxy) == "standby"
         with source.serve() as again:
             proxy.control.call("activate", wait=True)
