@@ -6,6 +6,8 @@ errno for nbdkit, `control.py` into a line of JSON, the command line into an exi
 
 import errno
 
+_AWAY = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH})
+
 
 class RelocatorError(Exception):
     """Base of all errors whose message is for a guest's log or an operator."""
@@ -37,6 +39,11 @@ class UpstreamError(RelocatorError):
     def __init__(self, message: str, number: int = errno.EIO) -> None:
         super().__init__(message)
         self.errno = number
+
+    @property
+    def is_away(self) -> bool:
+        """Whether nobody answers there: to ask at once in another way would take long, in vain."""
+        return self.errno in _AWAY
 
 
 class RefusedError(UpstreamError):

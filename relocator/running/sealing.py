@@ -19,7 +19,6 @@ Whoever is asked is sealed. So who answers is looked at before: when the connect
 or, where none is, on the way.
 """
 
-import errno
 import threading
 from bisect import bisect_right
 from collections.abc import Callable
@@ -150,7 +149,7 @@ class Sealing:
         except OtherDiskError:
             raise
         except UpstreamError as error:
-            if whole == plain or error.errno == errno.ETIMEDOUT:
+            if whole == plain or error.is_away:
                 raise
             # unless it can't be reached, it is of an older version
             return self._source.call(plain, look=self._look)

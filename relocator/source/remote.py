@@ -5,7 +5,6 @@ every name, which the reply's magic tells. Then everything works but heat, pre-s
 return trip, and the status says so.
 """
 
-import errno
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -89,7 +88,7 @@ class Source:
         try:
             opened = self._connect_all([*verbs, "identify"])
         except UpstreamError as error:
-            if error.errno == errno.ETIMEDOUT:
+            if error.is_away:
                 raise
             look(self._who(self._open("identify")))
             return self._connect_all(verbs)
@@ -177,7 +176,8 @@ class Source:
         answers is looked at first, which takes a round trip more.
 
         Raises:
-            UpstreamError: the source can't be reached, is not ours, or wants a key.
+            UpstreamError: the source can't be reached, is not ours, or wants a key. Who asks again
+                connects anew, also where it was silent over what was ready.
             OtherDiskError: `look` refuses it; it was not asked.
             StateError: it refused.
         """
@@ -189,7 +189,7 @@ class Source:
                 return replace(answer, others=tuple(others))
             except RelocatorError as error:
                 end_later(other.incoming for other in others if other.incoming is not None)
-                if not isinstance(error, UpstreamError):
+                if not isinstance(error, UpstreamError) or error.is_away:
                     raise  # else the connection has died since it was made ready
         handle = self._open(verb) if look is None else self._open_all([verb], look)[verb]
         return self._ask(verb, Incoming(handle, more=bool(rest_bytes)), rest_bytes)
@@ -224,6 +224,7 @@ class Source:
         if found is None:
             raise UpstreamError(f"the source {self.endpoint.uri} is not a relocator")
         fields, start = found
+        verb = verb.partition("/")[0]  # a seal's name is nobody else's business
         try:
             places = check(fields)
         except ValueError as error:
@@ -231,7 +232,6 @@ class Source:
             raise UpstreamError(what) from error
         if not fields["ok"]:
             why = words.printable(str(fields["error"]))
-            verb = verb.partition("/")[0]  # a seal's name is nobody else's business
             if fields.get("shut"):
                 raise ShutOutError(f"the source {self.endpoint.uri} refused '{verb}': {why}")
             raise StateError(f"the source refused '{verb}': {why}")

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from relocator.errors import RelocatorError
 from tests.nbd import test_bitmaps
 from tests.nbd.test_rest import BLOCK, SIZE_BYTES, Site, absent
 from tests.nbd.test_rounds import at_work
@@ -129,3 +130,23 @@ def test_a_switch_during_a_cut_waits_for_the_link(link: Link, tmp_path: Path, ki
         assert here.pread(SIZE_BYTES, 0) == model
         server.wait(MENDED_S)
     assert (tmp_path / "store" / "disk.img").read_bytes() == model
+
+
+def test_a_switch_that_fails_for_a_cut_does_so_soon_after_its_time(
+    link: Link, tmp_path: Path
+) -> None:
+    """What is asked already is waited for, but no connection is made after that time."""
+    site = Site(tmp_path)
+    keys = (f"source=nbd://{SOURCE_ADDRESS}:{PORT}/", "mode=standby", "retry-timeout=8")
+    within = link.within(link.proxy)
+    with site.serve() as target, reached(link, target.socket):
+        store = f"store={tmp_path / 'store'}"
+        with plugin(tmp_path, "proxy", store, *keys, within=within) as server:
+            wait_for(lambda: server.status()["rounds"], "the copy ahead", MENDED_S)
+            link.cut()
+            began_s = time.monotonic()
+            with pytest.raises(RelocatorError, match="the disk was not taken over"):
+                server.control.call("activate", wait=True)
+            assert 8 <= time.monotonic() - began_s < 16
+            link.mend()
+            wait_for(lambda: target.status()["state"] == "complete", "the way back", MENDED_S)
