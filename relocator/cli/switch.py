@@ -53,30 +53,33 @@ def _activate(options: argparse.Namespace) -> int:
     disks = _disks(options)
     if options.wait and options.hold and len(disks) > 1:
         raise ConfigError("--wait: with --hold and several disks it is `release` that waits")
-    with _all_or_none(disks):
-        if len(disks) == 1:
-            already = disks if _activate_one(disks[0], options.hold, options.wait) else []
-        else:
-            from relocator import group
-
-            already = group.activate(disks)
-            if not options.hold:
-                group.release(disks, may_run_here=False)
+    if len(disks) == 1 and not options.wait:
+        told = disks[0].call("activate", patience_s=None, hold=options.hold)
+        already = disks if told.get("already_active") else []
+    else:
+        with _all_or_none(disks):
+            already = _activate_all(disks, hold=options.hold)
     for disk in already:
         print(f"{disk.path}: is active already")
     return 0
 
 
-def _activate_one(disk: Any, hold: bool, wait: bool) -> bool:
-    """Whether it was active already. One that is waited for is held until its source is sealed."""
+def _activate_all(disks: list[Any], *, hold: bool) -> list[Any]:
+    """Those that were active already. One by itself is waited for, and held until it is sealed."""
+    from relocator import group
     from relocator.signals import uninterrupted
 
-    told = disk.call("activate", patience_s=None, hold=hold or wait, wait=wait)
-    if wait and not hold:
+    if len(disks) > 1:
+        already = group.activate(disks)
+        if not hold:
+            group.release(disks, may_run_here=False)
+        return already
+    told = disks[0].call("activate", patience_s=None, hold=True, wait=True)
+    if not hold:
         with uninterrupted():
-            disk.call("release")
-        disk.call("activate", patience_s=None, wait=True)
-    return bool(told.get("already_active"))
+            disks[0].call("release")
+        disks[0].call("activate", patience_s=None, wait=True)
+    return disks if told.get("already_active") else []
 
 
 def _release(options: argparse.Namespace) -> int:
