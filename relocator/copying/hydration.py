@@ -103,7 +103,9 @@ class Hydration:
                 meanwhile()
                 meanwhile = None
             for claim in mine:
-                claim.wait()
+                while not claim.wait(LOOK_EVERY_S):
+                    if self._present(first, end):
+                        return  # a write has brought it; the source may be silent for long
             for claim in foreign:
                 self._await(claim, first, end)
             errors = [claim.error for claim in mine if claim.error is not None]
@@ -126,7 +128,7 @@ class Hydration:
         """
         lost_since_s: float | None = None
         began_s = time.monotonic()
-        while not claim.wait(LOOK_EVERY_S):
+        while not (claim.wait(LOOK_EVERY_S) or self._present(first, end)):
             now_s = time.monotonic()
             if claim.storing or self._upstream.connected:
                 lost_since_s = None

@@ -218,6 +218,21 @@ def test_a_reader_whose_fetch_fails_takes_what_a_write_has_brought_meanwhile(ben
     assert reader.result() == b"n" * BLOCK
 
 
+def test_who_waits_for_a_silent_source_takes_what_a_write_has_brought_meanwhile(
+    bench: Bench,
+) -> None:
+    own = bench.in_thread(bench.read, 6, 7)
+    waiting(bench, 1)
+    write = lambda: bench.disk.write(memoryview(b"part"), 6 * BLOCK, fua=False)  # noqa: E731
+    shared = bench.in_thread(write)  # needs the rest of the block
+    bench.disk.write(memoryview(b"n" * BLOCK), 6 * BLOCK, fua=False)
+    assert own.result() in (b"n" * BLOCK, b"part" + b"n" * (BLOCK - 4))
+    shared.result()
+    assert bench.read(6, 7) in (b"n" * BLOCK, b"part" + b"n" * (BLOCK - 4))
+    bench.upstream.reply()
+    assert bench.read(6, 7) in (b"n" * BLOCK, b"part" + b"n" * (BLOCK - 4))
+
+
 def test_trim_brings_no_old_data_back(bench: Bench) -> None:
     bench.disk.trim(BLOCK // 2, 3 * BLOCK, fua=False)
     assert bench.read(1, 3) == bytes(2 * BLOCK)
