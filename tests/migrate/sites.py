@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from relocator.errors import RelocatorError
-from tests.support.bootguest import PLACES, Qemu, make_disk, on_disk
+from tests.support.bootguest import PLACES, Qemu, make_disk, numbers_in, on_disk
 from tests.support.model import source_bytes
 from tests.support.servers import PLUGIN, Server, plugin, wait_for
 
@@ -151,7 +151,7 @@ class Sites:
 
         The guest counted without a gap and saw no error; what it has not written is as it was.
         """
-        numbers = [number for qemu in ran for number in qemu.numbers]
+        numbers = numbers_in("".join(qemu.said for qemu in ran))
         assert numbers == sorted(numbers)
         assert len(set(numbers)) == len(numbers)
         assert numbers == list(range(numbers[0], numbers[-1] + 1)), "the guest lost numbers"

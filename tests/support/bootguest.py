@@ -60,6 +60,11 @@ def on_disk(image: Path) -> dict[int, int]:
     return found
 
 
+def numbers_in(said: str) -> list[int]:
+    """The numbers of whole lines; one that moves in the midst of a line ends it elsewhere."""
+    return [int(line, 16) for line in re.findall(r"^([0-9a-f]{8})\n", said, re.MULTILINE)]
+
+
 @dataclass
 class Qemu:
     """A QEMU with the guest's disks at NBD sockets; `incoming` waits for a migration."""
@@ -136,7 +141,7 @@ class Qemu:
     @property
     def numbers(self) -> list[int]:
         """The numbers that were printed whole while the guest ran here."""
-        return [int(line, 16) for line in re.findall(r"^([0-9a-f]{8})\n", self.said, re.MULTILINE)]
+        return numbers_in(self.said)
 
     def goes_on(self, count: int = 5) -> None:
         """Wait until the guest has counted so much further here."""
