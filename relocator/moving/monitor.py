@@ -25,7 +25,7 @@ CLOSE_S = 5.0
 
 
 class MonitorLostError(RelocatorError):
-    """QEMU can't be reached, or has ended."""
+    """QEMU can't be reached: it has ended, or only the way to it has."""
 
 
 class NoAnswerError(MonitorLostError):
@@ -196,7 +196,7 @@ class Monitor:
 
         Raises:
             NoAnswerError: it doesn't answer in time.
-            MonitorLostError: QEMU has gone.
+            MonitorLostError: QEMU has gone, or the way to it.
             RelocatorError: it refused.
         """
         self.connect()
@@ -224,7 +224,9 @@ class Monitor:
             raise NoAnswerError(f"{self.name} ({self.address}): {what}") from error
         except (library.QMPError, OSError) as error:
             self.close()
-            raise MonitorLostError(f"{self.name} ({self.address}): it has ended") from error
+            raise MonitorLostError(
+                f"{self.name} ({self.address}): the connection to it was lost"
+            ) from error
 
     def close(self) -> None:
         """Hang up; QEMU goes on."""

@@ -159,7 +159,7 @@ class Steps:
         while not self._told_of_arrival():
             there = seen.dest_vm(self._parties.destination)
             if there is DestVm.GONE:
-                raise RelocatorError("the destination's QEMU ended before it had the guest")
+                raise RelocatorError("the destination's QEMU was lost before it had the guest")
             here = seen.source_vm(self._parties.source)
             if here is SourceVm.HOME:
                 raise RelocatorError("QEMU at the source took the guest back")

@@ -14,6 +14,11 @@ _END_AND_RESTART = (
     "try again, start one with -incoming and run the same command"
 )
 
+_MAY_RUN_ON = (
+    "The guest may run on at the source: only if its QEMU there is certain to have ended, start "
+    "the guest there again. Two that write the same disks destroy them"
+)
+
 _VERDICTS: dict[Stage, str] = {
     Stage.MEMORY: f"The guest runs at the source, with its disks; its memory is sent. {_AGAIN}.",
     Stage.PAUSED: "The guest stands still at the source: run the same command again to go on, "
@@ -28,7 +33,7 @@ _VERDICTS: dict[Stage, str] = {
     Stage.RETURNING: "Writes wait at both sides. Run the same command with --settle to let the "
     "guest go on at the source.",
     Stage.LOST: "The guest is not at the destination, and the source's QEMU can't be reached. The "
-    "disks are at the source, writable there: if that QEMU has ended, start the guest there again.",
+    f"disks are at the source, writable there. {_MAY_RUN_ON}.",
     Stage.CONFLICT: "The guest runs at the source, but its disks belong to the destination and "
     "refuse its writes: end the source's QEMU, and start the guest at the destination.",
 }
@@ -92,14 +97,13 @@ def _lost(found: Seen) -> str:
     if arrived:
         return (
             "The destination's QEMU has a guest, but its disks are at the source: it must not go "
-            "on if anything was written there since. The source's QEMU can't be reached; if it has "
-            "ended, and that guest too, start the guest there again."
+            "on if anything was written there since; end it. The source's QEMU can't be reached. "
+            f"{_MAY_RUN_ON}."
         )
     if found.destination is DestVm.GONE:
         return (
             "Neither QEMU can be reached. The disks are at the source, writable there; at the "
-            "destination they take no writes. If the source's QEMU has ended, start the guest "
-            "there again."
+            f"destination they take no writes. {_MAY_RUN_ON}."
         )
     return _VERDICTS[Stage.LOST]
 

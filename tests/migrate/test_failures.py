@@ -43,7 +43,7 @@ def test_a_guest_that_does_not_fit_comes_back(tmp_path: Path) -> None:
     with Unlike(tmp_path, 2) as sites:
         done = sites.migrate()
         assert done.returncode == 1
-        assert "the destination's QEMU ended before it had the guest" in done.stderr
+        assert "the destination's QEMU was lost before it had the guest" in done.stderr
         assert "The guest is at the source, its disks are writable there" in done.stderr
         assert settled_owner(sites) == "source"
         sites.source.goes_on()

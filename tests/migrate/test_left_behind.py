@@ -116,6 +116,19 @@ def test_a_frozen_guest_whose_qemu_can_not_be_reached_is_thawed_and_goes_on(way:
     assert way.back
 
 
+def test_a_link_that_breaks_off_is_not_the_end_of_the_guest_behind_it(way: Way) -> None:
+    """It runs on there: a second one on the same disks would destroy them."""
+    process = way.sending()
+    way.source.before["query-migrate"] = way.source.lose
+    process.wait(60)
+    way.source.mute = False
+    said, _ = process.communicate(timeout=60)  # of its guard, too
+    assert process.returncode == 1
+    assert "the connection to it was lost" in said
+    assert "it has ended" not in said
+    assert "only if its QEMU there is certain to have ended" in said
+
+
 def test_a_qemu_that_is_lost_just_before_the_switch_is_asked_again_later(way: Way) -> None:
     process = way.sending()
     way.source.before["migrate-continue"] = way.source.lose
