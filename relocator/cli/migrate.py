@@ -79,7 +79,8 @@ def add(commands: Commands) -> None:
         action="append",
         choices=("source", "destination"),
         default=[],
-        help="it is certain that the guest doesn't run at this site, though it can't be asked",
+        help="to end an interrupted move: it is certain that the guest doesn't run at this site, "
+        "though it can't be asked",
     )
     parser.add_argument("--json", action="store_true", help="print stages and the report as JSON")
     # For the guard, and for tests that interrupt a move at a certain place.

@@ -77,6 +77,11 @@ class Steps:
 
     def _home(self) -> str:
         """All is at the source: wait until the move may begin, then see that it can."""
+        if self._plan.lost:
+            raise RelocatorError(
+                f"--lost {' and '.join(sorted(self._plan.lost))}: is for the end of an interrupted "
+                "move, and here one would begin; leave it out"
+            )
         begin.check(self._parties)
         self._hooks.ahead()
         begin.check(self._parties)

@@ -342,6 +342,16 @@ def test_a_destination_that_was_lost_when_the_source_knew_of_the_release_is_told
     assert way.target.status()["state"] == "complete"
 
 
+@pytest.mark.parametrize("site", ["source", "destination"])
+def test_no_move_is_begun_with_a_site_that_is_lost(way: Way, site: str) -> None:
+    done = way.run("--lost", site, timeout_s=15)
+    assert done.returncode == 1, done.stderr
+    assert f"--lost {site}: is for the end of an interrupted move" in done.stderr
+    assert "The guest is at the source, its disks are writable there" in done.stderr
+    assert way.source.heard == way.destination.heard == []
+    assert way.disk == ("complete", "standby")
+
+
 def test_a_move_that_came_to_nothing_leaves_a_qemu_that_others_can_use(way: Way) -> None:
     process = way.sending("--bandwidth", "80M", "--downtime-limit", "77")
     assert "pause-before-switchover" in way.source.capabilities
