@@ -141,11 +141,13 @@ class Move:
             raise self._out_of_reach(found, why, _UNSURE)
         if stage is Stage.LOST:
             # Else a move may be under way, by a process that has the source's QEMU.
+            why = "the source's QEMU can't be reached"
             if "source" in self._plan.lost and any(disk.held for disk in found.disks):
                 back.withdraw_all(self._parties)
                 found = self._parties.look()
-            text = self._verdict(found)
-            raise self._out_of_reach(found, "the source's QEMU can't be reached", text)
+            elif "source" in self._plan.lost:
+                why = f"--lost source: no disk is held that could be given back; {why}"
+            raise self._out_of_reach(found, why, self._verdict(found))
         both = zip(self._parties.disks, found.disks, strict=True)
         gone = [disk.name for disk, one in both if one.status is None and one.released]
         if gone and "destination" in self._plan.lost:

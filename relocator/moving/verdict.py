@@ -80,7 +80,8 @@ def verdict(found: Seen) -> str:
 
 def _lost(found: Seen) -> str:
     """The source's QEMU can't be reached, and nothing is held at the destination."""
-    at_source = all(disk.source is not None and not disk.source["seal"] for disk in found.disks)
+    unsealed = all(disk.source is None or not disk.source["seal"] for disk in found.disks)
+    at_source = unsealed and all(disk.source is not None for disk in found.disks)
     arrived = found.destination in (DestVm.RUNS, DestVm.STOPPED)
     if arrived and found.together is not Disks.STANDBY:
         return (
@@ -88,7 +89,15 @@ def _lost(found: Seen) -> str:
             "known whether its disks wait at the destination or were given back: start the "
             "proxies that don't answer, and run the same command again."
         )
-    if found.together is not Disks.STANDBY or not at_source:
+    untaken = unsealed and found.together is Disks.STANDBY
+    if untaken and not at_source and found.destination is DestVm.WAITING:
+        return (
+            "The guest is not at the destination, which has taken none of its disks, or has given "
+            "them back: nothing waits there. The disks are at the source, unless they have moved "
+            "elsewhere from there; its disk servers say that they are sealed then. The guest may "
+            "run on at the source: start it nowhere before they have been asked."
+        )
+    if not untaken or not at_source:
         return (
             "It is not known which site has the guest and its disks: the source's QEMU can't be "
             "reached, and a disk's server doesn't answer, or is sealed. Start the guest nowhere "

@@ -342,6 +342,22 @@ def test_a_destination_that_was_lost_when_the_source_knew_of_the_release_is_told
     assert way.target.status()["state"] == "complete"
 
 
+@pytest.mark.parametrize("held", [False, True])
+def test_a_guest_whose_source_is_lost_is_known_not_to_be_at_the_destination(
+    way: Way, held: bool
+) -> None:
+    if held:
+        way.proxy.control.call("activate", hold=True, seal=False)
+    way.source.close()
+    way.target.kill()
+    done = way.run("--settle", "--lost", "source")
+    assert done.returncode == 1
+    assert "The guest is not at the destination" in done.stderr
+    assert "The disks are at the source, unless they have moved elsewhere" in done.stderr
+    assert ("--lost source: no disk is held" in done.stderr) is not held
+    assert way.proxy.status()["state"] == "standby"
+
+
 @pytest.mark.parametrize("site", ["source", "destination"])
 def test_no_move_is_begun_with_a_site_that_is_lost(way: Way, site: str) -> None:
     done = way.run("--lost", site, timeout_s=15)
