@@ -50,7 +50,7 @@ ABOUT: dict[Stage, About] = {
     Stage.SWITCHING: About("sending the rest of the guest's state", "source"),
     Stage.ARRIVED: About("the guest runs at the destination; its writes wait", "source"),
     Stage.MOVED: About("the guest runs at the destination; copying its disks", "destination"),
-    Stage.COMPLETE: About("comparing with the source", "destination"),
+    Stage.COMPLETE: About("every block is at the destination", "destination"),
     Stage.DONE: About("done", "destination"),
     Stage.RETURNING: About("going back to the source", "source"),
     Stage.LOST: About("the source's QEMU can't be reached", "source"),

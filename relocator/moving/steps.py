@@ -293,6 +293,7 @@ class Steps:
         for disk in self._parties.disks:
             self.report.disks[disk.name] = disk.call("status")
         if self._plan.verify:
+            self._hooks.tell(Progress(Stage.COMPLETE, note="comparing with the source"))
             for disk in self._parties.disks:
                 try:
                     proof = disk.call("verify", patience_s=None)
@@ -323,6 +324,8 @@ class Steps:
             first = (parts.first_read_answered_s, parts.first_write_answered_s)
             if parts.total_s is None or None not in first or time.monotonic() > give_up_s:
                 return parts
+            note = "waiting for the guest's first I/O"
+            self._hooks.tell(Progress(Stage.COMPLETE, note=note))
             time.sleep(LOOK_EVERY_S)
 
     def _ask_qemu(self) -> None:

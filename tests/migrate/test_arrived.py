@@ -6,7 +6,10 @@ The disks are real; each QEMU is a monitor that says what the test wants.
 import signal
 import subprocess
 
+import pytest
+
 from tests.migrate.way import Way
+from tests.support.command import impatient
 from tests.support.servers import wait_for
 
 
@@ -73,6 +76,28 @@ def test_a_guest_that_stands_still_at_the_end_is_told(way: Way) -> None:
         assert done.returncode == 1
         assert "the guest stands still at the destination" in done.stderr
         assert "say `cont`" in done.stderr
+
+
+@pytest.mark.parametrize("more", [(), ("--no-verify",)])
+def test_what_is_waited_for_at_the_end_is_said(way: Way, more: tuple[str, ...]) -> None:
+    switches(way)
+    process = way.sending(*more, env=impatient(way.directory))
+    way.source.stand_still()
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert "waiting for the guest's first I/O" in said
+    assert ("comparing with the source" in said) is (not more)
+
+
+def switches(way: Way) -> None:
+    """QEMU's pause, when it is told to go on: the guest runs at the destination then."""
+
+    def arrive() -> None:
+        way.source.tell("STOP")
+        way.arrived()
+        way.destination.tell("RESUME")
+
+    way.source.before["migrate-continue"] = arrive
 
 
 def test_a_proxy_that_is_restarted_while_the_guest_is_on_its_way_is_told_again_to_seal(
