@@ -36,7 +36,7 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True)
 class About:
-    """What a person is told of a stage: what goes on, and whose the guest and its disks are."""
+    """What a person is told of a stage: what goes on, and at which side the disks are written."""
 
     going_on: str
     owner: str
@@ -47,8 +47,8 @@ ABOUT: dict[Stage, About] = {
     Stage.STARTING: About("telling both QEMUs to begin", "source"),
     Stage.MEMORY: About("sending the guest's memory", "source"),
     Stage.PAUSED: About("the guest stands still; its disks are taken over", "source"),
-    Stage.SWITCHING: About("sending the rest of the guest's state", "source"),
-    Stage.ARRIVED: About("the guest runs at the destination; its writes wait", "source"),
+    Stage.SWITCHING: About("sending the rest of the guest's state", "nobody"),
+    Stage.ARRIVED: About("the guest runs at the destination; its writes wait", "nobody"),
     Stage.MOVED: About("the guest runs at the destination; copying its disks", "destination"),
     Stage.COMPLETE: About("every block is at the destination", "destination"),
     Stage.DONE: About("done", "destination"),

@@ -324,8 +324,8 @@ class Steps:
             first = (parts.first_read_answered_s, parts.first_write_answered_s)
             if parts.total_s is None or None not in first or time.monotonic() > give_up_s:
                 return parts
-            note = "waiting for the guest's first I/O"
-            self._hooks.tell(Progress(Stage.COMPLETE, note=note))
+            waits = Progress(Stage.COMPLETE, note="waiting for the guest's first I/O")
+            self._hooks.tell(waits)
             time.sleep(LOOK_EVERY_S)
 
     def _ask_qemu(self) -> None:

@@ -3,6 +3,7 @@
 The disks are real; each QEMU is a monitor that says what the test wants.
 """
 
+import json
 import signal
 import subprocess
 
@@ -87,6 +88,21 @@ def test_what_is_waited_for_at_the_end_is_said(way: Way, more: tuple[str, ...]) 
     assert process.returncode == 0, said
     assert "waiting for the guest's first I/O" in said
     assert ("comparing with the source" in said) is (not more)
+
+
+def test_nobody_writes_while_the_guest_is_on_its_way(way: Way) -> None:
+    switches(way)
+    process = way.sending("--json", "--no-verify", env=impatient(way.directory))
+    way.source.stand_still()
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    lines = [json.loads(line) for line in said.splitlines()]
+    owners = {line["stage"]: line["owner"] for line in lines if "stage" in line}
+    assert owners == {
+        **dict.fromkeys(("home", "starting", "memory", "paused"), "source"),
+        **dict.fromkeys(("switching", "arrived"), "nobody"),
+        **dict.fromkeys(("moved", "complete", "done"), "destination"),
+    }
 
 
 def switches(way: Way) -> None:
