@@ -1,5 +1,6 @@
 """What must hold before a move begins, how QEMU is told to begin, and to forget that."""
 
+from collections.abc import Set
 from contextlib import suppress
 
 from relocator.errors import ConfigError, RelocatorError
@@ -76,6 +77,9 @@ def start(parties: Parties, plan: Plan) -> None:
     source, destination = parties.source, parties.destination
     parties.ran_at_source = bool(source.call("query-status")["running"])
     both = {"events": True, "multifd": plan.multifd_channels > 0}
+    known = destination.call("query-migrate-capabilities")
+    off = {one["capability"] for one in known if not one["state"]}
+    parties.switched_on = {name for name, on in both.items() if on} & off
     for monitor, wanted in (
         (source, {**both, "pause-before-switchover": True}),
         (destination, both),
@@ -98,11 +102,25 @@ def undo(parties: Parties) -> None:
     for a word that nobody says, or never end. One that can't be asked keeps it. Where nobody knows
     what limits it had, those that end no migration are undone.
     """
-    off = ("pause-before-switchover", "multifd")
     with suppress(RelocatorError):
-        parties.source.call(
-            "migrate-set-capabilities",
-            capabilities=[{"capability": name, "state": False} for name in off],
-        )
+        _switch_off(parties.source, {"pause-before-switchover", "multifd"})
         limits = parties.limits_before or limits_of(parties.source)
         parties.source.call("migrate-set-parameters", **limits)
+
+
+def undo_there(parties: Parties, plan: Plan) -> None:
+    """The destination's QEMU, which has the guest now, forgets it, too: for who moves that on.
+
+    A process that came later knows only what it would have asked for itself.
+    """
+    off = parties.switched_on | ({"multifd"} if plan.multifd_channels else set())
+    if off:
+        with suppress(RelocatorError):
+            _switch_off(parties.destination, off)
+
+
+def _switch_off(monitor: Monitor, capabilities: Set[str]) -> None:
+    monitor.call(
+        "migrate-set-capabilities",
+        capabilities=[{"capability": name, "state": False} for name in sorted(capabilities)],
+    )

@@ -47,7 +47,8 @@ class Parties:
     `untold`: it is certain that no proxy was told to release its disk. `ran_at_source`: whether the
     guest ran, or had been stopped by somebody, when the move began; None if that wasn't seen.
     `limits_before`: QEMU's, at the source, before this process, or the one that it guards, changed
-    them. `late`: of a disk that went back, by its name, what may come yet.
+    them. `switched_on`: the destination's capabilities that this process switched on. `late`: of a
+    disk that went back, by its name, what may come yet.
     """
 
     source: Monitor
@@ -56,6 +57,7 @@ class Parties:
     untold: bool = False
     ran_at_source: bool | None = None
     limits_before: dict[str, int] = field(default_factory=dict)
+    switched_on: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
     late: dict[str, str] = field(default_factory=dict)
     freeze: NoFreeze = field(default_factory=NoFreeze)

@@ -304,6 +304,7 @@ class Steps:
                 else:
                     self.report.disks[disk.name].update(proof)
         self.report.downtime = self._pause()
+        begin.undo_there(self._parties, self._plan)
         if self._plan.quit_source:
             try:
                 self._parties.source.call("quit")

@@ -105,6 +105,20 @@ def test_nobody_writes_while_the_guest_is_on_its_way(way: Way) -> None:
     }
 
 
+@pytest.mark.parametrize("before", [set(), {"events"}])
+def test_a_move_that_has_ended_leaves_a_qemu_that_others_can_use(
+    way: Way, before: set[str]
+) -> None:
+    way.destination.capabilities = set(before)
+    switches(way)
+    process = way.sending("--multifd", "4", env=impatient(way.directory))
+    assert way.destination.capabilities == {"events", "multifd"}
+    way.source.stand_still()
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert way.destination.capabilities == before
+
+
 def switches(way: Way) -> None:
     """QEMU's pause, when it is told to go on: the guest runs at the destination then."""
 

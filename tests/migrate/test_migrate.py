@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from testbed.hosts.qmp import connect
 from tests.migrate.sites import Sites
 
 
@@ -24,3 +25,13 @@ def test_a_guest_moves_with_its_disks_and_goes_on(tmp_path: Path, disks: int) ->
         assert report["downtime"]["first_write_answered_s"] > 0
         assert len(report["disks"]) == disks
         assert all(disk["verified_blocks"] > 0 for disk in report["disks"].values())
+
+
+def test_a_guest_that_came_by_several_connections_can_leave_by_one(tmp_path: Path) -> None:
+    with Sites(tmp_path, 1) as sites:
+        sites.moved("--multifd", "4")
+        sites.destination.goes_on()
+        monitor = connect(sites.destination.qmp)
+        known = monitor.call("query-migrate-capabilities")
+        monitor.close()
+        assert not {one["capability"] for one in known if one["state"]} & {"multifd", "events"}

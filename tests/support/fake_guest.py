@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 COMMANDS = ("guest-info", "guest-fsfreeze-status", "guest-fsfreeze-freeze", "guest-fsfreeze-thaw")
+CAPABILITIES = ("events", "multifd", "pause-before-switchover")
 _GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}}, "capabilities": []}}
 _RAM = {"total": 100, "remaining": 50, "transferred": 50, "mbps": 1.0}
 
@@ -111,6 +112,9 @@ class FakeMonitor(_Served):
             "query-migrate": {"status": self.migration, "ram": _RAM} if self.migration else {},
             "query-memory-size-summary": {"base-memory": 1 << 28},
             "query-migrate-parameters": self.limits,
+            "query-migrate-capabilities": [
+                {"capability": name, "state": name in self.capabilities} for name in CAPABILITIES
+            ],
         }.get(command, {})
 
     def tell(self, event: str) -> None:
