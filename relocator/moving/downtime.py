@@ -2,11 +2,12 @@
 
 QEMU stamps its events with its host's clock, and the two hosts' clocks differ. An event's stamp is
 therefore brought to this host's clock by the least delay with which any event of that QEMU arrived
-here: what is left of an error is the difference of two one-way delays.
+here: what is left of an error is the difference of two one-way delays. The first three parts are
+all of the total: each ends where the next begins.
 
     pause    the guest stands still                                   (STOP)
     drain    QEMU has finished and flushed the disks' requests        (pre-switchover)
-    takeover QEMU is told to go on
+    takeover QEMU is told to go on                                   (device)
     state    the last of the guest's state is there, the guest runs   (RESUME)
     seal     every source has confirmed, so the disks are released: the guest's first write passes
     first    the proxy has answered the guest's first read, its first write
@@ -72,9 +73,11 @@ class Clocks:
         """The parts of the last pause."""
         stopped = _last(source, "STOP")
         drained = _last(source, "MIGRATION", "pre-switchover")
+        continued = _last(source, "MIGRATION", "device")
         resumed = _last(destination, "RESUME")
-        continued, sealed = self._noted.get("continued"), self._noted.get("sealed")
-        released = self._noted.get("released")
+        if resumed is not None and continued is not None:
+            resumed = max(resumed, continued)  # what is earlier is the clocks' error
+        sealed, released = self._noted.get("sealed"), self._noted.get("released")
         qemu_ms = memory.get("downtime")
         return Parts(
             total_s=_between(stopped, resumed),

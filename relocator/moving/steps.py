@@ -146,7 +146,6 @@ class Steps:
             group.activate(self._parties.disks)
             self._await_seals(float("inf"))
         self._parties.source.call("migrate-continue", state="pre-switchover")
-        self._clocks.note("continued")
         self._hooks.seam("continued")
         self._seal()
         return "continued"

@@ -20,7 +20,11 @@ def test_a_guest_moves_with_its_disks_and_goes_on(tmp_path: Path, disks: int) ->
         sites.destination.goes_on()
         sites.destination.kill()
         sites.prove(sites.source, sites.destination, site=sites.b)
-        assert 0 < report["downtime"]["total_s"] < 60
+        parts = report["downtime"]
+        assert 0 < parts["total_s"] < 60
+        assert parts["takeover_s"] > 0
+        summed_s = parts["drain_s"] + parts["takeover_s"] + parts["state_s"]
+        assert summed_s == pytest.approx(parts["total_s"], abs=1e-5)
         assert report["downtime"]["first_read_answered_s"] > 0
         assert report["downtime"]["first_write_answered_s"] > 0
         assert len(report["disks"]) == disks

@@ -79,6 +79,22 @@ def test_the_first_io_is_that_of_the_disk_where_it_was_first() -> None:
     assert parts.first_write_answered_s is None
 
 
+@pytest.mark.parametrize("arrives_s", [0.05, 0.001])
+def test_the_parts_of_a_pause_add_up_whatever_the_clocks_are(arrives_s: float) -> None:
+    """The last one ends at the destination: by its clock the guest may run too early there."""
+    stamps = (("STOP", {}, 0.0), *(("MIGRATION", {"status": s}, at) for s, at in _PAUSE.items()))
+    source = [Event(name, data, 100 + at, 107 + at) for name, data, at in stamps]
+    destination = [Event("RESUME", {}, 50.0, 107 + arrives_s)]
+    parts = Clocks().parts(source, destination, {}, [])
+    each = (parts.drain_s, parts.takeover_s, parts.state_s)
+    assert each == pytest.approx((0.002, 0.008, max(0.0, arrives_s - 0.01)))
+    assert sum(filter(None, each)) == pytest.approx(parts.total_s)
+
+
+#: when QEMU tells what, after it has stopped the guest
+_PAUSE = {"pre-switchover": 0.002, "device": 0.01}
+
+
 def test_the_meter_speaks_of_the_last_seconds() -> None:
     now = [100.0]
     meter = RateMeter(lambda: now[0])
