@@ -18,13 +18,21 @@ _SHOWN = 40
 class Client:
     """Talks to a running plugin; `name` is what errors call its socket, if not by its path.
 
+    `server` is what is to be running there, if not a plugin.
+
     Raises (from `call`):
         RelocatorError: the plugin refused, can't be reached, or isn't one.
     """
 
-    def __init__(self, path: os.PathLike[str] | str, name: str | None = None) -> None:
+    def __init__(
+        self,
+        path: os.PathLike[str] | str,
+        name: str | None = None,
+        server: str = "the plugin",
+    ) -> None:
         self.path = os.fspath(path)
         self.name = name or self.path
+        self._server = server
         #: at most one connection, made before it is needed
         self._ready: list[socket.socket] = []
 
@@ -75,7 +83,7 @@ class Client:
         except (OSError, ValueError) as error:  # ValueError: no file can have that name
             why = error.strerror if isinstance(error, OSError) else None
             raise RelocatorError(
-                f"control socket {self.name}: {why or error}; is the plugin running?"
+                f"control socket {self.name}: {why or error}; is {self._server} running?"
             ) from error
 
     def _connected(self, patience_s: float | None) -> socket.socket:

@@ -124,7 +124,8 @@ def _conditions(options: argparse.Namespace) -> Conditions:
 
 def _run(options: argparse.Namespace) -> int:
     if options.go is not None:
-        Client(options.go).call("go")
+        server = "`relocator migrate --hold` with this socket"
+        Client(options.go, f"--go={options.go}", server).call("go")
         return 0
     moves.check_parties(options)
     plan, conditions = _plan(options), _conditions(options)

@@ -63,6 +63,14 @@ def test_a_held_move_keeps_in_step_and_begins_with_the_word(tmp_path: Path) -> N
         sites.prove(sites.source, sites.destination, site=sites.b)
 
 
+def test_a_word_that_nobody_waits_for_is_not_called_a_plugins(tmp_path: Path) -> None:
+    go = command("--go", str(tmp_path / "nobody"))
+    done = subprocess.run(go, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"--go={tmp_path}/nobody: No such file or directory; is `relocator mig" in done.stderr
+    assert "plugin" not in done.stderr
+
+
 def waits_for(word: Path) -> str:
     try:
         return str(Client(word).call("status")["waits_for"])
