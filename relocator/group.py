@@ -109,7 +109,10 @@ def _await_seal(disk: Disk) -> None:
     while True:
         status = disk.call("status")
         if status["state"] == "standby":
-            raise _WithdrawnError(status["error"] or "the disk is in standby: it was withdrawn")
+            raise _WithdrawnError(
+                status["error"]
+                or "the disk is in standby: nothing was activated, or it was withdrawn"
+            )
         if status["seal_confirmed"]:
             return
         time.sleep(LOOK_EVERY_S)

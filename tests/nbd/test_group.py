@@ -167,8 +167,18 @@ def test_a_release_takes_over_nothing_that_was_given_back(tmp_path: Path) -> Non
         assert relocator("withdraw", control).returncode == 0
         done = relocator("release", control)
         assert (done.returncode, state(one)) == (1, "standby")
-        assert "it was withdrawn" in done.stderr
+        assert "nothing was activated, or it was withdrawn" in done.stderr
         assert not sources[0].sealed
+
+
+def test_a_release_of_what_was_never_activated_does_not_say_that_it_was_withdrawn(
+    tmp_path: Path,
+) -> None:
+    sources, sites = two_disks(tmp_path)
+    with sources[0].serve() as first, standby(sites[0], first) as one:
+        done = relocator("release", str(one.control_path))
+        assert (done.returncode, state(one)) == (1, "standby")
+        assert "the disk is in standby: nothing was activated, or it was withdrawn" in done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
