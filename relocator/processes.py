@@ -6,6 +6,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import IO, cast
 
 from relocator.errors import RelocatorError
@@ -72,12 +73,12 @@ class Process:
         self.wait()
 
     def wait(self) -> None:
-        """Wait for its end, and kill it, and what it started, if that doesn't come."""
-        try:
+        """Wait for its end, kill it if that doesn't come, and what it started that is left."""
+        with suppress(subprocess.TimeoutExpired):
             self.popen.wait(_END_S)
-        except subprocess.TimeoutExpired:
+        with suppress(ProcessLookupError):
             os.killpg(self.popen.pid, signal.SIGKILL)
-            self.popen.wait()
+        self.popen.wait()
         if self._own is not None:
             self._own.close()
 

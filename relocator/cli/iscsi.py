@@ -15,9 +15,9 @@ from typing import Any, NoReturn
 
 from relocator import signals
 from relocator.cli.common import Commands
-from relocator.cli.listening import parse_address
+from relocator.cli.listening import Address, parse_address
 from relocator.config import parse_seconds
-from relocator.errors import RelocatorError
+from relocator.errors import ConfigError, RelocatorError
 from relocator.iscsi import kernel, tgt
 from relocator.iscsi.lun import PORT, Lun, check_name, check_uri, read_chap
 from relocator.running.readiness import notify
@@ -66,8 +66,16 @@ def add(commands: Commands) -> None:
     parser.set_defaults(run=_run)
 
 
-def _lun(options: argparse.Namespace) -> Lun:
-    address = parse_address(options.listen, f"127.0.0.1:{PORT}")
+def _portal(listen: str) -> Address:
+    address = parse_address(listen, f"127.0.0.1:{PORT}")
+    if not address.host:
+        raise ConfigError(
+            f"--listen={listen}: a portal has an address, such as 0.0.0.0:{address.port}"
+        )
+    return address
+
+
+def _lun(options: argparse.Namespace, address: Address) -> Lun:
     return Lun(
         uri=check_uri(options.disk),
         name=check_name(options.name),
@@ -80,10 +88,13 @@ def _lun(options: argparse.Namespace) -> Lun:
 
 
 def _run(options: argparse.Namespace) -> int:
-    lun, way = _lun(options), _WAYS[options.by]
+    address, way = _portal(options.listen), _WAYS[options.by]
+    lun = _lun(options, address)
     missing = [command for command in way.COMMANDS if shutil.which(command) is None]
     if missing:
         raise RelocatorError(f"--by={options.by}: {', '.join(missing)} not found; see doctor")
+    if way is tgt:  # the kernel's targets may share a portal, and it refuses another's itself
+        address.check()
     for number in signals.ending():
         signal.signal(number, _asked)
     try:

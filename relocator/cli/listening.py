@@ -85,6 +85,8 @@ class Address:
             for family, kind, _, _, address in self._addresses():
                 with _unless_unknown(family), socket.socket(family, kind) as one:
                     one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    if family == socket.AF_INET6:  # as servers do: [::] is not 0.0.0.0 as well
+                        one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                     one.bind(address)
         except OSError as error:
             raise self._refused(error) from error

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from relocator.errors import ConfigError, RelocatorError
-from relocator.iscsi.lun import LUN, Lun
+from relocator.iscsi.lun import LUN, OPEN_S, Lun
 from relocator.processes import Process, run
 
 COMMANDS = ("qemu-nbd", "modprobe")
@@ -108,7 +108,10 @@ def _device(lun: Lun) -> Iterator[tuple[Path, Process]]:
     process = Process(argv, "TERM")
     try:
         size = free / "size"
-        process.await_ready(lambda: size.read_text().strip() != "0", lun.patience_s + 5.0)
+        try:
+            process.await_ready(lambda: size.read_text().strip() != "0", 2 * OPEN_S)
+        except RelocatorError as error:
+            raise lun.not_opened(str(error)) from error
         yield device, process
     finally:
         process.end()
@@ -122,7 +125,11 @@ def _announce(lun: Lun, device: Path, fabric: Path, store: Path) -> None:
     (store / "wwn" / "vpd_unit_serial").write_text(lun.serial)
     group = fabric / "tpgt_1"
     group.mkdir(parents=True)
-    (group / "np" / lun.portal).mkdir()
+    try:
+        (group / "np" / lun.portal).mkdir()
+    except OSError as error:
+        why = f"--listen={lun.portal}: can't be listened on: {error.strerror}"
+        raise RelocatorError(why) from error
     unit = group / "lun" / f"lun_{LUN}"
     unit.mkdir()
     (unit / "store").symlink_to(store)

@@ -11,12 +11,14 @@ from pathlib import Path
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from relocator import words
-from relocator.errors import ConfigError
+from relocator.errors import ConfigError, RelocatorError
 
 PORT = 3260
 LUN = 1
 NBD_PORT = 10809
 _IQN = re.compile(r"iqn\.\d{4}-\d\d\.[a-z0-9.-]+(:[a-z0-9.:-]+)?|eui\.[0-9a-fA-F]{16}")
+#: so long, a server that isn't there at the start is waited for: it may be starting again
+OPEN_S = 5
 _SECRET = range(12, 17)  # what initiators take: RFC 3720 wants 12 at least, some stop at 16
 
 
@@ -72,9 +74,14 @@ class Lun:
             "server": self.server(),
             "export": unquote(urlsplit(self.uri).path.removeprefix("/")),
             "reconnect-delay": self.patience_s,
-            "open-timeout": self.patience_s,
+            "open-timeout": min(OPEN_S, self.patience_s),
         }
         return f"json:{json.dumps({'driver': 'raw', 'file': options})}"
+
+    def not_opened(self, said: str) -> RelocatorError:
+        """Why qemu-nbd can't open it; `said` is from its log."""
+        why = said.rpartition(f"'{self.image()}': ")[2].partition(" | ")[0]
+        return RelocatorError(f"DISK={self.uri}: can't be opened: {why}")
 
 
 def check_uri(uri: str) -> str:

@@ -11,6 +11,7 @@ killed, so that no initiator is told of an error, and is gone once the file is.
 """
 
 import os
+import re
 import socket
 import struct
 import tempfile
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import IO
 
 from relocator.errors import RelocatorError
-from relocator.iscsi.lun import LUN, Chap, Lun
+from relocator.iscsi.lun import LUN, OPEN_S, Chap, Lun
 from relocator.processes import Process, run
 
 COMMANDS = ("tgtd", "tgtadm", "nbdfuse", "qemu-nbd")
@@ -46,6 +47,7 @@ def served(lun: Lun) -> Iterator[Callable[[], None]]:
         file, fuse = stack.enter_context(_file(lun, directory, log, environment))
         tgtd = stack.enter_context(_daemon(lun, log, environment))
         reaped.callback(tgtd.wait)
+        _check_portals(lun, environment)
         _announce(lun, file, environment)
 
         def check() -> None:
@@ -67,7 +69,10 @@ def _file(
     argv = ["nbdfuse", str(mount), "[", *reader, "]"]
     process = Process(argv, "TERM", log, environment)
     try:
-        process.await_ready(lambda: mount.stat().st_size > 0, lun.patience_s + 5.0)
+        try:
+            process.await_ready(lambda: mount.stat().st_size > 0, 2 * OPEN_S)
+        except RelocatorError as error:
+            raise lun.not_opened(str(error)) from error
         yield mount, process
     finally:
         process.end()  # which takes the file away
@@ -88,6 +93,16 @@ def _daemon(lun: Lun, log: IO[bytes], environment: dict[str, str]) -> Iterator[P
                 run(["tgtadm", "--op", "delete", "--mode", "sys"], environment, _ANSWERS_S)
             except RelocatorError:
                 process.popen.kill()
+
+
+def _check_portals(lun: Lun, environment: dict[str, str]) -> None:
+    """tgtd listens where it was asked to: if it can't, it listens at every address it can have."""
+    said = run(["tgtadm", "--lld", "iscsi", "--op", "show", "--mode", "portal"], environment)
+    opened = re.findall(r"Portal: \[?(.+?)\]?:(\d+),", said)
+    found = socket.getaddrinfo(lun.host, lun.port, type=socket.SOCK_STREAM)
+    asked = {(str(address[0]).partition("%")[0], str(address[1])) for *_, address in found}
+    if not opened or not asked.issuperset(opened):
+        raise RelocatorError(f"--listen={lun.portal}: can't be listened on: somebody else does")
 
 
 def _answers(environment: dict[str, str]) -> bool:

@@ -3,12 +3,19 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from relocator.errors import RelocatorError
+from relocator.iscsi.lun import Lun
+from relocator.iscsi.tgt import served as tgt_served
 from tests.support.iscsi import (
     NAME,
     Portal,
@@ -20,7 +27,7 @@ from tests.support.iscsi import (
 )
 from tests.support.model import source_bytes
 from tests.support.servers import nbdkit, plugin, refused, wait_for
-from tests.support.sources import SIZE_BYTES, image
+from tests.support.sources import SIZE_BYTES, free_port, image
 
 MIB = 1 << 20
 
@@ -213,6 +220,7 @@ def test_two_disks_differ_in_identity_and_one_keeps_its_own(tmp_path: Path) -> N
         (["nbd+unix:///?socket=x", "--name", NAME], "DISK=nbd+unix:///?socket=x: not"),
         (["nbd://h", "--name", "disk"], "--name=disk: not an iSCSI name"),
         (["nbd://h", "--name", NAME, "--listen", "3260"], "--listen=3260: not HOST:PORT"),
+        (["nbd://h", "--name", NAME, "--listen", ":3260"], "a portal has an address, such as 0.0"),
         (["nbd://h", "--name", NAME, "--chap", "/nowhere"], "--chap=/nowhere: can't be read"),
         (["nbd://h", "--name", NAME, "--patience", "x"], "--patience=x: not a time"),
         (["nbd://h", "--name", NAME, "--chap", "/etc/hostname"], "must be USER:PASSWORD"),
@@ -224,10 +232,72 @@ def test_wrong_parameters_of_iscsi_are_named(arguments: list[str], complaint: st
     assert done.stdout.count("\n") == 1
 
 
-def test_a_server_that_is_not_there_is_an_error_after_the_patience(tmp_path: Path) -> None:
-    nobody = f"nbd+unix:///?socket={tmp_path}/nobody"
-    done = asked("relocator", "iscsi", nobody, "--name", NAME, "--patience", "1")
-    assert (done.returncode, "nobody" in done.stdout) == (1, True), done.stdout
+def test_a_server_that_is_not_there_is_an_error_soon_whatever_the_patience() -> None:
+    nobody = f"nbd://127.0.0.1:{free_port()}"
+    begun = time.monotonic()
+    done = asked("relocator", "iscsi", nobody, "--name", NAME, *_listen(free_port()))
+    assert done.returncode == 1
+    assert done.stdout.startswith(f"relocator: DISK={nobody}: can't be opened: ")
+    assert done.stdout.endswith(": Connection refused\n")
+    assert time.monotonic() - begun < 15
+
+
+def test_nothing_is_left_of_one_that_ends_while_it_waits_for_its_server(tmp_path: Path) -> None:
+    waiting = Portal(tmp_path, f"nbd://127.0.0.1:{free_port()}")
+    try:
+        wait_for(lambda: "qemu-nbd" in map(comm, waiting.started()), "qemu-nbd")
+        time.sleep(1.0)  # it tries to connect, and puts a SIGTERM off
+        waiting.process.terminate()
+        assert waiting.process.wait(30) == 0
+        wait_for(lambda: not any(map(running, waiting.started())), "the end of all", 3)
+        assert list(waiting.files.iterdir()) == []
+    finally:
+        waiting.process.kill()
+        waiting.process.wait()
+
+
+def _listen(port: int, host: str = "127.0.0.1") -> tuple[str, str]:
+    return "--listen", f"{host}:{port}"
+
+
+def test_a_portal_that_somebody_has_is_refused(tmp_path: Path) -> None:
+    with plugin(tmp_path, "target", f"disk={image(tmp_path)}") as target, _taken() as port:
+        for host in ("0.0.0.0", "127.0.0.1"):
+            done = asked("relocator", "iscsi", target.uri, "--name", NAME, *_listen(port, host))
+            assert done.returncode == 1
+            what = (
+                f"relocator: --listen={host}:{port}: can't be listened on: Address already in use"
+            )
+            assert done.stdout.startswith(what)
+
+
+@contextmanager
+def _taken() -> Iterator[int]:
+    """A port at which somebody listens, at every address of IPv4."""
+    with socket.create_server(("0.0.0.0", 0)) as somebody:
+        yield int(somebody.getsockname()[1])
+
+
+def test_a_portal_that_is_lost_to_somebody_at_the_last_moment_is_not_served(tmp_path: Path) -> None:
+    """Where tgtd can't have what it is asked to, it listens elsewhere, and goes on."""
+    with plugin(tmp_path, "target", f"disk={image(tmp_path)}") as target, _taken() as port:
+        lun = Lun(target.uri, NAME, "127.0.0.1", port)
+        with pytest.raises(RelocatorError, match=f"127.0.0.1:{port}: can't be listened on"):
+            with tgt_served(lun):
+                pass
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "[::]"])
+def test_only_the_portal_that_was_asked_for_is_opened(tmp_path: Path, host: str) -> None:
+    """The other family's port is somebody else's, and stays so."""
+    family = socket.AF_INET if host == "[::]" else socket.AF_INET6
+    address = ("0.0.0.0" if host == "[::]" else "::", 0)
+    with (
+        plugin(tmp_path, "target", f"disk={image(tmp_path)}") as target,
+        socket.create_server(address, family=family) as other,
+    ):
+        with portal(tmp_path, target.uri, *_listen(other.getsockname()[1], host)):
+            pass
 
 
 def test_a_lun_is_a_source_like_any_other(tmp_path: Path) -> None:
