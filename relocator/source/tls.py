@@ -37,7 +37,9 @@ def explain(endpoint: Endpoint, said: str) -> str:
         if own.is_file():
             return f"the source doesn't accept our certificate, {own}: {said}"
         return f"the source may want a certificate of ours, as {own} and client-key.pem: {said}"
-    if endpoint.psk is not None and "gnutls_handshake" in said:
+    if endpoint.psk is not None and ("gnutls_handshake" in said or "getlogin_r" in said):
+        if urlsplit(endpoint.uri).username is None:
+            return f"write nbds://USER@HOST, where USER is the name before a key in {endpoint.psk}"
         return f"the source has another pre-shared key than {endpoint.psk} for this user: {said}"
     return said
 

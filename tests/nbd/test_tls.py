@@ -146,6 +146,9 @@ def test_pre_shared_keys(tmp_path: Path) -> None:
         other.write_text("alice:" + "5b" * 32 + "\n")
         said = refused(f"store={tmp_path / 'store'}", uri, f"tls-psk={other}")
         assert "another pre-shared key" in said
+        nobody = f"source=nbds://localhost:{source.port}"
+        said = refused(f"store={tmp_path / 'store'}", nobody, f"tls-psk={keys}")
+        assert f"write nbds://USER@HOST, where USER is the name before a key in {keys}" in said
         assert copies(tmp_path, uri, f"tls-psk={keys}")
 
 
