@@ -70,10 +70,11 @@ class Page:
         self.not_run.remove(found)
         return found.text
 
-    def run(self, section: str, sites: Mapping[str, Place]) -> None:
-        """Do what the section says; each command must succeed."""
+    def run(self, section: str, sites: Mapping[str, Place]) -> str:
+        """Do what the section says; each command must succeed. What they print."""
         found = [one for one in self.blocks if one.section == section and one.words["at"] in sites]
         assert found, f"nothing is said in section '{section}'"
+        printed = ""
         for block in found:
             site = sites[block.words["at"]]
             if "file" in block.words:
@@ -82,5 +83,6 @@ class Page:
                 site.stay(block.text.strip())
             else:
                 assert block.language == "sh", block
-                site.run("sh", "-ec", block.text, timeout_s=240)
+                printed += site.run("sh", "-ec", block.text, timeout_s=240)
             self.not_run.remove(block)
+        return printed

@@ -102,6 +102,28 @@ def test_the_return_trip_takes_back_only_what_diverged(sites: Any) -> None:
     assert a.image.read_bytes() == model
 
 
+def test_of_a_disk_that_has_moved_on_only_the_last_site_s_store_can_return(sites: Any) -> None:
+    a, b, c = sites
+    model = source_bytes(SIZE_BYTES)
+    with a.target() as target, b.proxy(target) as middle:
+        middle.wait()
+        with c.proxy(middle) as last:
+            last.wait()
+            scribble(last.connect(), model, 6, count=10)
+    home = (f"disk={a.image}", f"store={a.maps}")
+    between = f"store={b.directory / 'store'}"
+    with plugin(c.directory, "last", f"store={c.directory / 'store'}") as last:
+        assert "not the successor of the sealed disk" in refused(*home, f"source={last.uri}")
+        with plugin(b.directory, "middle", between, f"source={last.uri}") as middle:
+            status = middle.wait()
+            assert 0 < status["background_bytes"] + status["on_demand_bytes"] < SIZE_BYTES // 2
+            assert "not the successor of the sealed" in refused(*home, f"source={middle.uri}")
+            empty = f"store={a.directory / 'empty'}"
+            with plugin(a.directory, "home", empty, f"source={middle.uri}") as proxy:
+                proxy.wait()
+                assert proxy.connect().pread(SIZE_BYTES, 0) == model
+
+
 @pytest.mark.parametrize(("there", "here"), [("512", "64K"), ("64K", "512"), ("16K", "auto")])
 def test_sites_whose_blocks_differ_understand_each_other(sites: Any, there: str, here: str) -> None:
     a, b, _ = sites
