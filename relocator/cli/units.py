@@ -10,6 +10,7 @@ from relocator.errors import RelocatorError
 
 FOLDER = Path(__file__).resolve().parent.parent / "units"
 _USUAL = "/etc/systemd/system"
+_PACKAGED = Path("/usr/lib/systemd/system")
 
 
 def add(commands: Commands) -> None:
@@ -53,6 +54,8 @@ def _run(options: argparse.Namespace) -> int:
         except OSError as error:
             raise RelocatorError(f"{path}: {error.strerror}") from error
         print(path)
+        if options.directory == _USUAL and (_PACKAGED / name).exists():
+            print(f"relocator: {path} hides the package's; remove it to use that", file=sys.stderr)
     return 0
 
 

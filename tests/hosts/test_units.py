@@ -202,3 +202,13 @@ def test_the_unit_for_initiators_outlasts_a_restart_of_the_server(
     a.run("systemctl", "stop", ISCSI)
     assert state(a, ISCSI) == "inactive"
     assert a.ask("iscsi-ls", "iscsi://127.0.0.1").returncode != 0
+
+
+def test_a_unit_that_hides_the_package_s_is_told_of(tmp_path: Path) -> None:
+    with site(tmp_path, "packaged") as machine:
+        machine.path("/usr/lib/systemd/system/relocator-target@.service").touch()
+        said = machine.run("relocator", "units").splitlines()
+    path = "/etc/systemd/system/relocator-target@.service"
+    assert [line for line in said if "hides" in line] == [
+        f"relocator: {path} hides the package's; remove it to use that"
+    ]
