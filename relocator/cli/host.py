@@ -41,7 +41,7 @@ class Tool(NamedTuple):
     command: str
     package: str
     purpose: str
-    needed_for: str  # words of "relocator", "native", "vm", "build", "iscsi"
+    needed_for: str  # words of "relocator", "native", "vm", "build", "iscsi", "libvirt", "tls"
     version: str = "--version"  # the argument that shows it
 
 
@@ -61,6 +61,8 @@ TOOLS = (
     Tool("tgtd", "tgt", "serves disks to iSCSI initiators", "iscsi"),
     Tool("nbdfuse", "libnbd-bin", "shows tgtd a disk as a file", "iscsi"),
     Tool("qemu-nbd", "qemu-utils", "asks again for a server that is away", "iscsi"),
+    Tool("virsh", "libvirt-clients", "moves guests of libvirt", "libvirt"),
+    Tool("psktool", "gnutls-bin", "makes pre-shared keys for TLS", "tls"),
     Tool("setpriv", "util-linux", "ends what the lab started with it", "vm build native"),
     Tool("mmdebstrap", "mmdebstrap", "builds the lab's image", "build"),
     Tool("mkfs.erofs", "erofs-utils", "packs the lab's image", "build", "--help"),
@@ -68,6 +70,11 @@ TOOLS = (
 
 # Python module -> its Debian package.
 _MODULES = {"nbd": "python3-libnbd", "mininet": "mininet"}
+# What one verb needs and the rest does without: Python module -> (what for, what brings it).
+_OPTIONAL = {
+    "qemu.qmp": ("relocator migrate", "pip install qemu.qmp"),
+    "prometheus_client": ("relocator metrics", "apt-get install python3-prometheus-client"),
+}
 # Kernel feature -> (module, what shows that it is in the kernel already, relative to /).
 _KERNEL = {
     "netem": ("sch_netem", "sys/module/sch_netem"),
@@ -106,7 +113,9 @@ class Probe:
         return shutil.which(command, path=_SEARCH_PATH)
 
     def python_module(self, name: str) -> bool:
-        return importlib.util.find_spec(name) is not None
+        with suppress(ModuleNotFoundError):  # the package that it would be in
+            return importlib.util.find_spec(name) is not None
+        return False
 
     def run(self, command: Sequence[str]) -> tuple[int, str]:
         """Exit status and combined output; 127 when the command isn't there."""
@@ -173,6 +182,14 @@ def module_fact(module: str, probe: Probe = SYSTEM) -> Fact:
     if probe.python_module(module):
         return Fact(f"python module {module}", True, "present")
     return Fact(f"python module {module}", False, "missing", f"apt-get install {_MODULES[module]}")
+
+
+def optional_fact(module: str, probe: Probe = SYSTEM) -> Fact:
+    """Whether a verb that needs more than the others can be used."""
+    purpose, remedy = _OPTIONAL[module]
+    found = probe.python_module(module)
+    detail = "present" if found else f"missing: {purpose}"
+    return Fact(f"python module {module}", found, detail, remedy)
 
 
 def python_plugin_fact(probe: Probe = SYSTEM) -> Fact:
@@ -255,6 +272,7 @@ def survey(probe: Probe = SYSTEM) -> list[Fact]:
     facts = [root_fact(probe), *(kernel_fact(feature, probe) for feature in _KERNEL)]
     facts += [tool_fact(tool, probe) for tool in TOOLS]
     facts += [module_fact(module, probe) for module in _MODULES]
+    facts += [optional_fact(module, probe) for module in _OPTIONAL]
     facts += [python_plugin_fact(probe), bbr_fact(probe), buffers_fact(probe)]
     return [*facts, arrival_ports_fact(probe)] if probe.exists(_LIBVIRT) else facts
 

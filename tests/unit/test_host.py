@@ -57,7 +57,7 @@ EVERY_TOOL = {tool.command: f"{tool.command} version 1.2.3" for tool in host.TOO
 DEBIAN = Machine(
     EVERY_TOOL,
     loadable=("sch_netem", "nbd", "dm_mod", "tcp_bbr"),
-    python=("nbd", "mininet"),
+    python=("nbd", "mininet", "qemu.qmp", "prometheus_client"),
 )
 
 
@@ -159,6 +159,17 @@ def test_a_version_is_read_from_what_the_tool_prints() -> None:
     tool = next(tool for tool in host.TOOLS if tool.command == "nbdkit")
     machine = Machine({"nbdkit": "nbdkit 1.32.5 (nbdkit-1.32.5-1)"})
     assert host.tool_fact(tool, machine) == host.Fact("nbdkit", True, "1.32.5")
+
+
+def test_what_a_verb_needs_is_named_with_the_verb() -> None:
+    facts = {fact.name: fact for fact in host.survey(Machine(python=("prometheus_client",)))}
+    assert facts["python module prometheus_client"].ok
+    missing = host.Fact(
+        "python module qemu.qmp", False, "missing: relocator migrate", "pip install qemu.qmp"
+    )
+    assert facts["python module qemu.qmp"] == missing
+    assert facts["psktool"].remedy == "apt-get install gnutls-bin"
+    assert not host.SYSTEM.python_module("no_such_package.part")
 
 
 def test_this_machine_can_be_surveyed() -> None:
