@@ -147,7 +147,7 @@ class Copy:
         for worker in self.workers:
             if worker.failure is not None:
                 raise worker.failure
-        status = None if early else status_or_none(self.proxy)
+        status = None if early else status_or_none(self.proxy.control)
         self.seeded_bytes += 0 if status is None else status["seeded_bytes"]
         with_source = self.random.random() < 0.1
         self.proxy.kill()

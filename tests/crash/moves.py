@@ -88,7 +88,7 @@ class Move:
             server = self._servers[site]
             if server.process.poll() is not None:
                 raise AssertionError(f"{site} ended: {server.log.read_text()[-2000:]}")
-            return status_or_none(server) is not None
+            return status_or_none(server.control) is not None
 
         wait_for(up, f"the {site}", PATIENCE_S)
 

@@ -15,7 +15,7 @@ from relocator.cli.launch import become
 from relocator.client import Client
 from relocator.errors import RelocatorError
 from testbed.gauge.pair import pair
-from tests.support.servers import PLUGIN, wait_for
+from tests.support.servers import PLUGIN, status_or_none, wait_for
 
 COMMAND = [sys.executable, "-m", "relocator.cli.main"]
 
@@ -93,10 +93,8 @@ def home_then_main(foreign: Path) -> str:
 
 def has_graduated(control: Path) -> bool:
     """As far as can be asked: the proxy starts, and is ended when the plain server's turn comes."""
-    try:
-        return bool(Client(control).call("status")["graduated"])
-    except RelocatorError:
-        return False
+    status = status_or_none(Client(control))
+    return status is not None and status["graduated"]
 
 
 def test_a_graduated_server_starts_from_an_activated_environment(

@@ -19,7 +19,7 @@ from relocator.cli import metrics
 from relocator.client import Client
 from relocator.errors import RelocatorError
 from tests.support.model import source_bytes
-from tests.support.servers import Server, nbdkit, plugin, wait_for
+from tests.support.servers import Server, nbdkit, plugin, status_or_none, wait_for
 from tests.support.sources import free_port
 
 SIZE_BYTES = 8 << 20
@@ -78,11 +78,9 @@ class Graduate:
 
     def status(self) -> dict[str, Any]:
         """The status, or nothing while the control socket isn't up."""
-        try:
-            return self.control.call("status")
-        except RelocatorError:
-            assert self.process.poll() is None, self.log.read_text()
-            return {"state": "starting", "graduated": False}
+        status = status_or_none(self.control)
+        assert status is not None or self.process.poll() is None, self.log.read_text()
+        return status or {"state": "starting", "graduated": False}
 
     def await_state(self, **wanted: Any) -> dict[str, Any]:
         wait_for(lambda: wanted.items() <= self.status().items(), f"{wanted}")

@@ -84,7 +84,7 @@ def uri(source: Any) -> str:
 
 
 def trouble(server: Server) -> str:
-    status = status_or_none(server)
+    status = status_or_none(server.control)
     return str(status and status["error"])
 
 

@@ -2,6 +2,8 @@
 
 import getpass
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +16,21 @@ from tests.support.servers import children, nbdkit, plugin, refused, wait_for
 from tests.support.sources import daemon
 
 SIZE_BYTES = 4 << 20
+
+
+@contextmanager
+def behind_sshd(directory: Path) -> Iterator[tuple[str, ...]]:
+    """A source on a Unix socket that is reached by ssh; the parameters of a proxy of it."""
+    (directory / "disk.img").write_bytes(source_bytes(SIZE_BYTES))
+    options = keys(directory)
+    with (
+        nbdkit(directory, "source", ["-t", "1", "file", str(directory / "disk.img")]) as source,
+        daemon(directory, "sshd", partial(sshd_command, directory, "127.0.0.1")) as door,
+    ):
+        known(directory, "127.0.0.1", door.port)
+        address = f"ssh://{getpass.getuser()}@127.0.0.1:{door.port}"
+        uri = f"source={address}/?socket={source.socket}"
+        yield f"store={directory / 'store'}", uri, f"ssh-options={options}"
 
 
 def test_a_copy_through_ssh_survives_the_loss_of_its_connections(tmp_path: Path) -> None:
@@ -45,17 +62,8 @@ def test_a_copy_through_ssh_survives_the_loss_of_its_connections(tmp_path: Path)
 
 
 def test_the_far_end_of_ssh_may_be_a_unix_socket(tmp_path: Path) -> None:
-    (tmp_path / "disk.img").write_bytes(source_bytes(SIZE_BYTES))
-    options = keys(tmp_path)
-    with (
-        nbdkit(tmp_path, "source", ["-t", "1", "file", str(tmp_path / "disk.img")]) as source,
-        daemon(tmp_path, "sshd", partial(sshd_command, tmp_path, "127.0.0.1")) as door,
-    ):
-        known(tmp_path, "127.0.0.1", door.port)
-        address = f"ssh://{getpass.getuser()}@127.0.0.1:{door.port}"
-        uri = f"source={address}/?socket={source.socket}"
-        store, flags = f"store={tmp_path / 'store'}", f"ssh-options={options}"
-        with plugin(tmp_path, "proxy", store, uri, flags) as server:
+    with behind_sshd(tmp_path) as keys_of_proxy:
+        with plugin(tmp_path, "proxy", *keys_of_proxy) as server:
             server.wait(120)
     assert (tmp_path / "store" / "disk.img").read_bytes() == source_bytes(SIZE_BYTES)
 
@@ -64,21 +72,12 @@ def test_a_connection_that_lacks_room_here_is_made_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What ssh complains of is kept in a file without a name."""
-    (tmp_path / "disk.img").write_bytes(source_bytes(SIZE_BYTES))
-    options = keys(tmp_path)
-    with (
-        nbdkit(tmp_path, "source", ["-t", "1", "file", str(tmp_path / "disk.img")]) as source,
-        daemon(tmp_path, "sshd", partial(sshd_command, tmp_path, "127.0.0.1")) as door,
-    ):
-        known(tmp_path, "127.0.0.1", door.port)
-        address = f"ssh://{getpass.getuser()}@127.0.0.1:{door.port}"
-        uri = f"source={address}/?socket={source.socket}"
-        store, flags = f"store={tmp_path / 'store'}", f"ssh-options={options}"
+    with behind_sshd(tmp_path) as keys_of_proxy:
         room = tmp_path / "room"
         room.mkdir()
         monkeypatch.setenv("TMPDIR", str(room))
         slowly = ("rate=8M", "window=128K", "order=sequential", "retry-timeout=1")
-        with plugin(tmp_path, "proxy", store, uri, flags, *slowly) as server:
+        with plugin(tmp_path, "proxy", *keys_of_proxy, *slowly) as server:
             wait_for(lambda: server.status()["source_connected"], "ssh")
             room.rename(tmp_path / "away")
             for pid in children(server.process.pid):

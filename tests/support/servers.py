@@ -248,9 +248,9 @@ def hurry(control: Client) -> None:
             raise
 
 
-def status_or_none(server: Server) -> dict[str, Any] | None:
-    """The status, or None while the control socket isn't up."""
+def status_or_none(control: Client) -> dict[str, Any] | None:
+    """The status, or None while the control socket can't be asked."""
     try:
-        return server.status()
+        return control.call("status")
     except RelocatorError:
         return None
