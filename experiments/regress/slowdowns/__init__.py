@@ -46,7 +46,7 @@ _COPIES, _SHORT = measure.BOOTS
 SLOWDOWNS = (
     Slowdown("hydration", "5 % more work to hydrate a block", "instructions: a miss", _SHORT),
     Slowdown("round-trip", "one more round trip in a miss", "round trips: a miss", _SHORT),
-    Slowdown("batching", "replies aren't gathered", "20 ms: instructions a MiB, proxy", _COPIES),
+    Slowdown("batching", "requests a fourth as large", "20 ms: instructions a MiB, proxy", _COPIES),
     Slowdown("window", "a window 20 % too small", "100 ms: copy", _COPIES),
 )
 
