@@ -81,7 +81,7 @@ def _drawn_states() -> str:
     """An SVG of the states, drawn by graphviz."""
     dot = shutil.which("dot")
     if dot is None:
-        raise SystemExit("graphviz's `dot` draws the states: run scripts/install --docs")
+        raise SystemExit("graphviz's `dot` draws the states: run scripts/install --reproduce")
     lines = ["digraph states {", "rankdir=LR; bgcolor=transparent; nodesep=0.4; ranksep=0.9;"]
     lines.append('node [shape=box style="rounded,filled" fillcolor="#eceff1"];')
     lines.append('node [fontname="sans-serif" fontsize=18];')

@@ -41,10 +41,12 @@ another evaluation agrees:
 
     .venv/bin/python -m experiments.analysis.agree results/{name} {out}
 
-Going on from these runs, with more seeds or another system, takes the code of that commit
-([how](../../docs/reproduce.md)):
+Going on from these runs, with more seeds or another system, takes the code of that commit, whose own
+archive is an older one ([how](../../docs/reproduce.md)):
 
-    make reproduce{more} RUNS=results/{name}/{archive}
+    cp results/{name}/{archive} /tmp/{archive}
+    git checkout {describe}
+    make reproduce{more} RUNS=/tmp/{archive}
 
 {summary}"""
 

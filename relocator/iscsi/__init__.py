@@ -3,7 +3,7 @@
 An NBD server stays what serves the disk; what is started here only speaks iSCSI in front of it:
 
     tgt     initiator - tgtd - FUSE (nbdfuse) - qemu-nbd - NBD server     needs no kernel module
-    kernel  initiator - LIO  - /dev/nbdN (nbd-client)    - NBD server     faster
+    kernel  initiator - LIO  - /dev/nbdN (qemu-nbd)      - NBD server     faster
 
 Neither keeps anything of the disk's content: tgtd reads and writes past the page cache (O_DIRECT),
 and LIO's iblock knows none. Otherwise what was read in standby would be believed after the switch.

@@ -87,7 +87,7 @@ opening.is_written_outside = of_store.is_written_outside = lambda meta, image: F
 # A new connection to the source's address is believed, whichever disk is found there.
 from relocator.source.identity import Guard
 
-Guard.check = lambda self, handle, *, first: None
+Guard.check = lambda self, handle: None
 """,
     "target-threads": "",  # sites.py gives it more than one
 }

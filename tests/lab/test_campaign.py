@@ -62,4 +62,10 @@ def test_known_bugs_that_are_put_back_are_found() -> None:
     touched = [(bug, seed) for bug, seeds in TOUCHED_BY.items() for seed in seeds]
     worlds = [replace(world(seed), planted=bug) for bug, seed in touched]
     results = zip(worlds, boot(worlds), strict=True)
-    assert {one.planted for one, told in results if not told["ok"]} == set(TOUCHED_BY)
+    found = {one.planted for one, told in results if not told["ok"] and not _died_of_it(told)}
+    assert found == set(TOUCHED_BY)
+
+
+def _died_of_it(told: Result) -> bool:
+    """Whether a server failed by an error of Python, and so of the planting."""
+    return any("Traceback" in line["text"] for _, kind, line in told["notes"] if kind == "log")

@@ -1,12 +1,15 @@
 """The campaign's own parts: what a sector may hold, worlds by seed, and the shrinker."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.campaign.ledger import Ledger, first_number
+from tests.campaign.planted import BUGS
 from tests.campaign.runfile import RunFile
 from tests.campaign.shrink import Worlds, smaller
 from tests.campaign.world import Event, World, world
@@ -132,3 +135,47 @@ def test_a_run_file_is_read_as_it_was_written(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text('{"format": 7}')
     with pytest.raises(ValueError, match="not a run of a campaign: format 7"):
         RunFile.read(tmp_path / "other.json")
+
+
+#: runs in a process of its own, for it changes the product: what was replaced, and how it is called
+_REPLACED = """
+import importlib, inspect, json, pkgutil, sys
+import relocator
+
+for module in pkgutil.walk_packages(relocator.__path__, "relocator."):
+    if module.name not in ("relocator.plugin", "relocator.__main__"):
+        importlib.import_module(module.name)
+
+def functions():
+    for name, module in sorted(sys.modules.items()):
+        if name.startswith("relocator"):
+            for attribute, value in vars(module).items():
+                if inspect.isfunction(value):
+                    yield (name, attribute), value
+                elif inspect.isclass(value) and value.__module__ == name:
+                    for method, function in vars(value).items():
+                        if inspect.isfunction(function):
+                            yield (name, attribute, method), function
+
+def parameters(function):
+    return [(one.name, one.kind.name) for one in inspect.signature(function).parameters.values()]
+
+before = dict(functions())
+exec(sys.stdin.read())
+found = [(parameters(before[at]), parameters(value))
+         for at, value in functions() if before.get(at) is not value]
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.parametrize("bug", [bug for bug, text in BUGS.items() if text])
+def test_a_planted_bug_takes_the_place_of_something_that_is_there(bug: str) -> None:
+    """Else the servers would die of the planting, and each seed would seem to have found it."""
+    argv = [sys.executable, "-c", _REPLACED]
+    done = subprocess.run(argv, input=BUGS[bug], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert found
+    for old, new in found:
+        names = [name for name, kind in new if not kind.startswith("VAR_")]
+        takes_any = [kind for _, kind in new if kind.startswith("VAR_")]
+        assert old == new or (takes_any and names == [name for name, _ in old[: len(names)]])
