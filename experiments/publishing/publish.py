@@ -41,8 +41,8 @@ another evaluation agrees:
 
     .venv/bin/python -m experiments.analysis.agree results/{name} {out}
 
-Going on from these runs, with more seeds or another system, takes the code of that commit. The archive
-there is an older one ([how](../../docs/reproduce.md)):
+Going on from these runs, with more seeds or another system, takes the code of that commit. The
+archive there is an older one ([how](../../docs/reproduce.md)):
 
     cp results/{name}/{archive} /tmp/{archive}
     git checkout {describe}
