@@ -48,12 +48,14 @@ class Afterwards:
         self._source = source
         self._lock = lock
         self._asking = threading.Lock()
+        self._latest = 0  # of the threads that run this: only the last activation's goes on
 
     def run(self) -> None:
         """Tell the source, and ask it; again if it can't be reached (a thread)."""
         source, transfer = self._source, self._parts.transfer
         if source is None or not self._concerned:
             return
+        mine = self._latest = self._latest + 1
         if transfer is not None:
             transfer.pacer.wake()  # perhaps all has come with the seal
         faults = self._parts.faults
@@ -74,9 +76,9 @@ class Afterwards:
                 return
             else:
                 faults.report(HANDOVER, None)
-                self._tell_again()
+                self._tell_again(mine)
                 return
-            if self._lifecycle.stopping.wait(delay_s):
+            if self._lifecycle.stopping.wait(delay_s) or self._latest is not mine:
                 return
             if not self._concerned:
                 if self._lifecycle.finished.is_set():  # all is here: nothing need be known any more
@@ -88,8 +90,10 @@ class Afterwards:
         if self._asking.acquire(timeout=_PATIENCE_S):
             self._asking.release()
 
-    def _tell_again(self) -> None:
+    def _tell_again(self, mine: int) -> None:
         while self._concerned and not self._lifecycle.stopping.wait(AGAIN_S):
+            if self._latest is not mine:
+                return
             with suppress(RelocatorError):  # a source that is lost is reported by others
                 self.tell_moved()
 

@@ -26,6 +26,7 @@ from relocator.source.remote import Source
 from relocator.source.verify import compare
 from relocator.store import runs
 from relocator.store.meta import Meta
+from relocator.store.store import UNRECORDED
 
 
 class Handover:
@@ -133,11 +134,13 @@ class Handover:
         """Compare every block that was fetched and never written here with the source.
 
         Raises:
-            StateError: blocks differ, none could be compared, or the source is not a relocator.
+            StateError: blocks differ, none can be compared, or the source is not a relocator.
             UpstreamError: the source can't be read.
         """
         if self._source is None or not self.source_is_ours:
             raise StateError("'verify' needs a source that is a relocator")
+        if self._store.meta.unrecorded:
+            raise StateError(f"'verify' has nothing to compare: {UNRECORDED}")
         return compare(self._store, self._source)
 
 

@@ -5,7 +5,8 @@
              (one that was unsealed by force goes on without: then this one is outdated)
     returns  the disk was sealed here and its successor is the source: what diverged there is absent
              (all of it, if something else has written the image since)
-             (with the source that it was copied from, it is served on to its successor, as ever)
+             (started as ever, by the source that it once came from, it is served on; if it has
+             moved back there, so that the VM may run there, it returns in standby only)
 
 Everything is checked before anything is changed, and while nbdkit still has a terminal to tell it.
 
@@ -38,6 +39,11 @@ from relocator.store.opening import (
     open_target,
 )
 from relocator.store.store import Store
+
+_MOVED_BACK = (
+    "this disk has moved back to its source, and is served as it was then; to bring it here again, "
+    "start it with --mode standby, then `relocator activate`"
+)
 
 
 def open_disk(settings: Config) -> Store:
@@ -75,13 +81,13 @@ def _copy_of(settings: Config) -> Store:
             message = f"source={settings.source}: can't be connected to: {error}"
             raise ConfigError(message) from error
         return _open(settings, found)  # what is here can be served meanwhile
-    if (
-        found is not None
-        and found.complete
-        and started_again
-        and _no_return(found, source.identify())
-    ):
-        return open_store(settings.store, found)  # it may be needed where it has moved to
+    if found is not None and found.complete and started_again:
+        # The same command as ever: it may be needed where it has moved to, or be there again.
+        no_return = _no_return(found, source.identify())
+        if no_return or not settings.standby:
+            store = open_store(settings.store, found)
+            store.found += () if no_return else (_MOVED_BACK,)
+            return store
     check_size(f"source={settings.source}", size_bytes)
     if found is None:
         return _begin(settings, source, size_bytes)
@@ -284,7 +290,7 @@ def _return(settings: Config, source: Source, found: Meta) -> Store:
         store.update(base=None, epoch=found.epoch + 1)
         if written_outside:
             store.begin_copy([(0, store.geometry.total_blocks)])
-            store.notes = ("the image was written by something else: all of it is copied",)
+            store.found = ("the image was written by something else: all of it is copied",)
         else:
             store.begin_copy(answer.blocks("diverged", store.geometry))
         store.update(

@@ -130,8 +130,7 @@ class Verbs:
             return Reply(fields, {"ended": ended})
         if verb == "epoch":
             fields, ended = self._handover.epoch()
-            diverged = runs.pack(self._parts.store.diverged)
-            return Reply(fields, {"ended": ended, "diverged": diverged})
+            return Reply(fields, {"ended": ended, "diverged": self._diverged()})
         if verb == "seal":
             return self._seal(argument)
         if verb == "withdrawn":
@@ -143,8 +142,15 @@ class Verbs:
         return Reply(fields, self._maps() if verb == "identify" else {})
 
     def _maps(self) -> dict[str, bytes]:
+        return {"dirty": runs.pack(self._parts.store.dirty), "diverged": self._diverged()}
+
+    def _diverged(self) -> bytes:
+        """What may have been written since the disk came here (packed)."""
         store = self._parts.store
-        return {"dirty": runs.pack(store.dirty), "diverged": runs.pack(store.diverged)}
+        if store.meta.unrecorded:
+            total = store.geometry.total_blocks
+            return runs.pack_runs([(0, total)], total)
+        return runs.pack(store.diverged)
 
     def _seal(self, argument: str) -> Reply:
         """Seal; `TOKEN/BYTES`: and let what was written last come with the answer, or in parts."""

@@ -29,11 +29,19 @@ _SPARE_BYTES = (64 << 10, 16 << 10, 4 << 10)
 
 @dataclass(frozen=True)
 class Base:
-    """What a copy was taken from. `seal` is None until the source was sealed for it."""
+    """What a copy was taken from. `seal` is None until the source was sealed for it.
+
+    `epoch` 0, which no epoch is: what was written since, on either side, is not known.
+    """
 
     id: str
     epoch: int
     seal: str | None = None
+
+    @property
+    def void(self) -> "Base":
+        """The same, of which it isn't known any more what was written since."""
+        return replace(self, epoch=0)
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,20 @@ class Meta:
     format: int = FORMAT
 
     @property
+    def unrecorded(self) -> bool:
+        """Whether a power failure has taken the record of what was written here."""
+        return self.base is not None and self.base.epoch == 0 and not self.standby
+
+    @property
+    def recorded(self) -> bool:
+        """Whether the durable map has all that was written: a power failure took nothing of it.
+
+        In standby nothing is written. Where it was noted when the image was written last, nothing
+        of ours has done so since; what a server wrote that records nothing, is known anyhow.
+        """
+        return self.clean or self.graduated or self.standby or self.written_ns is not None
+
+    @property
     def settled(self) -> bool:
         """Whether the image stays as it is until a server opens it anew, or unseals it."""
         return self.clean or (self.complete and self.seal is not None)
@@ -155,6 +177,9 @@ def _parse(directory: Path, found: Any) -> Meta:
     base, takeover = found.get("base"), found.get("takeover")
     try:
         meta = Meta(**{key: value for key, value in found.items() if key in known})
+        if base is None and meta.origin_id is not None and meta.origin_seal is not None:
+            # An older version forgot it after a power failure, and would tell no source any more.
+            base = asdict(Base(meta.origin_id, 0, meta.origin_seal))
         return replace(
             meta,
             format=FORMAT,

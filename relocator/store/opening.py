@@ -55,7 +55,7 @@ def open_target(disk: Path, directory: Path | None, block_bytes: int | None) -> 
     else:
         image.close()
         store = open_store(directory, fresh)
-    store.notes += notes
+    store.found += notes
     return store
 
 
@@ -145,10 +145,10 @@ def _make_true(store: Store) -> None:
     """Let the maps say what is known of an image that something else has written."""
     if store.meta.standby:
         store.drop([(0, store.geometry.total_blocks)])
-        store.notes = (f"{_OUTSIDE}: all that was copied ahead was dropped",)
+        store.found = (f"{_OUTSIDE}: all that was copied ahead was dropped",)
     else:
         store.mark_all_written()
-        store.notes = (f"{_OUTSIDE}: all of it counts as written",)
+        store.found = (f"{_OUTSIDE}: all of it counts as written",)
 
 
 def _check_no_others(directory: Path) -> None:

@@ -43,6 +43,10 @@ from relocator.store.meta import Base, Meta
 Runs = list[tuple[int, int]]
 _PRESENT, _DIRTY, _DIVERGED = range(len(PLANES))
 _FULL_PAGE = b"\xff" * PAYLOAD_BYTES
+UNRECORDED = (
+    "power failed, or the host was started anew, while this disk was active: which blocks were "
+    "written here is not known"
+)
 
 
 class Store:
@@ -76,7 +80,7 @@ class Store:
         self._commits_asked = 0
         self._commits_done = 0
         #: what an operator should know of how it was found
-        self.notes: tuple[str, ...] = ()
+        self.found: tuple[str, ...] = ()
         #: why no commit can succeed any more, once the disk has failed one
         self.failure: str | None = None
 
@@ -96,11 +100,12 @@ class Store:
                     f"store={self.directory}: map.durable is damaged, and what it says is older "
                     "than what was durable; put it back from a backup, or copy anew elsewhere"
                 )
-            # Then all counts as written; but in standby nothing was, and the base stays true. That
-            # is durable before the live map is believed: by then nobody knows of the failure.
-            if not (self.meta.clean or self.meta.graduated or self.meta.standby):
-                noted = self.meta.written_ns  # if this start fails, the next one compares it, too
-                self._replace_meta(epoch=self.meta.epoch + 1, base=None, written_ns=noted)
+            # Then all counts as written, unless nothing has been since the last commit. That is
+            # durable before the live map is believed: by then nobody knows of the failure.
+            if not self.meta.recorded:
+                base = self.meta.base
+                void = None if base is None else base.void
+                self._replace_meta(epoch=self.meta.epoch + 1, base=void)
             self._diverge_what_is_dirty(durable)
             self._live.vouch()
 
@@ -142,6 +147,12 @@ class Store:
             (page,) = durable.pages(plane, at, at + 1)
             yield page
             _, _, at = durable.span(page)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What an operator should know of it."""
+        lost = (f"{UNRECORDED}; the way back copies all of it",) if self.meta.unrecorded else ()
+        return (*self.found, *lost)
 
     @property
     def all_present(self) -> bool:
@@ -290,7 +301,7 @@ class Store:
         """
         with self._update_lock:
             if self.meta.standby and self.meta.base == base and base.epoch:
-                self._replace_meta(base=replace(base, epoch=0))  # which no epoch is
+                self._replace_meta(base=base.void)
 
     def _replace_meta(self, **changes: Any) -> None:
         """Change fields of `meta`, durably; with `_update_lock`."""

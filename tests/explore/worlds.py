@@ -78,6 +78,13 @@ def worlds(more: int = 0) -> list[Plan]:
             without=NO_COPY,
         ),
         Plan(
+            "given back after a power failure",
+            *(TO_P, {"p": ("withdraw", "activate")}, budget(verb=2, power=1)),
+            active=frozenset("p"),
+            crashers=("p",),
+            without=NO_COPY,
+        ),
+        Plan(
             "onward, before all is here",
             *(onward, {"p": ("activate",), "q": ("activate",)}, budget(verb=2, write=1)),
             writers=("p",),

@@ -15,7 +15,7 @@ from tests.nbd.test_handover import all_present
 from tests.support.model import source_bytes
 from tests.support.relay import relay
 from tests.support.servers import PLUGIN, Server, mistaken, plugin, refused, wait_for
-from tests.support.sites import BLOCK, SIZE_BYTES
+from tests.support.sites import BLOCK, SIZE_BYTES, reboot
 
 NEW = b"new!" * (BLOCK // 4)
 #: is killed when it would note that it serves the disk, or once the maps are as a return begins
@@ -74,14 +74,6 @@ def in_the_place_of(site: Any, other: Any, *, kept: bool = True) -> Any:
     """A target at the site's address that serves the other's disk, with its store if `kept`."""
     store = [f"store={other.maps}"] if kept else []
     return plugin(site.directory, "target", f"disk={other.image}", *store)
-
-
-def reboot(maps: Path) -> None:
-    """The host of a killed server has lost power: what was written has reached its disk, no bit."""
-    live = maps / "map.live"
-    content = live.read_bytes()
-    boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()[:8]
-    live.write_bytes(content.replace(boot, b"00000000", 1))
 
 
 def test_what_was_copied_ahead_of_a_site_that_gave_the_disk_back_is_stale(sites: Any) -> None:

@@ -44,6 +44,14 @@ def three(directory: Path) -> tuple[Site, Site, Site]:
     return made
 
 
+def reboot(maps: Path) -> None:
+    """The host of a killed server has lost power: what was written has reached its disk, no bit."""
+    live = maps / "map.live"
+    content = live.read_bytes()
+    boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()[:8]
+    live.write_bytes(content.replace(boot, b"00000000", 1))
+
+
 def scribble(handle: Any, model: bytearray, seed: int, count: int = 40) -> None:
     """Random writes of whole and broken blocks, to the disk and the model."""
     choose = random.Random(seed)
