@@ -176,11 +176,9 @@ class Activation:
     def set_background(self, pacer: Pacer, wanted: bool) -> None:
         """Whether to copy in the background: from now on or, if until then the source doesn't say
         what is written there, once this disk is active."""
-        if self.rounds is None:
-            self._copies = wanted
-            if self._lifecycle.pass_through:
-                return
-        pacer.set_enabled(wanted)
+        self._copies = wanted
+        if self.rounds is not None or not self._lifecycle.pass_through:
+            pacer.set_enabled(wanted)
 
     def withdraw(self) -> None:
         """Give the disk back to its source, where it can be written again.

@@ -178,7 +178,8 @@ def test_who_waits_is_told_for_what(tmp_path: Path) -> None:
         assert "gave up after 0.6 s: not complete yet; in standby: waits for `activate`" in shown
         proxy.control.call("set", background="off")
         target.connect().pwrite(b"x" * (SIZE_BYTES // 4), 0)
-        proxy.control.call("activate", wait=True)
+        done = proxy.control.call("activate", wait=True)
+        assert done["background"] == "off"  # as it was told
         target.kill()
         wait_for(lambda: not proxy.status()["source_connected"], "the end")
         shown = relocator(*wait, "0.6").stderr

@@ -2,13 +2,13 @@
 
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from relocator.moving.address import parse
-from relocator.moving.monitor import Monitor
+from relocator.moving.monitor import Monitor, NoAnswerError
 from relocator.moving.reach import reaching
 from tests.support.servers import wait_for
 
@@ -44,6 +44,8 @@ def machine(directory: Path, name: str, *flags: str) -> Iterator[Machine]:
         with reaching() as reach:
             monitor = Monitor("the test's QEMU", parse("--from", str(own)), reach)
             try:
+                with suppress(NoAnswerError):  # who comes as it begins may never be greeted
+                    monitor.connect()
                 yield Machine(qmp, monitor)
             finally:
                 monitor.close()
