@@ -9,9 +9,9 @@ help:            ## this list
 install:         ## packages and .venv (needs root or sudo)
 	@scripts/install
 
-test: install check   ## the tests, two at a time, with progress (some 25 minutes)
+test: install check   ## the tests, three at a time, with progress (some 25 minutes)
 	@scripts/install --reproduce
-	$(PYTHON) -m pytest -n 2 --max-worker-restart 0 --durations 20
+	$(PYTHON) -m pytest -n 3 --max-worker-restart 0 --durations 20
 
 check: install   ## linters, types and the direction of imports, as CI runs them
 	.venv/bin/ruff check .
