@@ -25,6 +25,18 @@ _NODE = {
 }
 RECONNECTING = f"json:{json.dumps({'driver': 'raw', 'file': _NODE})}"
 LOCAL = "nbd://127.0.0.1:10809"
+LUN = f"iscsi://127.0.0.1/{IQN}/1"
+#: what starts guests with the host, and has them shut down before it
+HYPERVISORS = ("libvirtd.service", "virtqemud.service", "libvirt-guests.service")
+_HYPERVISOR = f"""\
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=relocator status {CONTROL}
+ExecStart=qemu-io -f raw {LUN} -c "read 0 64k"
+ExecStop=sleep 2
+ExecStop=qemu-io -f raw {LUN} -c "write -P 0x61 0 64k" -c flush
+"""
 
 
 @pytest.fixture
@@ -189,12 +201,11 @@ def test_the_unit_for_initiators_outlasts_a_restart_of_the_server(
     sites: tuple[Site, Site],
 ) -> None:
     a, _ = sites
-    lun = f"iscsi://127.0.0.1/{IQN}/1"
     a.run("systemctl", "start", TARGET, ISCSI)
     assert IQN in a.run("iscsi-ls", "iscsi://127.0.0.1")
-    a.run("qemu-io", "-f", "raw", lun, "-c", "write -P 0x61 0 64k", "-c", "flush")
+    a.run("qemu-io", "-f", "raw", LUN, "-c", "write -P 0x61 0 64k", "-c", "flush")
     a.run("systemctl", "restart", TARGET)
-    said = a.run("qemu-io", "-f", "raw", lun, "-c", "read -P 0x61 0 64k")
+    said = a.run("qemu-io", "-f", "raw", LUN, "-c", "read -P 0x61 0 64k")
     assert "verification failed" not in said
     a.run("kill", "-9", str(main_pid(a, ISCSI)))
     wait_for(lambda: restarts(a, ISCSI) >= 1 and state(a, ISCSI) == "active", "the restart")
@@ -202,6 +213,23 @@ def test_the_unit_for_initiators_outlasts_a_restart_of_the_server(
     a.run("systemctl", "stop", ISCSI)
     assert state(a, ISCSI) == "inactive"
     assert a.ask("iscsi-ls", "iscsi://127.0.0.1").returncode != 0
+
+
+def test_a_guest_finds_its_disk_at_boot_and_has_it_until_it_has_shut_down(
+    sites: tuple[Site, Site],
+) -> None:
+    """All are told at once, as the host's start and end do; the guests' before the disks' ends."""
+    a, _ = sites
+    for name in HYPERVISORS:
+        a.path(f"/etc/systemd/system/{name}").write_text(_HYPERVISOR)
+    a.run("systemctl", "daemon-reload")
+    a.run("systemctl", "start", TARGET, ISCSI, *HYPERVISORS)
+    a.run("systemctl", "stop", *HYPERVISORS, ISCSI, TARGET)
+    units = (TARGET, ISCSI, *HYPERVISORS)
+    assert {unit: state(a, unit) for unit in units} == dict.fromkeys(units, "inactive")
+    assert a.path(DISK).read_bytes()[: 64 << 10] == b"\x61" * (64 << 10)
+    before = a.run("systemctl", "show", "--property=Before", "--value", PROXY)
+    assert set(HYPERVISORS) <= set(before.split())
 
 
 def test_a_unit_that_hides_the_package_s_is_told_of(tmp_path: Path) -> None:
