@@ -8,12 +8,14 @@ refuses, none has done. Disks that nobody holds were taken over before; they sta
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, Protocol
 
 from relocator.errors import RelocatorError
 from relocator.signals import uninterrupted
 
 LOOK_EVERY_S = 0.005
+TELL_EVERY_S = 0.2
 
 
 class _WithdrawnError(RelocatorError):
@@ -106,6 +108,8 @@ def see_to_seal(disk: Disk) -> None:
 
 
 def _await_seal(disk: Disk) -> None:
+    """Until its source is sealed; a disk that was restarted meanwhile is told again."""
+    told_s = time.monotonic()
     while True:
         status = disk.call("status")
         if status["state"] == "standby":
@@ -115,6 +119,10 @@ def _await_seal(disk: Disk) -> None:
             )
         if status["seal_confirmed"]:
             return
+        if time.monotonic() > told_s + TELL_EVERY_S:
+            told_s = time.monotonic()
+            with suppress(RelocatorError):  # why it refuses is seen at the next look
+                see_to_seal(disk)
         time.sleep(LOOK_EVERY_S)
 
 

@@ -151,6 +151,39 @@ def test_a_held_disk_that_was_restarted_is_released_with_the_others(
                 until(two, "active")
 
 
+class Looked:
+    """A disk, and how often it was looked at."""
+
+    def __init__(self, disk: group.Disk) -> None:
+        self._disk = disk
+        self.looks = 0
+
+    def call(self, verb: str, patience_s: float | None = 60.0, **arguments: Any) -> Any:
+        self.looks += verb == "status"
+        return self._disk.call(verb, patience_s, **arguments)
+
+
+def test_a_held_disk_that_is_restarted_while_another_s_seal_is_waited_for_is_told_again(
+    tmp_path: Path, guest: Any
+) -> None:
+    sources, sites = two_disks(tmp_path)
+    with sources[0].serve() as first, sources[1].serve() as second, standby(sites[0], first) as one:
+        first.kill()
+        with standby(sites[1], second) as two:
+            group.activate([one.control, two.control])
+            wait_for(lambda: two.status()["seal_confirmed"], "the second seal")
+            waited_for = Looked(one.control)
+            released = guest(group.release, [waited_for, two.control])
+            wait_for(lambda: waited_for.looks > 2, "the first seal to be waited for")
+            two.kill()
+        with standby(sites[1], second) as again, sources[0].serve() as back:
+            assert not again.status()["seal_confirmed"]
+            released.result(30)
+            until(one, "active")
+            until(again, "active")
+            back.kill()  # rather than to wait for its client
+
+
 def test_what_was_only_made_ready_is_sealed_by_its_release(tmp_path: Path) -> None:
     sources, sites = two_disks(tmp_path)
     with sources[0].serve() as first, standby(sites[0], first) as one:
