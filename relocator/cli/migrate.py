@@ -63,7 +63,8 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--wait",
         action="store_true",
-        help="let the guest go on only once every source is sealed (a round trip of pause more)",
+        help="let the guest go on only once every source is sealed (a round trip of pause more; "
+        "after 30 s the move fails)",
     )
     parser.add_argument("--no-verify", action="store_true", help="don't compare with the source")
     parser.add_argument(

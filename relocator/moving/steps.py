@@ -33,6 +33,8 @@ from relocator.signals import uninterrupted
 LOOK_EVERY_S = 0.2
 SEAL_EVERY_S = 0.005
 COPY_EVERY_S = 0.5
+#: how long --wait lets the guest stand still for the seals
+SEAL_S = 30.0
 #: how long the report waits for the first I/O of a guest that has had none when all is done
 FIRST_IO_S = 5.0
 #: how long a guest may be on its way once all of it has been sent
@@ -144,7 +146,7 @@ class Steps:
         self._arm()
         if self._plan.wait_for_seal:
             group.activate(self._parties.disks)
-            self._await_seals(float("inf"))
+            self._await_seals(time.monotonic() + SEAL_S)
         self._parties.source.call("migrate-continue", state="pre-switchover")
         self._hooks.seam("continued")
         self._seal()
@@ -212,7 +214,7 @@ class Steps:
             if all(state["seal_confirmed"] for state in states):
                 return
             if time.monotonic() > give_up_s:
-                raise RelocatorError("a source could not be sealed in time")
+                raise RelocatorError(f"the sources were not all sealed within {SEAL_S:.0f} s")
             if time.monotonic() > looked_s + LOOK_EVERY_S:
                 looked_s = time.monotonic()
                 self._parties.destination.call("query-status")

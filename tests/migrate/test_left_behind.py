@@ -142,6 +142,17 @@ def test_a_qemu_that_is_lost_just_before_the_switch_is_asked_again_later(way: Wa
     assert way.back
 
 
+def test_a_guest_stands_still_only_so_long_for_a_source_that_can_not_be_sealed(way: Way) -> None:
+    process = way.sending("--wait", env=command.impatient(way.directory))
+    way.link.cut()
+    way.source.stand_still()
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 1, said
+    assert "the sources were not all sealed within 2 s" in said
+    assert "migrate-continue" not in way.source.heard
+    assert way.back
+
+
 def test_a_guest_goes_on_at_the_source_while_its_other_qemu_waits_for_a_dead_disk(way: Way) -> None:
     """Between `stop` and its answer, which comes when that QEMU's requests have ended."""
     went_on = []

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PROJECT = Path(__file__).parents[2]
-#: what else is 10 s to connect, 30 s for an answer, 20 s to arrive or to freeze, 5 s to first read
-#: and for a late seal
+#: what else is 10 s to connect, 30 s for an answer and for the seals that are waited for, 20 s to
+#: arrive or to freeze, 5 s to first read and for a late seal
 _SOONER = """
 from relocator.moving import back, freezing, monitor, steps
 
 monitor.CONNECT_S, freezing.PATIENCE_S = 3.0, 3.0
-steps.ARRIVE_S, steps.FIRST_IO_S, back.LATE_S = 5.0, 0.5, 1.0
+steps.ARRIVE_S, steps.SEAL_S, steps.FIRST_IO_S, back.LATE_S = 5.0, 2.0, 0.5, 1.0
 monitor.Monitor.call.__defaults__ = monitor.Monitor.call_until.__defaults__ = (5.0,)
 """
 
