@@ -14,8 +14,11 @@ or `reconnect-delay` over: it waits for its requests. But `stop` stops the CPUs 
 event says so. `quit` waits first and stops them then, so it can't stand in for `stop`.
 
 If the source's QEMU can't be reached there is nothing to go back to for now. A guest that has
-arrived is then stopped rather than ended: it may be the only one there is. If its disks are
-released later, it goes on.
+arrived, or may do so still, is then stopped rather than ended: it may be the only one there is. If
+its disks are released later, it goes on. But as long as the source was not told to send the last of
+the guest, the destination's QEMU can't have it, and is ended: the stream of memory may outlive the
+way to QMP, and the guest would be paused at its end, for a word that nobody says. So the migration
+fails, and the guest runs on.
 """
 
 import time
@@ -24,7 +27,7 @@ from contextlib import suppress
 from relocator.errors import RelocatorError
 from relocator.moving import begin, seen
 from relocator.moving.ends import Disk, of_all
-from relocator.moving.monitor import Monitor, NoAnswerError
+from relocator.moving.monitor import Monitor, MonitorLostError, NoAnswerError
 from relocator.moving.parties import Parties
 from relocator.moving.seen import DestVm, SourceVm
 
@@ -45,11 +48,15 @@ def go_back(parties: Parties) -> str:
     if seen.source_vm(parties.source) is SourceVm.GONE:
         _nothing_to_go_back_to(parties)
     withdraw_all(parties)
-    _cancel(parties)
-    there = seen.dest_vm(parties.destination)
-    if there in (DestVm.RUNS, DestVm.RECEIVING):
-        _stop(parties.destination)
-    _go_on(parties)
+    try:
+        _cancel(parties)
+        there = seen.dest_vm(parties.destination)
+        if there in (DestVm.RUNS, DestVm.RECEIVING):
+            _stop(parties.destination)
+        _go_on(parties)
+    except MonitorLostError:
+        _break_off(parties)
+        raise
     try:
         try:
             parties.freeze.thaw_at_source()
@@ -145,7 +152,19 @@ def _nothing_to_go_back_to(parties: Parties) -> None:
         _stop(parties.destination)
         raise RelocatorError("the source's QEMU can't be reached, and the disks are not all sealed")
     withdraw_all(parties)
-    raise RelocatorError("the source's QEMU can't be reached")
+    ended = _break_off(parties)
+    raise RelocatorError(f"the source's QEMU can't be reached{ended}")
+
+
+def _break_off(parties: Parties) -> str:
+    """The source's QEMU can't be told to cancel, and the disks have gone back; what was done."""
+    there = seen.dest_vm(parties.destination)
+    if there is DestVm.RECEIVING and parties.unsent:
+        _end(parties.destination)
+        return "; the destination's, which was still receiving, was ended"
+    if there in (DestVm.RUNS, DestVm.RECEIVING):
+        _stop(parties.destination)
+    return ""
 
 
 def _cancel(parties: Parties) -> None:

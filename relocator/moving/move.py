@@ -3,7 +3,7 @@
 import time
 
 from relocator.errors import RelocatorError
-from relocator.moving import back, seen, stages
+from relocator.moving import back, begin, seen, stages
 from relocator.moving.parties import MoveError, Parties, Plan
 from relocator.moving.seen import DestVm, Disks, Loss, Seen, SourceVm
 from relocator.moving.stages import NEXT, REVOCABLE, Stage
@@ -69,6 +69,8 @@ class Move:
     def settle(self) -> str:
         """End an interrupted move without beginning one; says where guest and disks are then."""
         stage = self._found()
+        if stage is Stage.HOME and self._parties.limits_before:
+            begin.undo(self._parties)  # the migration that is watched over has ended by itself
         give_up_s = time.monotonic() + SETTLE_S
         if stage in (Stage.MEMORY, Stage.PAUSED):
             stage = Stage.RETURNING

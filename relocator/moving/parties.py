@@ -44,8 +44,9 @@ class Plan:
 class Parties:
     """Both QEMUs and the disks.
 
-    `untold`: it is certain that no proxy was told to release its disk. `ran_at_source`: whether the
-    guest ran, or had been stopped by somebody, when the move began; None if that wasn't seen.
+    `untold`: it is certain that no proxy was told to release its disk. `unsent`: it is certain that
+    the source's QEMU was not told to send the last of the guest. `ran_at_source`: whether the guest
+    ran, or had been stopped by somebody, when the move began; None if that wasn't seen.
     `limits_before`: QEMU's, at the source, before this process, or the one that it guards, changed
     them. `switched_on`: the destination's capabilities that this process switched on. `late`: of a
     disk that went back, by its name, what may come yet.
@@ -55,6 +56,7 @@ class Parties:
     destination: Monitor
     disks: Sequence[Disk]
     untold: bool = False
+    unsent: bool = False
     ran_at_source: bool | None = None
     limits_before: dict[str, int] = field(default_factory=dict)
     switched_on: set[str] = field(default_factory=set)

@@ -89,7 +89,7 @@ class Steps:
         begin.check(self._parties)
         self._parties.freeze.thaw_at_source()  # what a move that was killed has left
         self._hooks.watch()
-        self._parties.untold = True
+        self._parties.untold = self._parties.unsent = True
         return "ready"
 
     def _starting(self) -> str:
@@ -147,6 +147,7 @@ class Steps:
         if self._plan.wait_for_seal:
             group.activate(self._parties.disks)
             self._await_seals(time.monotonic() + SEAL_S)
+        self._parties.unsent = False
         self._parties.source.call("migrate-continue", state="pre-switchover")
         self._hooks.seam("continued")
         self._seal()

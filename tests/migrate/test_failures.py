@@ -11,6 +11,7 @@ from tests.migrate.sites import Sites, settled_owner, standing, stopped, wait_fo
 from tests.support import command, servers
 from tests.support.link import PROXY_ADDRESS, SOURCE_ADDRESS, Link
 from tests.support.link import sites as namespaces
+from tests.support.relay import relay
 from tests.support.servers import Server
 from tests.support.sources import daemon
 
@@ -69,6 +70,36 @@ def test_a_move_that_is_killed_leaves_the_limits_that_were_before(tmp_path: Path
         found = monitor.call("query-migrate-parameters")
         monitor.close()
         assert (found["max-bandwidth"], found["downtime-limit"]) == (1 << 30, 500)
+
+
+def test_a_guest_whose_qemu_can_not_be_told_while_memory_is_sent_runs_on(tmp_path: Path) -> None:
+    """And is not paused at its end: its migration fails as the destination's QEMU is ended."""
+    far = tmp_path / "far.qmp"
+    with Sites(tmp_path, 1) as sites, relay(far, sites.source.qmp) as way:
+        slow = sites.arguments("--from", str(far), "--bandwidth", "400K")
+        with standing("memory", *slow) as process:
+            way.cut()
+            assert process.stdin is not None
+            process.stdin.write("\n")
+            process.stdin.flush()
+            process.wait(60)
+            monitor = connect(sites.source.qmp)
+            status = lambda: monitor.call("query-migrate")["status"]  # noqa: E731
+            wait_for(lambda: status() in ("failed", "pre-switchover"), "the stream's end", 60)
+            assert status() == "failed"
+            monitor.close()
+            sites.source.goes_on()
+            way.mend()
+            out, err = process.communicate(timeout=60)  # of its guard, too
+        assert process.returncode == 1, err
+        assert "the destination's, which was still receiving, was ended" in err
+        assert "The guest is at the source, its disks are writable there" in out
+        assert settled_owner(sites) == "source"
+        sites.new_destination()
+        sites.moved()
+        sites.destination.goes_on()
+        sites.destination.kill()
+        sites.prove(sites.source, sites.destination, site=sites.b)
 
 
 class Apart(Sites):

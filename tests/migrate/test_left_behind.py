@@ -142,6 +142,59 @@ def test_a_qemu_that_is_lost_just_before_the_switch_is_asked_again_later(way: Wa
     assert way.back
 
 
+def receiving(way: Way) -> list[tuple[str, str]]:
+    """The destination's QEMU does so; where the disk is when that is told to end."""
+    found: list[tuple[str, str]] = []
+    way.destination.migration = "active"
+    way.destination.before["quit"] = lambda: found.append(way.disk)
+    return found
+
+
+@pytest.mark.parametrize("place", ["query-migrate", "migrate_cancel"])
+def test_a_qemu_that_still_receives_is_ended_when_the_one_that_sends_is_lost(
+    way: Way, place: str
+) -> None:
+    """Else the guest may be paused later, and nobody lets it go on."""
+    process = way.sending("--bandwidth", "80M")
+    found = receiving(way)
+    way.source.before[place] = way.source.lose
+    process.send_signal(signal.SIGINT)
+    process.wait(60)
+    assert found == [("complete", "standby")]
+    way.source.status, way.source.migration = "running", "failed"
+    way.destination.close()
+    way.source.mute = False
+    said, _ = process.communicate(timeout=60)  # of its guard, too
+    assert "The guest is at the source, its disks are writable there" in said
+    assert "pause-before-switchover" not in way.source.capabilities
+    assert way.source.limits == FakeMonitor.LIMITS
+
+
+def test_a_qemu_that_may_have_all_of_the_guest_is_stopped_when_the_one_that_sends_is_lost(
+    way: Way,
+) -> None:
+    """What it has may be all that there is."""
+
+    def leave() -> None:
+        way.source.status, way.source.migration = "finish-migrate", "device"
+
+    way.source.before["migrate-continue"] = leave
+    process = way.sending()
+    found = receiving(way)
+    way.source.stand_still()
+    wait_for(lambda: way.proxy.status()["seal_confirmed"], "the seal")
+    way.source.lose()
+    process.send_signal(signal.SIGINT)
+    process.wait(60)
+    assert way.destination.heard[-1] == "stop"
+    way.arrived()
+    way.destination.status = "paused"
+    way.source.mute = False
+    said, _ = process.communicate(timeout=60)
+    assert way.source.status == "running", said
+    assert found == [("complete", "standby")]
+
+
 def test_a_guest_stands_still_only_so_long_for_a_source_that_can_not_be_sealed(way: Way) -> None:
     process = way.sending("--wait", env=command.impatient(way.directory))
     way.link.cut()

@@ -105,7 +105,7 @@ class FakeMonitor(_Served):
             self.migration = "active"
         elif command == "migrate_cancel":
             self.migration, self.status = "cancelled", "running"
-        elif command in ("stop", "cont"):
+        elif command in ("stop", "cont") and self.status != "inmigrate":
             self.status = "paused" if command == "stop" else "running"
         return {
             "query-status": {"status": self.status, "running": self.status == "running"},
