@@ -24,9 +24,9 @@ settings.load_profile("untimed")
 # The command `relocator` is found; last, so that `python3` stays what it is.
 os.environ["PATH"] += f"{os.pathsep}{Path(sys.executable).parent}"
 
-# `make test` runs three modules at a time. The lab's tests keep two cores busy, those of servers and
-# guests mostly wait: these go together. What computes, on one core, is left for the end, and the
-# many short modules last of all, so that all workers end together.
+# `make test` runs three modules at a time. The lab's tests keep two cores busy, those of servers
+# and guests mostly wait: these go together. What computes, on one core, is left for the end, and
+# the many short modules last of all, so that all workers end together.
 ORDER = (
     *("lab", "nbd", "migrate", "vm", "hosts", "docs", "crash", "wan"),
     *("packages", "explore", "fuzz", "unit"),

@@ -19,6 +19,7 @@ import nbd
 from relocator.errors import OtherDiskError, UpstreamError
 from relocator.source import tls
 from relocator.source.endpoint import Endpoint
+from relocator.source.handshake import WAIT_S, Handshake
 from relocator.source.sockets import keep_alive, socket_of
 from relocator.source.tunnel import Tunnel
 from relocator.store.geometry import Extent
@@ -82,6 +83,16 @@ def open_handle(
     give_up_s = time.monotonic() + CONNECT_S
     if listed is None and _proves(endpoint):
         listed = {}
+
+    def attend(wait: Callable[[float], object]) -> None:
+        left_s = give_up_s - time.monotonic()
+        if left_s <= 0:
+            what = f"{endpoint.server}: no answer within {CONNECT_S:.0f} s"
+            raise UpstreamError(what, errno.ETIMEDOUT)
+        wait(min(left_s, 1.0))
+        if idle is not None:
+            idle()
+
     try:
         handle = _new_handle(endpoint, contexts or (ALLOCATION,), listed is not None)
         tunnel = _tunnel(endpoint)
@@ -90,15 +101,15 @@ def open_handle(
             handle.aio_connect_socket(tunnel.socket_fd)
         else:
             handle.aio_connect_uri(endpoint.uri)
-        for arrived in _handshake(handle, endpoint, listed):
-            while not arrived():
-                left_s = give_up_s - time.monotonic()
-                if left_s <= 0:
-                    what = f"{endpoint.server}: no answer within {CONNECT_S:.0f} s"
-                    raise UpstreamError(what, errno.ETIMEDOUT)
-                progress(handle, min(left_s, 1.0), wake_fd)
-                if idle is not None:
-                    idle()
+        waits = _handshake(handle, endpoint, listed)
+        if endpoint.encryption == "off":
+            for _ in waits:
+                attend(lambda left_s: progress(handle, left_s, wake_fd))
+        else:
+            with Handshake(handle, waits, lambda: progress(handle, WAIT_S)) as handshake:
+                while not handshake.ended:
+                    attend(lambda left_s: handshake.wait(left_s, wake_fd))
+                handshake.check()
         with socket_of(handle.aio_get_fd()) as link:
             keep_alive(link)
     except nbd.Error as error:
@@ -144,30 +155,33 @@ def exports_at(endpoint: Endpoint) -> set[str]:
     return set(listed)
 
 
-def _handshake(
-    handle: Any, endpoint: Endpoint, listed: dict[str, str] | None
-) -> Iterator[Callable[[], bool]]:
-    """Negotiate until the handle is ready, after each wait for what is yielded; errors as libnbd's.
+def _handshake(handle: Any, endpoint: Endpoint, listed: dict[str, str] | None) -> Iterator[None]:
+    """Negotiate until the handle is ready; yields where it has to go on. Errors as libnbd's.
 
     To fill `listed` takes a round trip more; so does to prove a key, whose nonce is in there.
     """
     if listed is None:
-        yield handle.aio_is_ready
+        yield from _until(handle.aio_is_ready)
         return
-    yield lambda: handle.aio_is_negotiating() or handle.aio_is_ready()
+    yield from _until(lambda: handle.aio_is_negotiating() or handle.aio_is_ready())
     if handle.aio_is_ready():
         return  # the old handshake, which knows no options: not a relocator
     outcome: list[int] = []
     handle.aio_opt_list(lambda name, text: listed.update({name: text}) or 0, _ends(outcome))
-    yield lambda: bool(outcome)
+    yield from _until(lambda: bool(outcome))
     if endpoint.further and endpoint.key is not None:
         handle.set_export_name(endpoint.key.prove(listed.get("control", ""), endpoint.export))
     outcome.clear()
     handle.aio_opt_go(_ends(outcome))
-    yield lambda: bool(outcome)
+    yield from _until(lambda: bool(outcome))
     if outcome[0]:
         raise UpstreamError(f"{endpoint.server}: no such export", outcome[0])
-    yield handle.aio_is_ready
+    yield from _until(handle.aio_is_ready)
+
+
+def _until(arrived: Callable[[], bool]) -> Iterator[None]:
+    while not arrived():
+        yield
 
 
 def _proves(endpoint: Endpoint) -> bool:
