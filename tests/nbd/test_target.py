@@ -138,7 +138,7 @@ def test_an_image_that_looks_like_another_format_is_served_raw_and_that_is_said(
         assert f"relocator: {note}\n" in server.log.read_text()
         with proxy(tmp_path, server) as copy:  # which is what its source is
             copy.wait()
-            assert copy.status()["notes"] == []
+            assert not [one for one in copy.status()["notes"] if "looks like" in one]
     store = tmp_path / "store"
     for again in ((f"store={store}",), (f"disk={store / 'disk.img'}",)):
         with plugin(tmp_path, "again", *again) as server:
