@@ -9,8 +9,8 @@ to make present: with *content of the source* (a fetch, a hole, bytes known to b
    late arrival is dropped for them. A write waits only for a fetch that is *storing*: locally.
 3. Data first, then the present bit, then the claim goes and the waiters wake. A waiter looks again
    from the start: what it waited for may have changed hands.
-4. A guest's read takes blocks away from a background fetch that stays out for `STUCK_S`: what else
-   was asked for with them may be what the source can't read.
+4. A guest's read takes blocks away from a background fetch that stays out for `STUCK_S`, or sooner
+   where the source is silent: what else was asked for may be what it can't read.
 5. Content of the source is of the instant at which the source was asked. Once fetches are disowned,
    nothing that it was asked before becomes present any more.
 
@@ -132,12 +132,15 @@ class Hydration:
             now_s = time.monotonic()
             if claim.storing or self._upstream.connected:
                 lost_since_s = None
-                if now_s - began_s > STUCK_S and self._take(claim, first, end):
+                if self._stays_out(claim, now_s - began_s) and self._take(claim, first, end):
                     return
             elif lost_since_s is None:
                 lost_since_s = now_s
             elif now_s - lost_since_s > self._upstream.retry_timeout_s:
                 raise UpstreamError(f"the source {self._upstream.uri} can't be reached")
+
+    def _stays_out(self, claim: Claim, waited_s: float) -> bool:
+        return claim.out or waited_s > STUCK_S or self._upstream.is_background_silent
 
     def _take(self, claim: Claim, first: int, end: int) -> bool:
         """Take `first..end` away from a background fetch; whether that was possible."""
@@ -314,7 +317,7 @@ class Hydration:
             extent.length,
             arrived,
             background=claim.background,
-            stuck=stuck if claim.background else None,
+            stuck=stuck,
         )
 
     def arrive(

@@ -7,6 +7,7 @@ byte is taken from a server that is not the disk the copy was begun from.
     handles     libnbd, the only place that opens a connection
     tunnel      ssh
     connection  one connection that heals itself, owned by one thread      -> Connection, Request
+    apart       one for what the source leaves unanswered                  -> Apart
     upstream    several of them: demand apart from background              -> Upstream
     remote      the verbs and further exports of a source that is ours     -> Source
     answer      what it answers to a verb                                  -> Answer

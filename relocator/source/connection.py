@@ -12,9 +12,10 @@ is owed, requests without a reply are kept, sent again once it is up, and given 
 own deadline. One that can't come back hands them over, if somebody `takes_over`. Reads and block
 status are idempotent, so sending again is safe.
 
-A source's disk may take minutes for a bad sector. So what was owed in vain is waited for twice as
-long the next time, `MOST_DOUBLED` times at most; and the oldest of it, at which a server that
-serves one after the other would be stuck, is sent last.
+A source's disk may take minutes for a bad sector, and a server that serves one after the other is
+stuck there. So the oldest of what was owed in vain is given to a connection that is apart, if
+somebody `sets_apart`, or else is sent last; and it is waited for twice as long the next time,
+`MOST_DOUBLED` times at most.
 
 A link delivers a reply in many packets, and to wake up for each costs more than the reply itself:
 seven hand-overs of Python's lock. A connection that no guest waits for *gathers*: while more than
@@ -121,8 +122,11 @@ class Connection:
         #: called on the connection's thread when an attempt to connect has failed, for each request
         #: that it keeps; whether another connection has it now
         self.takes_over: Callable[[Request], bool] = lambda _request: False
+        #: called on the connection's thread when a request has been owed in vain; whether another
+        #: connection has it now
+        self.sets_apart: Callable[[Request], bool] = lambda _request: False
         #: called on the connection's thread when a request has been owed in vain more than once,
-        #: and, with None, when such a one is answered
+        #: and, with None, when one is over that was owed in vain
         self.on_silence: Callable[[Request, str | None], None] = lambda _request, _why: None
         self._looked_s = 0.0
         self._sent = self._overtaken = 0  # numbers: of the newest that was sent, and answered
@@ -200,8 +204,7 @@ class Connection:
         """Connect and negotiate."""
 
         def idle() -> None:
-            if self._closing:
-                raise UpstreamError("the connection to the source was closed", errno.ESHUTDOWN)
+            self._check_open()
             self._expire()
 
         handle = open_handle(self._endpoint, idle=idle, wake_fd=self._wake_fd)
@@ -220,6 +223,10 @@ class Connection:
         self._heard_s = self._looked_s = time.monotonic()
         self.on_connected()
         return handle
+
+    def _check_open(self) -> None:
+        if self._closing:
+            raise UpstreamError("the connection to the source was closed", errno.ESHUTDOWN)
 
     def _serve(self, handle: Any, low_water: LowWater) -> None:
         """Send what is queued and take replies until the connection breaks or is closed."""
@@ -249,32 +256,38 @@ class Connection:
         hear_out(handle)
 
     def _look(self) -> None:
-        """Once in `STALL_S`: tell whose replies others overtake, or that are sent anew, again."""
+        """Once in `STALL_S`: tell whose replies others overtake, again."""
         self._looked_s = self._heard_s
         for flight in list(self._in_flight.values()):
             flight.looks += 1
-            is_late = flight.looks > 2 and flight.number < self._overtaken
-            if (is_late or flight.request.stalls > 1) and flight.request.stuck:
+            if flight.looks > 2 and flight.number < self._overtaken:
                 flight.request.stuck()
 
     def _stall(self) -> None:
-        """Nothing has come for `STALL_S`: an UpstreamError, unless that has happened before."""
+        """Nothing has come for `STALL_S`: an UpstreamError, unless the oldest has longer."""
         owed = [flight.request for flight in self._in_flight.values()]
-        patience_s = STALL_S * 2 ** min(max(request.stalls for request in owed), MOST_DOUBLED)
-        now_s = time.monotonic()
-        if now_s - self._heard_s <= patience_s:
-            return
         for request in owed:
-            if request.stalls == 0:
-                request.silent_since_s = self._heard_s
-            request.stalls += 1
-        oldest = owed[0]
-        self._in_flight[id(oldest)] = self._in_flight.pop(id(oldest))
+            if request.stalls:
+                request.stuck()
+        patience_s = STALL_S * 2 ** min(owed[0].stalls, MOST_DOUBLED)
+        if time.monotonic() - self._heard_s > patience_s:
+            self._put_aside(owed[0])
+            raise UpstreamError(f"no reply for {patience_s:.0f} s", errno.ETIMEDOUT)
+
+    def _put_aside(self, oldest: Request) -> None:
+        """Let nothing wait for a request that has been owed in vain."""
+        oldest.silent_since_s = oldest.silent_since_s or self._heard_s
+        oldest.stalls += 1
+        oldest.stuck()
         if oldest.stalls > 1:
-            silent_s = now_s - oldest.silent_since_s
+            silent_s = time.monotonic() - oldest.silent_since_s
             why = f"the source has not answered a {oldest.what} for {silent_s:.0f} s"
             self.on_silence(oldest, why)
-        raise UpstreamError(f"no reply for {patience_s:.0f} s", errno.ETIMEDOUT)
+        flight = self._in_flight.pop(id(oldest))
+        if self.sets_apart(oldest):
+            self._answered_bytes += oldest.reply_bytes
+        else:
+            self._in_flight[id(oldest)] = flight
 
     @property
     def _owes_more_than_a_reply(self) -> bool:
@@ -331,14 +344,14 @@ class Connection:
         if flight.parts or self._in_flight.pop(id(request), None) is None:
             return
         self._overtaken = max(self._overtaken, flight.number)
-        if request.stalls > 1:
-            self.on_silence(request, None)
         if flight.error:
             request.error = RefusedError(
                 f"the source failed a {request.what}: {os.strerror(flight.error)}", flight.error
             )
         else:
             request.trim(self._limits)
+        if request.stalls:
+            self.on_silence(request, None)
         self._finished.append(request)
 
     def _deliver(self) -> None:
@@ -380,10 +393,10 @@ class Connection:
                 (late if expired or all_of_them else queued).append(request)
             self._queue = queued
         for request in late:
-            if request.stalls > 1:
-                self.on_silence(request, None)
             what = f"the source {self._endpoint.uri} can't be reached: {self._why}"
             request.error = UpstreamError(what, errno.EIO)
+            if request.stalls:
+                self.on_silence(request, None)
             self._answered_bytes += request.reply_bytes
             request.done(request)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from relocator.errors import UpstreamError
 from relocator.source.handles import Limits
+from relocator.store.geometry import Extent
 
 
 @dataclass(eq=False)
@@ -15,7 +16,7 @@ class Request:
     the result in `data` (a read) or `runs` (`(length, flags)` in bytes from `offset` on, which may
     cover less than was asked); a RefusedError is the source's own answer. `stuck()` is called there
     now and then once it has been owed for long. `stalls`: how often nothing came for too long while
-    it was, since `silent_since_s`.
+    it was the oldest that was owed, since `silent_since_s`.
     """
 
     kind: str
@@ -26,7 +27,7 @@ class Request:
     data: bytearray = field(default_factory=bytearray)
     runs: list[tuple[int, int]] = field(default_factory=list)
     error: UpstreamError | None = None
-    stuck: Callable[[], None] | None = None
+    stuck: Callable[[], None] = lambda: None
     stalls: int = 0
     silent_since_s: float = 0.0
 
@@ -34,6 +35,16 @@ class Request:
     def what(self) -> str:
         """What it asks for, in words."""
         return f"{self.kind} of {self.length} bytes at {self.offset}"
+
+    @property
+    def extent(self) -> Extent:
+        """Where."""
+        return Extent(self.offset, self.length)
+
+    def overlaps(self, place: Extent) -> bool:
+        """Whether it asks for some of `place`."""
+        end = self.offset + self.length
+        return place.offset < end and self.offset < place.offset + place.length
 
     @property
     def reply_bytes(self) -> int:

@@ -12,16 +12,19 @@ from typing import Any, TypeVar
 
 from relocator.errors import UpstreamError
 from relocator.filesystem.rounds import Rounds, serve
+from relocator.source.apart import Apart
 from relocator.source.connection import Connection, Guard
 from relocator.source.endpoint import Endpoint
 from relocator.source.handles import connected, read_many
 from relocator.source.requests import Request
+from relocator.store.geometry import Extent
 
 T = TypeVar("T")
 Done = Callable[[Request], None]
 FEWEST = 2
 FAR = 13
 FAR_S = 0.05
+SILENT_S = 1.0
 
 
 def probe_size(endpoint: Endpoint) -> int:
@@ -42,6 +45,9 @@ class Upstream:
     source bears several clients (`can_multi_conn`), long before anything is copied if the proxy is
     in standby. With `shared`, no connection is kept for demand. What one that can't come back was
     asked for goes to another: a server may bear no second client, or a firewall no new connection.
+
+    What the source leaves unanswered is waited for over connections that are apart, one for guests
+    and one for the copy. So is whatever is asked for there later, until that was read once.
 
     How many: None is `FEWEST`, or `FAR` where the round trip is `FAR_S` or more. A connection
     begins with some 14 KB a round trip and doubles that each time, so twelve fill the link three or
@@ -66,12 +72,15 @@ class Upstream:
         self._demand = Connection(endpoint, "upstream-demand", guard)
         #: told what the source has not answered for long, and None once it has, on any thread
         self.on_silence: Callable[[str | None], None] = lambda _why: None
-        self._demand.on_silence = self._tell_silence
+        self._look_after(self._demand)
         self._silent: dict[int, str] = {}
-        self._demand.takes_over = self._take_over
+        self._slow: dict[Extent, int] = {}  # where a read was left unanswered, and how often
+        self._apart = self._apart_connection("upstream-apart")
+        self._demand_apart = self._apart_connection("upstream-demand-apart")
         first = self._background_connection(1)
         first.on_connected = self._open_others
-        self._lock = threading.Lock()  # of these two: who leaves, leaves nobody behind
+        #: of what is silent or slow, and of these two: who leaves, leaves nobody behind
+        self._lock = threading.Lock()
         self._background = [first]
         self._closing = False
 
@@ -88,12 +97,22 @@ class Upstream:
     @property
     def connections(self) -> int:
         """How many connections are up."""
-        return sum(one.connected for one in [self._demand, *self._background])
+        return sum(one.connected for one in self._everyone)
 
     @property
     def silent_s(self) -> float:
         """For how long a connection has been owed something and brought nothing."""
-        return max(one.silent_s for one in [self._demand, *self._background])
+        return max(one.silent_s for one in self._everyone)
+
+    @property
+    def is_background_silent(self) -> bool:
+        """Whether a background connection has brought nothing for a while, and demand's has."""
+        silent_s = max(one.silent_s for one in self._background)
+        return silent_s > SILENT_S > self._demand.silent_s
+
+    @property
+    def _everyone(self) -> list[Connection]:
+        return [self._demand, self._demand_apart, *self._background, self._apart]
 
     @property
     def lanes(self) -> int:
@@ -108,9 +127,19 @@ class Upstream:
     def _background_connection(self, number: int) -> Connection:
         name = f"upstream-background-{number}"
         one = Connection(self._endpoint, name, self._guard, gathers=not self._shared)
+        self._look_after(one)
+        return one
+
+    def _apart_connection(self, name: str) -> Apart:
+        one = Apart(self._endpoint, name, self._guard)
         one.takes_over = self._take_over
         one.on_silence = self._tell_silence
         return one
+
+    def _look_after(self, one: Connection) -> None:
+        one.takes_over = self._take_over
+        one.sets_apart = self._set_apart
+        one.on_silence = self._tell_silence
 
     def _open_others(self) -> None:
         """The first background connection is up; runs on its thread."""
@@ -126,11 +155,38 @@ class Upstream:
 
     def _tell_silence(self, request: Request, why: str | None) -> None:
         with self._lock:
-            if why is None:
-                self._silent.pop(id(request), None)
-            else:
+            if why is not None:
                 self._silent[id(request)] = why
+            else:
+                self._silent.pop(id(request), None)
+                self._note_end(request)
             self.on_silence(next(reversed(self._silent.values()), None))
+
+    def _note_end(self, request: Request) -> None:
+        """What is over tells more than what was known of the place."""
+        if request.kind == "read":
+            for place in [place for place in self._slow if request.overlaps(place)]:
+                del self._slow[place]
+            if request.error is not None:
+                self._slow[request.extent] = request.stalls
+
+    def _stalls_at(self, request: Request) -> int:
+        """How often the source was silent where this reads: it is given as much time at once."""
+        with self._lock:
+            found = [stalls for place, stalls in self._slow.items() if request.overlaps(place)]
+        return max(found, default=0)
+
+    def _set_apart(self, request: Request) -> bool:
+        """Let nothing else wait for it, if the source bears several clients."""
+        one = self._apart if request.deadline_s is None else self._demand_apart
+        with self._lock:
+            if self._closing or self.connections < FEWEST:
+                return False
+            if request.kind == "read":
+                self._slow[request.extent] = request.stalls
+            one.start()
+        one.submit(request)
+        return True
 
     def _least_busy(self) -> Connection:
         """The background connection for the next request."""
@@ -142,14 +198,17 @@ class Upstream:
         )
 
     def _take_over(self, request: Request) -> bool:
-        """Give a request to a connection that is up, if there is one."""
+        """Give a request to a connection that is up, if there is one.
+
+        One that was left unanswered goes to one that has nothing else to do.
+        """
         other = self._least_busy()
         if not other.connected:
             other = self._demand
-        if other.connected:
-            other.submit(request)
-            return True
-        return False
+        if not other.connected or (request.stalls and other.owed_bytes):
+            return False
+        other.submit(request)
+        return True
 
     def fetch(
         self,
@@ -158,7 +217,7 @@ class Upstream:
         done: Done,
         *,
         background: bool,
-        stuck: Callable[[], None] | None = None,
+        stuck: Callable[[], None] = lambda: None,
     ) -> None:
         """Read `length` bytes at `offset`; `done` gets them, or the error; `stuck` as of `Request`.
 
@@ -166,11 +225,17 @@ class Upstream:
         waits for it as long as it takes.
         """
         if background:
-            self._least_busy().submit(Request("read", offset, length, done, stuck=stuck))
+            request = Request("read", offset, length, done, stuck=stuck)
+            connection = self._least_busy()
         else:
             deadline_s = time.monotonic() + self.retry_timeout_s
+            request = Request("read", offset, length, done, deadline_s, stuck=stuck)
             connection = self._least_busy() if self._shared else self._demand
-            connection.submit(Request("read", offset, length, done, deadline_s, stuck=stuck))
+        if self._slow:
+            request.stalls = self._stalls_at(request)
+            if request.stalls and self._set_apart(request):
+                return
+        connection.submit(request)
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Read through, keeping nothing.
@@ -219,7 +284,7 @@ class Upstream:
         """Disconnect; whatever waits fails. Must not be called from a `done`."""
         with self._lock:
             self._closing = True
-            everyone = [self._demand, *self._background]
+            everyone = self._everyone
         for one in everyone:
             one.leave()
         for one in everyone:

@@ -32,6 +32,7 @@ class Data:
     uri = "explored"
     retry_timeout_s = 60.0
     connections = lanes = 1
+    is_background_silent = False
 
     def __init__(self, network: Network, settings: Config, guard: Guard) -> None:
         self._network = network

@@ -1,7 +1,11 @@
 """A source's disk with bad sectors: that is all that is missing, and nobody waits for it."""
 
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import nbd
 import pytest
@@ -38,8 +42,9 @@ IMPATIENT = """\
 from relocator.copying import hydration
 from relocator.source import connection
 
-connection.STALL_S = hydration.STUCK_S = 1.0
+connection.STALL_S = hydration.STUCK_S = {seconds}
 """
+NEVER_S = 1000.0
 
 
 class Sectors:
@@ -66,9 +71,33 @@ def sectors(tmp_path: Path) -> Sectors:
     return found
 
 
-def changed(directory: Path, text: str) -> Path:
+def impatient(directory: Path, seconds: float = 1.0) -> Path:
+    """A plugin that is ours and waits so long where it else waits for 10 s."""
     (directory / "ours").mkdir()
-    return mistaken(directory / "ours", text)
+    return mistaken(directory / "ours", IMPATIENT.format(seconds=seconds))
+
+
+@contextmanager
+def one_after_the_other(directory: Path, sectors: Sectors) -> Iterator[Server]:
+    """A target that serves its requests as `relocator target` does; it need not end by itself."""
+    flags = ("-t", "1")
+    with target(directory, SIZE_BYTES, file=sectors.plugin, flags=flags) as source:
+        try:
+            yield source
+        finally:
+            source.kill()
+
+
+def waits(guest: Any, offset: int) -> float:
+    """How long a guest's read of a block takes."""
+    began_s = time.monotonic()
+    assert guest.pread(BLOCK, offset) == source_bytes(SIZE_BYTES)[offset : offset + BLOCK]
+    return time.monotonic() - began_s
+
+
+def refuses(guest: Any, offset: int) -> None:
+    with pytest.raises(nbd.Error, match="EIO"):
+        guest.pread(BLOCK, offset)
 
 
 def missing(server: Server) -> int:
@@ -166,24 +195,88 @@ def test_a_sector_that_takes_long_to_fail_is_waited_for_longer_each_time(
     tmp_path: Path, sectors: Sectors
 ) -> None:
     sectors.break_(BAD, BLOCK, seconds=2.5)
-    flags = ("-t", "1")  # as `relocator target` starts it: one after the other
-    with target(tmp_path, SIZE_BYTES, file=sectors.plugin, flags=flags) as source:
-        ours = changed(tmp_path, IMPATIENT)
+    with one_after_the_other(tmp_path, sectors) as source:
+        ours = impatient(tmp_path)
         with proxy(tmp_path, source, "order=sequential", "readahead=0", file=ours) as server:
-            told: set[str] = set()
-
-            def others() -> bool:
-                told.add(str(server.status()["error"]))
-                return missing(server) <= 32
-
-            wait_for(others, "all but one request", timeout_s=60)
+            wait_for(lambda: missing(server) <= 32, "all but one request", timeout_s=60)
+            told = "has not answered a read"
+            wait_for(lambda: told in str(server.status()["error"]), "word of it")
             guest = server.connect()
-            began_s = time.monotonic()
-            assert guest.pread(BLOCK, BAD - BLOCK) == source_bytes(SIZE_BYTES)[BAD - BLOCK : BAD]
-            assert time.monotonic() - began_s < 30.0
+            assert waits(guest, BAD - BLOCK) < 30
             guest.pwrite(bytes(BLOCK), BAD)
             server.wait()
-            assert any("has not answered a read" in one for one in told), told
     model = source_bytes(SIZE_BYTES)
     model[BAD : BAD + BLOCK] = bytes(BLOCK)
     assert copied(tmp_path) == model
+
+
+def test_a_place_that_is_never_answered_holds_nothing_else_up(
+    tmp_path: Path, sectors: Sectors
+) -> None:
+    sectors.break_(BAD, BLOCK, NEVER_S)
+    keys = ("order=sequential", "readahead=0", "window=256K")
+    with one_after_the_other(tmp_path, sectors) as source:
+        with proxy(tmp_path, source, *keys, file=impatient(tmp_path)) as server:
+            wait_for(lambda: missing(server) <= 32, "all but one request", timeout_s=15)
+            guest = server.connect()
+            assert waits(guest, BAD - BLOCK) < 5
+            guest.pwrite(bytes(128 << 10), BAD - (64 << 10))
+            guest.pwrite(bytes(128 << 10), BAD)
+            server.wait()
+    model = source_bytes(SIZE_BYTES)
+    model[BAD - (64 << 10) : BAD + (128 << 10)] = bytes(192 << 10)
+    assert copied(tmp_path) == model
+
+
+def test_a_copy_ahead_is_kept_in_step_but_for_such_a_place(
+    tmp_path: Path, sectors: Sectors
+) -> None:
+    sectors.break_(BAD, BLOCK, NEVER_S)
+    keys = ("mode=standby", "refresh=1")
+    with one_after_the_other(tmp_path, sectors) as source:
+        with proxy(tmp_path, source, *keys, file=impatient(tmp_path)) as server:
+            wait_for(lambda: missing(server) <= 32, "all but one request", timeout_s=15)
+            source.connect().pwrite(b"1" * BLOCK, 0)
+            wait_for(lambda: copied(tmp_path)[:BLOCK] == b"1" * BLOCK, "the copy", timeout_s=15)
+
+
+def test_who_reads_on_beside_such_a_place_does_not_wait_for_what_is_read_ahead(
+    tmp_path: Path, sectors: Sectors
+) -> None:
+    sectors.break_(BAD, BLOCK, NEVER_S)
+    with one_after_the_other(tmp_path, sectors) as source:
+        with proxy(tmp_path, source, "order=sequential", "rate=8M") as server:
+            wait_for(lambda: server.status()["source_silent_s"] > 2, "silence")
+            guest = server.connect()
+            assert max(waits(guest, SIZE_BYTES // 2 + at * BLOCK) for at in range(20)) < 5
+
+
+def test_a_guest_s_read_of_such_a_place_keeps_no_other_s(tmp_path: Path, sectors: Sectors) -> None:
+    sectors.break_(BAD, BLOCK, NEVER_S)
+    keys = ("background=off", "readahead=0")
+    with one_after_the_other(tmp_path, sectors) as source:
+        with proxy(tmp_path, source, *keys, file=impatient(tmp_path)) as server:
+            unlucky = server.connect()
+            unlucky.aio_pread(bytearray(BLOCK), BAD)
+            guest = server.connect()
+            assert sum(waits(guest, at << 20) for at in range(2, 8)) < 10
+            guest.pwrite(bytes(BLOCK), BAD)
+
+
+def test_what_was_slow_once_is_not_waited_for_by_others_when_it_is_read_again(
+    tmp_path: Path, sectors: Sectors
+) -> None:
+    sectors.break_(BAD, BLOCK, seconds=4)
+    keys = ("background=off", "readahead=0")
+    with one_after_the_other(tmp_path, sectors) as source:
+        with proxy(tmp_path, source, *keys, file=impatient(tmp_path, 3.0)) as server:
+            refuses(server.connect(), BAD)
+            again = threading.Thread(target=refuses, args=(server.connect(), BAD))
+            again.start()
+            guest = server.connect()
+            wait_for(lambda: server.status()["source_silent_s"] > 0.1, "silence")
+            assert max(waits(guest, at << 20) for at in range(2, 8)) < 2
+            again.join()
+            wait_for(lambda: server.status()["source_connections"] == 2, "an end of the third")
+            sectors.mend()
+            waits(guest, BAD)

@@ -12,6 +12,7 @@ class FakeUpstream:
 
     uri = "fake:"
     connected = True
+    is_background_silent = False
     retry_timeout_s = 5.0
 
     def __init__(self, data: bytes) -> None:
@@ -27,7 +28,7 @@ class FakeUpstream:
         done: Done,
         *,
         background: bool,
-        stuck: Callable[[], None] | None = None,
+        stuck: Callable[[], None] = lambda: None,
     ) -> None:
         self.fetched.append((offset, length))
         self.background.append(background)

@@ -68,13 +68,17 @@ def test_a_failed_fetch_reaches_its_own_reader_and_leaves_the_block_absent(bench
     assert again.result() == DATA[4 * BLOCK : 5 * BLOCK]
 
 
+@pytest.mark.parametrize("sign", ["it takes long", "it stays out", "all are silent"])
 def test_a_reader_takes_its_block_from_a_fetch_that_is_stuck(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, sign: str
 ) -> None:
-    monkeypatch.setattr(hydration, "STUCK_S", 0.1)
     claim = bench.hydration.background.claim(0, 4, 4)
     assert claim is not None
     bench.hydration.send(claim, unheard)
+    monkeypatch.setattr(hydration, "STUCK_S", 0.1 if sign == "it takes long" else 1000.0)
+    if sign == "it stays out":
+        bench.upstream.waiting[0].stuck()
+    bench.upstream.is_background_silent = sign == "all are silent"
     reader = bench.in_thread(bench.read, 2, 3)
     waiting(bench, 2)
     assert bench.upstream.fetched == [(0, 4 * BLOCK), (2 * BLOCK, BLOCK)]
@@ -125,9 +129,7 @@ def test_what_stays_out_keeps_no_round(bench: Bench) -> None:
     assert claim is not None
     bench.hydration.send(claim, unheard)
     assert not bench.hydration.background.left_to_refused
-    stuck = bench.upstream.waiting[0].stuck
-    assert stuck is not None
-    stuck()
+    bench.upstream.waiting[0].stuck()
     assert bench.hydration.background.left_to_refused
     bench.upstream.reply()
     assert bench.store.all_present
