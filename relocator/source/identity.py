@@ -55,27 +55,35 @@ def samples(handle: Any) -> str:
     A place that can't be read has `-` for a digest: a bad block must not make a disk a stranger.
 
     Raises:
-        UpstreamError: the connection is lost.
+        UpstreamError: the connection is lost or silent, or none of them can be read.
     """
     found = read_each(handle, places(handle.get_size()))
+    if found.count(None) == len(found):
+        raise UpstreamError("the source can't read any of the places that it is known by")
     return " ".join("-" if data is None else _digest(data) for data in found)
 
 
 def read_each(handle: Any, wanted: list[Extent]) -> list[bytes | None]:
-    """What is at each place, None where it can't be read; errors as of `samples`."""
+    """What is at each place, None where it can't be read.
+
+    Raises:
+        UpstreamError: the connection is lost or silent, which says nothing of any place.
+    """
     try:
         return [*read_many(handle, wanted)]
-    except UpstreamError:
+    except UpstreamError as error:
+        if error.is_away:
+            raise
         return [_read_one(handle, place) for place in wanted]
 
 
 def _read_one(handle: Any, place: Extent) -> bytes | None:
     try:
         return read_many(handle, [place])[0]
-    except UpstreamError:
-        if handle.aio_is_ready():
-            return None
-        raise
+    except UpstreamError as error:
+        if error.is_away or not handle.aio_is_ready():
+            raise
+        return None
 
 
 def _digest(data: bytes) -> str:
@@ -83,13 +91,14 @@ def _digest(data: bytes) -> str:
 
 
 def agree(known: str, found: str) -> bool:
-    """Whether no place that could be read both times has changed."""
+    """Whether some place could be read both times, and none of these has changed."""
     pairs = zip_longest(known.split(), found.split())
-    return all(one == other or "-" in (one, other) for one, other in pairs)
+    read = [(one, other) for one, other in pairs if "-" not in (one, other)]
+    return bool(read) and all(one == other for one, other in read)
 
 
 def samples_at(endpoint: Endpoint) -> str | None:
-    """`samples` over a connection of its own; None if it is lost."""
+    """`samples` over a connection of its own; None if they can't be had."""
     try:
         with connected(endpoint) as handle:
             return samples(handle)

@@ -5,23 +5,34 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import nbd
 import pytest
 
-from relocator.errors import OtherDiskError
+from relocator.errors import OtherDiskError, UpstreamError
 from relocator.filesystem.rounds import ask_one
-from relocator.source import digests
+from relocator.source import digests, identity
 from relocator.source.endpoint import Endpoint
-from relocator.source.identity import Guard, samples_at
+from relocator.source.handles import connected, read_many
+from relocator.source.identity import Guard, samples, samples_at
 from relocator.source.remote import Source
 from relocator.source.requests import Request
 from relocator.source.upstream import Upstream
 from relocator.store import meta as metadata
 from tests.support.model import source_bytes
-from tests.support.servers import PLUGIN, Server, mistaken, proxy, refused, status_or_none, wait_for
+from tests.support.servers import (
+    PLUGIN,
+    Server,
+    mistaken,
+    nbdkit,
+    proxy,
+    refused,
+    status_or_none,
+    wait_for,
+)
 from tests.support.sources import daemon
 from tests.support.stores import make_store
 
@@ -318,6 +329,25 @@ def test_another_disk_is_not_noted_as_what_the_source_is_known_by(tmp_path: Path
             server.control.call("set", background="on")
             server.wait(PATIENCE_S)
     assert (store / "disk.img").read_bytes() == source_bytes(SIZE_BYTES)
+
+
+def test_what_is_silent_is_not_taken_for_what_can_not_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with moving(tmp_path, foreign) as (source, _):
+        with connected(Endpoint(uri(source))) as handle:
+            monkeypatch.setattr(identity, "read_many", partial(read_many, timeout_s=0.3))
+            source.signal(signal.SIGSTOP)
+            with pytest.raises(UpstreamError, match="no answer within"):
+                samples(handle)
+            source.signal(signal.SIGCONT)
+
+
+def test_a_disk_of_which_nothing_can_be_read_is_known_by_nothing(tmp_path: Path) -> None:
+    failing = ["--filter=error", "memory", "4M", "error-pread=EIO", "error-pread-rate=100%"]
+    with nbdkit(tmp_path, "source", failing) as source:
+        with pytest.raises(UpstreamError, match="can't read any of the places"):
+            samples(source.connect())
 
 
 def test_a_verdict_is_not_believed_of_what_is_another_disk_by_then(tmp_path: Path) -> None:

@@ -37,6 +37,11 @@ def test_a_place_that_could_not_be_read_says_nothing() -> None:
     assert not agree("a b c", "a b")
 
 
+def test_a_disk_of_which_nothing_was_read_both_times_is_not_known_again() -> None:
+    assert not agree("- -", "- -")
+    assert not agree("a -", "- b")
+
+
 def test_a_disk_of_another_size_is_refused_before_anything_is_known_of_it(store: Store) -> None:
     store.update(origin_seal=None, origin_id=None, base=None, standby=True)
     with pytest.raises(OtherDiskError, match="another disk: 4096 bytes, not 1048576"):
