@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 from relocator.source.connection import Connection
+from relocator.source.sockets import LowWater
 
 LINGER_S = 2.0
 
@@ -26,7 +27,7 @@ class Apart(Connection):
 
     # Below this line everything runs on the connection's own thread.
 
-    def _connect(self) -> Any:
+    def _connect(self) -> tuple[Any, LowWater]:
         poller = select.poll()
         poller.register(self._wake_fd, select.POLLIN)
         while not self._queue:

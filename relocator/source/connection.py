@@ -43,6 +43,7 @@ from relocator.source.handles import (
     check_size,
     hear_out,
     limits_of,
+    low_water_of,
     open_handle,
     progress,
 )
@@ -178,9 +179,9 @@ class Connection:
         while not self._closing:
             handle, in_vain = None, False
             try:
-                handle = self._connect()
+                handle, low_water = self._connect()
                 delays = backoff()
-                with LowWater(handle.aio_get_fd()) as low_water:
+                with low_water:
                     self._serve(handle, low_water)
             except (nbd.Error, UpstreamError, StoreError) as error:
                 self._why = str(error)
@@ -200,7 +201,7 @@ class Connection:
         self._put_back()
         self._expire(all_of_them=True)
 
-    def _connect(self) -> Any:
+    def _connect(self) -> tuple[Any, LowWater]:
         """Connect and negotiate."""
 
         def idle() -> None:
@@ -217,12 +218,13 @@ class Connection:
         self.multi_conn = handle.can_multi_conn()
         self.round_trip_s = round_trip_s(handle.aio_get_fd())
         self._limits = limits_of(handle)
+        low_water = low_water_of(handle, self._endpoint)
         self._lost = False
         self.refusal = None
         self.connected = True
         self._heard_s = self._looked_s = time.monotonic()
         self.on_connected()
-        return handle
+        return handle, low_water
 
     def _check_open(self) -> None:
         if self._closing:

@@ -20,7 +20,7 @@ from relocator.errors import OtherDiskError, UpstreamError
 from relocator.source import tls
 from relocator.source.endpoint import Endpoint
 from relocator.source.handshake import WAIT_S, Handshake
-from relocator.source.sockets import keep_alive, socket_of
+from relocator.source.sockets import LowWater, keep_alive, socket_of
 from relocator.source.tunnel import Tunnel
 from relocator.store.geometry import Extent
 
@@ -116,10 +116,23 @@ def open_handle(
         why = tunnel.complaint() if tunnel is not None else tls.explain(endpoint, error.string)
         why = why or error.string
         raise UpstreamError(f"{endpoint.server}: {why}", error.errnum or errno.EIO) from error
-    except OSError as error:  # ours: no file may be opened any more, say
-        what = f"{endpoint.server}: no connection can be made from here: {error.strerror or error}"
-        raise UpstreamError(what, error.errno or errno.EIO) from error
+    except OSError as error:
+        raise _not_from_here(endpoint, error) from error
     return handle
+
+
+def _not_from_here(endpoint: Endpoint, error: OSError) -> UpstreamError:
+    """What is wrong at our end: no file may be opened any more, say."""
+    what = f"{endpoint.server}: no connection can be made from here: {error.strerror or error}"
+    return UpstreamError(what, error.errno or errno.EIO)
+
+
+def low_water_of(handle: Any, endpoint: Endpoint) -> LowWater:
+    """The low-water mark of a handle connected to `endpoint`; errors as of `open_handle`."""
+    try:
+        return LowWater(handle.aio_get_fd())
+    except OSError as error:
+        raise _not_from_here(endpoint, error) from error
 
 
 @contextmanager

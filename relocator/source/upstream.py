@@ -8,6 +8,7 @@ all there is on the link: the copier bounds it (see pacing.py).
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from relocator.errors import UpstreamError
@@ -148,10 +149,11 @@ class Upstream:
         with self._lock:
             if not first.multi_conn or len(self._background) > 1 or self._closing:
                 return
-            for number in range(2, wanted):
-                one = self._background_connection(number)
-                one.start()
-                self._background.append(one)
+            with suppress(OSError):  # no file may be opened any more: there are fewer of them
+                for number in range(2, wanted):
+                    one = self._background_connection(number)
+                    one.start()
+                    self._background.append(one)
 
     def _tell_silence(self, request: Request, why: str | None) -> None:
         with self._lock:

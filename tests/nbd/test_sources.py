@@ -1,5 +1,7 @@
 """Servers of all kinds as the source, with a guest at work, and with faults on the way."""
 
+import errno
+import os
 import signal
 import threading
 import time
@@ -12,7 +14,7 @@ import pytest
 
 from relocator.errors import UpstreamError
 from relocator.filesystem.rounds import Rounds
-from relocator.source import upstream
+from relocator.source import sockets, upstream
 from relocator.source.endpoint import Endpoint
 from relocator.source.handles import connected
 from relocator.source.remote import Source
@@ -210,6 +212,32 @@ def test_a_far_source_gets_more_connections_before_anything_is_copied(
         try:
             wait_for(lambda: there.connected and there.connections >= seen, f"{seen} connections")
             assert there.connections == seen
+        finally:
+            there.close()
+
+
+@pytest.mark.parametrize(
+    ("module", "opens", "refusals"), [(sockets, "socket_of", 3), (os, "eventfd", 1)]
+)
+def test_a_connection_for_which_no_file_can_be_opened_is_made_later_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, opens: str, refusals: int
+) -> None:
+    open_, arrived, refused = getattr(module, opens), threading.Event(), []
+
+    def scarce(*arguments: Any) -> Any:
+        if len(refused) < refusals:
+            refused.append(arguments)
+            raise OSError(errno.EMFILE, "Too many open files")
+        return open_(*arguments)
+
+    with daemon(tmp_path, "source", lambda port: nbdkit_file(tmp_path, port)) as source:
+        there = Upstream(Endpoint(f"nbd://127.0.0.1:{source.port}/"), 10.0, connections=4)
+        monkeypatch.setattr(module, opens, scarce)
+        there.start()
+        try:
+            wait_for(lambda: len(refused) == refusals and there.connected, "both connections")
+            there.fetch(0, 4096, lambda _request: arrived.set(), background=True)
+            assert arrived.wait(10)
         finally:
             there.close()
 
