@@ -180,8 +180,8 @@ class Lifecycle:
         diverged = self._store.diverged
         if written := diverged.count(0, diverged.bits):
             raise StateError(
-                f"'withdraw' is refused: {written} blocks were written here; "
-                "relocate the disk back instead"
+                f"'withdraw' is refused: {written} blocks were written here (a write that failed "
+                "counts, too); relocate the disk back instead"
             )
 
     def complete(self) -> None:

@@ -107,6 +107,21 @@ def test_rounds_go_on_once_there_is_room(tmp_path: Path, room: Room) -> None:
             assert server.connect().pread(SIZE_BYTES, 0) == expected
 
 
+def test_a_write_that_failed_counts_as_written_and_withdraw_says_so(
+    tmp_path: Path, room: Room
+) -> None:
+    with target(tmp_path, SIZE_BYTES) as at_source:
+        keys = ("mode=standby", "background=off")
+        with proxy(tmp_path, room, at_source.uri, *keys) as server:
+            server.control.call("activate", wait=True)
+            room.fill(server)
+            with pytest.raises(nbd.Error, match="ENOSPC"):
+                server.connect().pwrite(b"1" * BLOCK, 0)
+            told = "1 blocks were written here \\(a write that failed counts, too\\)"
+            with pytest.raises(RelocatorError, match=told):
+                server.control.call("withdraw")
+
+
 def test_so_do_rounds_by_a_bitmap_and_nothing_is_copied_that_only_it_would_know(
     tmp_path: Path, room: Room
 ) -> None:
