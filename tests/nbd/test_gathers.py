@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from relocator.source import connection
+from relocator.source import handles
 from relocator.source.connection import GATHER_BYTES, Connection
 from relocator.source.endpoint import Endpoint
 from relocator.source.requests import Request
@@ -45,7 +45,7 @@ def test_whatever_else_was_asked_replies_gather_and_are_right(
             marks.append(least_bytes)
             super().set(least_bytes)
 
-    monkeypatch.setattr(connection, "LowWater", Noted)
+    monkeypatch.setattr(handles, "LowWater", Noted)
     with nbdkit(tmp_path, "source", [*serve, str(tmp_path / "disk")]) as source:
         copier = Connection(Endpoint(source.uri), "copier", gathers=True)
         copier.start()
