@@ -238,7 +238,7 @@ class Connection:
                 self._send(handle, self._queue.popleft())
             gather = self._gathers and not in_vain and self._owes_more_than_a_reply
             low_water.set(GATHER_BYTES if gather else 1)
-            if progress(handle, GATHER_S if gather else 1.0, self._wake_fd):
+            if heard := progress(handle, GATHER_S if gather else 1.0, self._wake_fd):
                 self._heard_s, in_vain = time.monotonic(), False
             else:
                 in_vain = gather
@@ -250,7 +250,7 @@ class Connection:
                 raise UpstreamError("the source ended the connection", errno.ENOTCONN)
             if not self._in_flight:
                 self._heard_s = time.monotonic()
-            elif time.monotonic() - self._heard_s > STALL_S:
+            elif not heard and time.monotonic() - self._heard_s > STALL_S:
                 self._stall()
             if self._heard_s - self._looked_s > STALL_S:
                 self._look()

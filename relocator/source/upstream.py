@@ -172,11 +172,12 @@ class Upstream:
             if request.error is not None:
                 self._slow[request.extent] = request.stalls
 
-    def _stalls_at(self, request: Request) -> int:
-        """How often the source was silent where this reads: it is given as much time at once."""
+    def _is_slow(self, request: Request) -> bool:
+        """Whether the source was silent where this reads: it is given as much time at once."""
         with self._lock:
             found = [stalls for place, stalls in self._slow.items() if request.overlaps(place)]
-        return max(found, default=0)
+        request.stalls = max(found, default=0)
+        return request.stalls > 0
 
     def _set_apart(self, request: Request) -> bool:
         """Let nothing else wait for it, if the source bears several clients."""
@@ -233,10 +234,8 @@ class Upstream:
             deadline_s = time.monotonic() + self.retry_timeout_s
             request = Request("read", offset, length, done, deadline_s, stuck=stuck)
             connection = self._least_busy() if self._shared else self._demand
-        if self._slow:
-            request.stalls = self._stalls_at(request)
-            if request.stalls and self._set_apart(request):
-                return
+        if self._slow and self._is_slow(request) and self._set_apart(request):
+            return
         connection.submit(request)
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
