@@ -1,9 +1,10 @@
 """A handshake with TLS, on a thread of its own, since libnbd doesn't come back from one.
 
 While the peer is silent libnbd (1.14 to 1.22) asks the socket again and again, as fast as it can,
-and doesn't return to whoever called it before the handshake is over: no time limit would hold, and
-a link that is cut just then would cost a processor for good. Here the socket makes it wait, and is
-shut down if that is to end.
+and doesn't return to whoever called it before the handshake is over, or GnuTLS gives up after 40 s:
+no shorter limit would hold, and a link that is cut just then would cost a processor. Here the
+socket makes it wait, and is shut down if that is to end. (Not so where a server on this very host
+answers before libnbd has returned from connecting; then it is 40 s.)
 """
 
 import os

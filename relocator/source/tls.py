@@ -20,6 +20,8 @@ _HOSTNAME, _ADDRESS = 62, 64
 
 def explain(endpoint: Endpoint, said: str) -> str:
     """What libnbd `said`, or what that means where it can be told better."""
+    if "gnutls_handshake" in said and "timed out" in said:
+        return "no answer in the TLS handshake"
     if "server requires TLS" in said:
         return (
             "the source takes encrypted connections only: write nbds://, with tls-certificates=DIR "

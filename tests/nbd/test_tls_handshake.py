@@ -36,6 +36,7 @@ def silent() -> Iterator[int]:
                 except OSError:
                     return
                 peers.append(peer)
+                time.sleep(0.3)  # libnbd is to be back from connecting
                 peer.sendall(_GREETING)
                 peer.recv(4 + 16, socket.MSG_WAITALL)
                 peer.sendall(_ACK)

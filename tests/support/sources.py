@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.support.model import source_bytes
+from tests.support.servers import wait_for
 
 READY_S = 20.0
 SIZE_BYTES = 8 << 20
@@ -67,9 +68,16 @@ class Daemon:
         raise RuntimeError(f"{' '.join(self._argv)} is not up: {self.log.read_text()[-2000:]}")
 
     def signal(self, number: signal.Signals) -> None:
-        """Send it a signal."""
+        """Send it a signal; once it is to stop, wait until all of it has."""
         assert self._process is not None
         self._process.send_signal(number)
+        if number == signal.SIGSTOP:
+            wait_for(self._stands_still, "the server to stand still")
+
+    def _stands_still(self) -> bool:
+        assert self._process is not None
+        stats = Path(f"/proc/{self._process.pid}/task").glob("*/stat")
+        return all(one.read_text().rpartition(")")[2].split()[0] == "T" for one in stats)
 
     def kill(self) -> None:
         """kill -9."""
