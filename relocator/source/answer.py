@@ -127,7 +127,7 @@ def stale(
     """
     base = store.meta.base
     check_id(base, answer)
-    if base is None or base == base.void or base.id != answer["id"]:
+    if base is None or base.is_void or base.id != answer["id"]:
         return [(0, store.geometry.total_blocks)]
     begun = answer["epoch"] - base.epoch
     if begun == began:

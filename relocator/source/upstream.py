@@ -73,6 +73,7 @@ class Upstream:
         self._demand = Connection(endpoint, "upstream-demand", guard)
         #: told what the source has not answered for long, and None once it has, on any thread
         self.on_silence: Callable[[str | None], None] = lambda _why: None
+        self._demand.sets_apart = self._set_apart
         self._look_after(self._demand)
         self._silent: dict[int, str] = {}
         self._slow: dict[Extent, int] = {}  # where a read was left unanswered, and how often
@@ -128,18 +129,17 @@ class Upstream:
     def _background_connection(self, number: int) -> Connection:
         name = f"upstream-background-{number}"
         one = Connection(self._endpoint, name, self._guard, gathers=not self._shared)
+        one.sets_apart = self._set_apart
         self._look_after(one)
         return one
 
     def _apart_connection(self, name: str) -> Apart:
         one = Apart(self._endpoint, name, self._guard)
-        one.takes_over = self._take_over
-        one.on_silence = self._tell_silence
+        self._look_after(one)
         return one
 
     def _look_after(self, one: Connection) -> None:
         one.takes_over = self._take_over
-        one.sets_apart = self._set_apart
         one.on_silence = self._tell_silence
 
     def _open_others(self) -> None:
@@ -172,8 +172,8 @@ class Upstream:
             if request.error is not None:
                 self._slow[request.extent] = request.stalls
 
-    def _is_slow(self, request: Request) -> bool:
-        """Whether the source was silent where this reads: it is given as much time at once."""
+    def _give_time(self, request: Request) -> bool:
+        """As much as its place took before; whether the source was silent there at all."""
         with self._lock:
             found = [stalls for place, stalls in self._slow.items() if request.overlaps(place)]
         request.stalls = max(found, default=0)
@@ -234,7 +234,7 @@ class Upstream:
             deadline_s = time.monotonic() + self.retry_timeout_s
             request = Request("read", offset, length, done, deadline_s, stuck=stuck)
             connection = self._least_busy() if self._shared else self._demand
-        if self._slow and self._is_slow(request) and self._set_apart(request):
+        if self._slow and self._give_time(request) and self._set_apart(request):
             return
         connection.submit(request)
 

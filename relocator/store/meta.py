@@ -39,6 +39,11 @@ class Base:
     seal: str | None = None
 
     @property
+    def is_void(self) -> bool:
+        """Whether that isn't known."""
+        return self.epoch == 0
+
+    @property
     def void(self) -> "Base":
         """The same, of which it isn't known any more what was written since."""
         return replace(self, epoch=0)
@@ -106,7 +111,7 @@ class Meta:
     @property
     def unrecorded(self) -> bool:
         """Whether a power failure has taken the record of what was written here."""
-        return self.base is not None and self.base.epoch == 0 and not self.standby
+        return self.base is not None and self.base.is_void and not self.standby
 
     @property
     def recorded(self) -> bool:
@@ -174,17 +179,18 @@ def _parse(directory: Path, found: Any) -> Meta:
             "believed; put it back from a backup, or give another directory and copy anew"
         )
     known = {field.name for field in fields(Meta)}
-    base, takeover = found.get("base"), found.get("takeover")
+    takeover = found.get("takeover")
     try:
         meta = Meta(**{key: value for key, value in found.items() if key in known})
+        base = None if found.get("base") is None else Base(**found["base"])
         if base is None and meta.origin_id is not None and meta.origin_seal is not None:
             # An older version forgot it after a power failure, and would tell no source any more.
-            base = asdict(Base(meta.origin_id, 0, meta.origin_seal))
+            base = Base(meta.origin_id, 0, meta.origin_seal)
         return replace(
             meta,
             format=FORMAT,
             void_seals=tuple(meta.void_seals),
-            base=None if base is None else Base(**base),
+            base=base,
             takeover=None if takeover is None else Takeover(**takeover),
         )
     except TypeError as error:

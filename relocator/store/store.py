@@ -300,7 +300,7 @@ class Store:
         Nothing, if the copy is not of `base` any more, or the disk is active.
         """
         with self._update_lock:
-            if self.meta.standby and self.meta.base == base and base.epoch:
+            if self.meta.standby and self.meta.base == base and not base.is_void:
                 self._replace_meta(base=base.void)
 
     def _replace_meta(self, **changes: Any) -> None:

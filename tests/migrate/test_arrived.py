@@ -133,10 +133,7 @@ def switches(way: Way) -> None:
 def test_a_proxy_that_is_restarted_while_the_guest_is_on_its_way_is_told_again_to_seal(
     way: Way,
 ) -> None:
-    def leave() -> None:
-        way.source.status, way.source.migration = "finish-migrate", "device"
-
-    way.source.before["migrate-continue"] = leave
+    way.leaves()
     process = way.sending()
     way.source.stand_still()
     wait_for(lambda: way.proxy.status()["seal_confirmed"], "the seal")

@@ -175,10 +175,7 @@ def test_a_qemu_that_may_have_all_of_the_guest_is_stopped_when_the_one_that_send
 ) -> None:
     """What it has may be all that there is."""
 
-    def leave() -> None:
-        way.source.status, way.source.migration = "finish-migrate", "device"
-
-    way.source.before["migrate-continue"] = leave
+    way.leaves()
     process = way.sending()
     found = receiving(way)
     way.source.stand_still()

@@ -45,6 +45,14 @@ class Way:
         self.freeze = ["--freeze", f"{here},{there}"]
         return agent
 
+    def leaves(self) -> None:
+        """When the source is told to go on, the guest is sent, and has not arrived yet."""
+
+        def leave() -> None:
+            self.source.status, self.source.migration = "finish-migrate", "device"
+
+        self.source.before["migrate-continue"] = leave
+
     def argv(self, *more: str) -> list[str]:
         disk = f"{self.target.control_path},{self.proxy.control_path}"
         between = ["--from", str(self.source.path), "--to", str(self.destination.path)]

@@ -22,6 +22,17 @@ def end_in_order(server: Server) -> None:
     server.kill()
 
 
+def brought_back(a: Any, b: Any, model: bytes) -> dict[str, Any]:
+    """The status once the disk is at `a` again, and is what it should be."""
+    home = (f"disk={a.image}", f"store={a.maps}", "mode=standby")
+    with plugin(b.directory, "proxy", f"store={b.directory / 'store'}") as away:
+        with plugin(a.directory, "home", *home, f"source={away.uri}") as proxy:
+            proxy.control.call("activate", wait=True)
+            status = proxy.wait()
+            assert proxy.connect().pread(SIZE_BYTES, 0) == model
+            return status
+
+
 @pytest.mark.parametrize("also", ["withdrawn before", "withdrawn after"])
 def test_a_disk_that_is_given_back_after_a_power_failure_is_sealed_again_the_next_time(
     sites: Any, also: str
@@ -71,14 +82,9 @@ def test_after_a_power_failure_the_way_back_copies_all_of_it(sites: Any) -> None
             assert proxy.status()["source_offers"] == "everything"
             with pytest.raises(RelocatorError, match="nothing to compare: power failed"):
                 proxy.control.call("verify")
-    home = (f"disk={a.image}", f"store={a.maps}", "mode=standby")
-    with plugin(b.directory, "proxy", f"store={b.directory / 'store'}") as away:
-        with plugin(a.directory, "home", *home, f"source={away.uri}") as proxy:
-            proxy.control.call("activate", wait=True)
-            status = proxy.wait()
-            assert proxy.connect().pread(SIZE_BYTES, 0) == model
-            moved = ("background_bytes", "on_demand_bytes", "hole_bytes")
-            assert sum(status[name] for name in moved) >= SIZE_BYTES
+    status = brought_back(a, b, model)
+    moved = ("background_bytes", "on_demand_bytes", "hole_bytes")
+    assert sum(status[name] for name in moved) >= SIZE_BYTES
 
 
 def test_a_site_that_is_started_anew_in_order_knows_what_was_written(sites: Any) -> None:
@@ -94,13 +100,8 @@ def test_a_site_that_is_started_anew_in_order_knows_what_was_written(sites: Any)
         with b.proxy(target) as proxy:
             proof = proxy.control.call("verify")
             assert proof["verified_blocks"] == SIZE_BYTES // BLOCK - written
-    home = (f"disk={a.image}", f"store={a.maps}", "mode=standby")
-    with plugin(b.directory, "proxy", f"store={b.directory / 'store'}") as away:
-        with plugin(a.directory, "home", *home, f"source={away.uri}") as proxy:
-            proxy.control.call("activate", wait=True)
-            status = proxy.wait()
-            assert status["background_bytes"] + status["on_demand_bytes"] <= written * BLOCK
-            assert proxy.connect().pread(SIZE_BYTES, 0) == model
+    status = brought_back(a, b, model)
+    assert status["background_bytes"] + status["on_demand_bytes"] <= written * BLOCK
 
 
 @pytest.mark.parametrize("ends", ["in order", "by a power failure"])
