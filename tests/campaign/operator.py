@@ -99,9 +99,20 @@ def _withdraw(motion: Motion) -> Job:
         motion.given_back(source)
         before = source
         motion.journal.reach("withdrawn")
+        if error:
+            yield from _until_told(motion, source)
     elif "refused" in error and motion.authority is None:
         motion.authority, motion.promised = known, promised
     motion.start_guest(before)
+
+
+def _until_told(motion: Motion, source: str) -> Job:
+    """No write passes at the source yet; no longer, if the disk may have changed hands again."""
+    while motion.authority == source:
+        status = motion.sites[source].status()
+        if status is not None and status["state"] not in ("sealed", "relaying"):
+            return
+        yield
 
 
 def _onward(motion: Motion) -> Job:
