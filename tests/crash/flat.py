@@ -78,12 +78,14 @@ class World:
 
     def start_source(self) -> None:
         """Start the target, and wait for it."""
-        path = self.directory / "target.sock"
-        path.unlink(missing_ok=True)
+        path, ready = self.directory / "target.sock", self.directory / "target.pid"
+        for left in (path, ready):
+            left.unlink(missing_ok=True)
         keys = [f"disk={self.directory / 'disk.img'}", f"store={self.directory / 'maps'}"]
-        command = ["nbdkit", "-f", "-t", "1", "-U", str(path), "python", str(PLUGIN), *keys]
+        server = ["nbdkit", "-f", "-t", "1", "-U", str(path), "-P", str(ready)]
+        command = [*server, "python", str(PLUGIN), *keys]
         self.source = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-        wait_for(path.exists, "the source", PATIENCE_S)
+        wait_for(ready.exists, "the source", PATIENCE_S)  # the socket is there before it listens
 
     def kill_the_source(self) -> None:
         """It comes back after a moment."""
