@@ -1,6 +1,8 @@
 """What loss, size, the kind of link and the clock do to the same migration."""
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -128,7 +130,15 @@ def profiles(evidence: Evidence) -> Drawn:
     frame = evidence.scenario("profiles")
     if len(frame):
         frame = frame.sort_values(["rtt_s", "rate_bits_per_s"])
-    return _conditions(evidence, "profiles", frame, "axis_profile", PROFILES_TITLE)
+    links = frame.drop_duplicates("axis_profile").set_index("axis_profile") if len(frame) else frame
+    labels = {str(name): f"{name}\n{_link(row)}" for name, row in links.iterrows()}
+    return _conditions(evidence, "profiles", frame, "axis_profile", PROFILES_TITLE, labels=labels)
+
+
+def _link(row: pd.Series) -> str:
+    """What a run's link is like, in a few words."""
+    speed = f"{row['rtt_s'] * 1e3:g} ms, {row['rate_bits_per_s'] / 1e6:g} Mbit/s"
+    return f"{speed}, {row['loss']:.1%} lost" if row["loss"] else speed
 
 
 def loads(evidence: Evidence) -> Drawn:
@@ -136,9 +146,18 @@ def loads(evidence: Evidence) -> Drawn:
 
 
 def _conditions(
-    evidence: Evidence, scenario: str, frame: pd.DataFrame, axis: str, title: str
+    evidence: Evidence,
+    scenario: str,
+    frame: pd.DataFrame,
+    axis: str,
+    title: str,
+    *,
+    labels: Mapping[str, str] = MappingProxyType({}),
 ) -> Drawn:
-    """A row for each value of an axis, in the frame's order; a point for each system."""
+    """A row for each value of an axis, in the frame's order; a point for each system.
+
+    `labels` are of values that don't speak for themselves.
+    """
     notes = evidence.notes(scenario)
     if frame.empty:
         return Drawn(title, notes=notes)
@@ -171,7 +190,7 @@ def _conditions(
             if some_never:
                 draw.room_for_never(axes)
             axes.set_xlabel(label)
-            axes.set_yticks(range(len(values)), values)
+            axes.set_yticks(range(len(values)), [labels.get(value, value) for value in values])
             axes.set_ylim(len(values) - 0.5, -0.5)
         for name in names:
             axes.plot([], [], "o", color=draw.COLOURS.get(name, "#444"), label=name)
