@@ -72,7 +72,8 @@ class Holes:
         for index in range(offset // STEP_BYTES, last + 1):
             while not self._is_filled(index):
                 self._ask(index)
-                step = self._steps.pop(index)
+                if (step := self._steps.pop(index, None)) is None:
+                    continue  # blocks have come since: it is good enough now
                 while not step.answered.wait(LOOK_EVERY_S):
                     if self._over():  # what is not here any more came another way
                         return

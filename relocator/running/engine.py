@@ -231,11 +231,15 @@ class Engine:
         return True
 
     def _keep(self) -> None:
-        """Once a second: note that time passes for what is counted; every few seconds: commit."""
+        """Once a second: note that time passes for what is counted; every few seconds: commit.
+
+        If the maps have lost something, what that raises ends the process.
+        """
         seconds = 0
         while not self._lifecycle.stopping.wait(1.0):
             self._heat.tick()
             self._recent.tick()
+            self._store.check()
             seconds += 1
             due = self._store.owes_commit or self._store.failure
             if seconds % COMMIT_EVERY_S == 0 and due:

@@ -171,6 +171,10 @@ class Image:
         """
         os.fsync(self._fd)
 
+    def forget(self) -> None:
+        """Let what is read from now on be what the disk has, where that is all written."""
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
     def data_runs(self, offset: int, end: int) -> Iterator[tuple[int, int, bool]]:
         """Cover `offset..end` with `(start, end, is_data)`, ascending; a hole reads as zero."""
         return data_runs(self._fd, offset, end)

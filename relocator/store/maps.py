@@ -4,6 +4,9 @@
 kill -9. It carries the kernel's boot id; after a reboot it proves nothing, as its pages may have
 reached the disk before the data they speak of, and is thrown away. It has no checksum, so it is
 used only where it has to be: not after a process that closed the store, when both say the same.
+Nobody syncs it. If the kernel can't write one of its pages back, that counts as clean nevertheless:
+once its memory is wanted for something else, the bits that were set in it are gone. So it is asked
+for such failures before anything is made durable by those bits, and before they are believed.
 
 *Durable* is rewritten only by a commit, after the data. It is an array of 4 KiB pages, each in two
 slots: a page goes to the slot that doesn't hold its newest version, with a sequence number and a
@@ -16,6 +19,7 @@ Both hold the planes of `PLANES`, one bit a block. Both files have all of their 
 opening reads them piece by piece, only where something was ever written, and keeps no copy.
 """
 
+import ctypes
 import mmap
 import os
 import struct
@@ -37,6 +41,10 @@ PAYLOAD_BYTES = PAGE_BYTES - _SLOT_HEADER.size
 PAGE_BITS = PAYLOAD_BYTES * 8
 _NEVER_WRITTEN = bytes(PAGE_BYTES)
 _PAGES_A_READ = 128
+_WAIT_BEFORE = 1  # SYNC_FILE_RANGE_WAIT_BEFORE, linux/fs.h
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
 
 def boot_id() -> str:
@@ -59,6 +67,7 @@ class LiveMap:
         self._header = _LIVE_HEADER.pack(_MAGIC, _VERSION, len(PLANES), bits, boot.encode())
         self._path = path
         self._wanted = wanted
+        self._fd: int | None = None
         self._memory = _in_memory(size_bytes) if path is None else self._map(path, size_bytes)
         self.planes = {
             name: Bitmap(bits, self._memory, start, empty=True)
@@ -73,13 +82,15 @@ class LiveMap:
         try:
             header = os.pread(fd, len(self._header), 0)
             whole = os.fstat(fd).st_size == size_bytes and header == self._header
-            self.believed = whole and self._wanted
+            self.believed = whole and self._wanted and _was_written(fd)
             if not self.believed:
                 os.ftruncate(fd, 0)
             take_room(fd, path, size_bytes)
             memory = mmap.mmap(fd, size_bytes)
-        finally:
+        except BaseException:
             os.close(fd)
+            raise
+        self._fd = fd
         memory.madvise(mmap.MADV_RANDOM)  # a bit that is looked at brings its page, not 32
         return memory
 
@@ -99,6 +110,15 @@ class LiveMap:
         if self._path is not None:
             self._memory[: len(self._header)] = bytes(len(self._header))
 
+    def check(self) -> None:
+        """Look whether the kernel could write whatever it has tried to; nothing is written for it.
+
+        Raises:
+            OSError: it could not, since this was asked last: bits may be gone, now or later.
+        """
+        if self._fd is not None:
+            _check_written(self._fd)
+
     def rest(self) -> None:
         """Let go of the pages that opening has looked at; the file has them."""
         if self._path is not None:
@@ -107,6 +127,23 @@ class LiveMap:
     def close(self) -> None:
         """Unmap; the planes must not be used afterwards."""
         self._memory.close()
+        if self._fd is not None:
+            os.close(self._fd)
+
+
+def _check_written(fd: int) -> None:
+    """Raise the OSError of a write by the kernel that failed, if nobody was told of it yet."""
+    if _libc.sync_file_range(fd, 0, 0, _WAIT_BEFORE) < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def _was_written(fd: int) -> bool:
+    try:
+        _check_written(fd)
+    except OSError:
+        return False
+    return True
 
 
 def _in_memory(size_bytes: int) -> mmap.mmap:
@@ -152,6 +189,8 @@ class DurableMap:
             # A killed process may have written pages and not synced them: they are found here, so
             # nobody writes them again, and the slots of the versions before are the next to go.
             os.fdatasync(self._fd)
+            # What an earlier sync could not write is in the cache, and on no disk.
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
         except BaseException:
             os.close(self._fd)
             raise

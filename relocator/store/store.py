@@ -21,13 +21,15 @@ dirty bit, so then the dirty maps are void: the epoch ends, and with it all that
 I/O; who calls a function whose name ends in `_locked` holds it. Commits run one at a time
 (`_commit_lock`) and are shared: a flush that arrives while one runs waits for the next, however
 many flushes wait with it. Changes of `meta` run one at a time too (`_update_lock`), each from the
-newest value to the file; both locks are held across I/O and guard nothing else.
+newest value to the file; both locks are held across I/O and guard nothing else. The kernel tells of
+a failure once: `_checking` is held while it is asked.
 """
 
 import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,8 @@ class Store:
         self._live.rest()
         self._commit_lock = threading.Lock()
         self._update_lock = threading.Lock()
+        self._checking = threading.Lock()
+        self._lost: str | None = None
         self._commits_asked = 0
         self._commits_done = 0
         #: what an operator should know of how it was found
@@ -92,6 +96,8 @@ class Store:
             self._owe_what_differs(durable)
             self._diverge_what_is_dirty(durable)
         else:
+            if not self.meta.clean:  # the kernel may still show what a failed sync has not written
+                self.image.forget()
             for page, bits in durable.committed():
                 plane, first, _ = durable.span(page)
                 self._planes[plane].insert(first, bits)
@@ -310,7 +316,12 @@ class Store:
         if fresh.settled or self.still:
             fresh = replace(fresh, written_ns=self._written_ns())
         if self.directory is not None:
-            metadata.write(self.directory, fresh)
+            try:
+                metadata.write(self.directory, fresh)
+            except StoreError:
+                with suppress(StoreError):  # it may be there: the next process must not believe it
+                    metadata.write(self.directory, self.meta)
+                raise
         with self.lock:
             self.meta = fresh
 
@@ -337,6 +348,7 @@ class Store:
             raise StoreError(f"an earlier commit failed: {self.failure}", errno.EIO)
         # 1. Snapshot the bits: what they promise has been written, if not yet to the disk.
         snapshot = [] if self._durable is None else self._snapshot(self._durable)
+        self.check()
         # 2. The data.
         self._sync(self.image.sync)
         if self._durable is None or not snapshot:
@@ -350,6 +362,25 @@ class Store:
             raise StoreError(f"commit of {self.directory}: {error}", error.errno or 5) from error
         # 4. And that to the disk.
         self._sync(self._durable.sync)
+
+    def check(self) -> None:
+        """Look whether the live map has all that was set in it, as far as the kernel knows.
+
+        Raises:
+            StoreError: it may have lost bits, and what is done by them may overwrite what is newer:
+                this process should end. The next one goes on from the last commit.
+        """
+        with self._checking:
+            if self._lost is None:
+                try:
+                    self._live.check()
+                except OSError as error:
+                    self._live.disown()
+                    self._lost = self.failure = (
+                        f"store={self.directory}: the kernel could not write map.live: {error}"
+                    )
+            if self._lost is not None:
+                raise StoreError(self._lost, errno.EIO)
 
     def _sync(self, sync: Callable[[], None]) -> None:
         """Make something durable. After a failure nothing here is believed durable any more.

@@ -3,12 +3,14 @@
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from relocator.copying import hydration
+from relocator.copying.holes import Holes
 from relocator.running import disk
+from relocator.source.upstream import Upstream
 from relocator.store import image
 from tests.support.hydration import BLOCK, BLOCKS, DATA, Bench
 from tests.support.servers import wait_for
@@ -125,3 +127,13 @@ def test_what_is_told_of_a_fragmented_image_is_bounded(
     bench.store.present.clear(BLOCKS - 1, BLOCKS)  # as of a copy that is not complete
     monkeypatch.setattr(bench.disk._lifecycle, "all_here", False)
     assert bench.disk.runs(0, len(DATA)) == [(at * BLOCK, BLOCK, not at % 2) for at in range(5)]
+
+
+def test_holes_that_blocks_fill_between_two_looks_are_not_asked_for(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holes = Holes(bench.store, cast(Upstream, bench.upstream), bench.hydration)
+    looks = iter([True, False, True, True])  # a round drops some after the first, some come back
+    monkeypatch.setattr(holes, "_is_filled", lambda _index: next(looks))
+    holes.fill(0, BLOCKS)
+    assert not list(looks)
