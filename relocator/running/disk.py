@@ -207,9 +207,15 @@ class Disk:
         """
         if length == 0:
             return
+        while absent := self._try_to_modify(offset, length, apply):
+            for edge in absent:  # outside the gate: who drains it must not wait for the source
+                self._hydrate(edge, edge + 1)
+
+    def _try_to_modify(self, offset: int, length: int, apply: Callable[[], object]) -> list[int]:
+        """As `_modify`, unless blocks that are covered in part are absent: which."""
         turn = self._enter()
         try:
-            self._change(offset, length, apply)
+            return self._change(offset, length, apply)
         except OSError as error:
             message = f"write of {length} bytes at {offset}: {error}"
             raise StoreError(message, error.errno or errno.EIO) from error
@@ -225,18 +231,19 @@ class Disk:
             self._on_refusal(refusal)
             return self._gate.enter()
 
-    def _change(self, offset: int, length: int, apply: Callable[[], object]) -> None:
+    def _change(self, offset: int, length: int, apply: Callable[[], object]) -> list[int]:
         touched = self._geometry.touched(offset, length)
         if self._lifecycle.all_here or self._store.present.all(*touched):
             self._store.mark_dirty(*touched)
             apply()
-            return
+            return []
         edges, first, end = self._geometry.split(offset, length)
-        for edge in edges:
-            self._hydrate(edge, edge + 1)
+        if absent := [edge for edge in edges if not self._store.present[edge]]:
+            return absent
         with _needed(self._hydration).writing(first, end):
             self._store.mark_dirty(*touched)
             apply()
+        return []
 
 
 def _needed(part: T | None) -> T:

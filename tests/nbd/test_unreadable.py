@@ -280,3 +280,25 @@ def test_what_was_slow_once_is_not_waited_for_by_others_when_it_is_read_again(
             wait_for(lambda: server.status()["source_connections"] == 2, "an end of the third")
             sectors.mend()
             waits(guest, BAD)
+
+
+def test_a_write_that_waits_for_such_a_place_keeps_no_disk_from_moving_on(
+    tmp_path: Path, sectors: Sectors
+) -> None:
+    sectors.break_(BAD, BLOCK, NEVER_S)
+    keys = ("background=off", "readahead=0")
+    (tmp_path / "next").mkdir()
+    with one_after_the_other(tmp_path, sectors) as source:
+        with proxy(tmp_path, source, *keys, file=impatient(tmp_path)) as server:
+            guest = server.connect()
+            unlucky = server.connect()
+            unlucky.aio_pwrite(b"x" * 100, BAD + 10)
+            guest.pwrite(b"x" * 100, 10)
+            with proxy(tmp_path / "next", server, "mode=standby", *keys) as following:
+                following.control.call("activate", wait=True)
+                assert server.status()["state"] == "relaying"
+                with pytest.raises(nbd.Error, match="EPERM"):
+                    guest.pwrite(bytes(BLOCK), BLOCK)
+                following.connect().pwrite(b"y" * BLOCK, 2 * BLOCK)
+                following.kill()
+            server.kill()
