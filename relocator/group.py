@@ -16,6 +16,9 @@ from relocator.signals import uninterrupted
 
 LOOK_EVERY_S = 0.005
 TELL_EVERY_S = 0.2
+#: so long a disk that has refused is waited for
+LOOK_S = 10.0
+LEFT = "left as it was: all are given back, or none"
 
 
 class _WithdrawnError(RelocatorError):
@@ -79,9 +82,28 @@ def release(disks: Sequence[Disk], *, may_run_here: bool = True) -> None:
         raise RelocatorError(f"all are sealed, but not all released: {why}; `release` them again")
 
 
-def withdraw(disks: Sequence[Disk]) -> list[RelocatorError]:
-    """Give all back to their sources; what could not be given back, and why."""
-    return _of_all(disks, lambda disk: disk.call("withdraw"))
+def withdraw(disks: Sequence[Disk]) -> list[RelocatorError | None]:
+    """Give all back to their sources, or none; for each disk why it was not, or None.
+
+    A VM that writes to one of them runs here, and needs those, too, that it has not written. So
+    where a write may pass they are told one after the other, first what will refuse, and the first
+    refusal leaves the others as they are.
+
+    Raises:
+        RelocatorError: one can't be asked how it is; none was told.
+    """
+    try:
+        statuses = [disk.call("status") for disk in disks]
+    except RelocatorError as error:
+        raise RelocatorError(f"{error}; nothing was given back") from error
+    if not any(map(_passes, statuses)):
+        return _each(disks, _withdraw)
+    failures: list[RelocatorError | None] = [RelocatorError(LEFT)] * len(disks)
+    for at in sorted(range(len(disks)), key=lambda at: _may_go_back(statuses[at])):
+        failures[at] = _attempt(disks[at], _withdraw)
+        if failures[at] is not None and not _is_back(disks[at]):
+            break
+    return failures
 
 
 def give_up(disks: Sequence[Disk], patience_s: float = 60.0) -> list[RelocatorError | None]:
@@ -134,15 +156,20 @@ def _of_all(disks: Sequence[Disk], step: Callable[[Disk], Any]) -> list[Relocato
 def _each(disks: Sequence[Disk], step: Callable[[Disk], Any]) -> list[RelocatorError | None]:
     """The same, with None for each disk that had none."""
 
-    def attempt(disk: Disk) -> RelocatorError | None:
-        try:
-            step(disk)
-        except RelocatorError as error:
-            return error
-        return None
-
     with ThreadPoolExecutor(max(1, len(disks))) as pool:
-        return list(pool.map(attempt, disks))
+        return list(pool.map(lambda disk: _attempt(disk, step), disks))
+
+
+def _attempt(disk: Disk, step: Callable[[Disk], Any]) -> RelocatorError | None:
+    try:
+        step(disk)
+    except RelocatorError as error:
+        return error
+    return None
+
+
+def _withdraw(disk: Disk) -> None:
+    disk.call("withdraw")
 
 
 def _given_up(error: RelocatorError, disks: Sequence[Disk]) -> RelocatorError:
@@ -160,4 +187,23 @@ def _is_ours(disk: Disk, patience_s: float) -> bool:
         status = disk.call("status", patience_s)
     except RelocatorError:
         return False
+    return _passes(status)
+
+
+def _is_back(disk: Disk) -> bool:
+    """Whether a disk is known to be at its source, though that may not have been told yet."""
+    try:
+        return bool(disk.call("status", LOOK_S)["state"] == "standby")
+    except RelocatorError:
+        return False
+
+
+def _passes(status: dict[str, Any]) -> bool:
+    """Whether the VM's writes pass at a disk, or will by themselves."""
     return status["state"] != "standby" and not status["held"]
+
+
+def _may_go_back(status: dict[str, Any]) -> bool:
+    """Whether a disk can be withdrawn, as far as it is known."""
+    written = status.get("diverged", status["dirty_blocks"] > 0)  # that of an older server
+    return status["state"] in ("standby", "activating", "active") and not written

@@ -6,7 +6,7 @@ While a VM stands still each millisecond counts: one disk needs no more imports 
 import argparse
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from relocator.cli.common import Commands
@@ -21,7 +21,10 @@ _ACTIVATE = (
     "until then. Disks that were taken over before stay as they are."
 )
 _RELEASE = "End a hold: the VM runs here, so its writes pass as soon as all sources are sealed."
-_WITHDRAW = "Give the disks back to their sources. Refused once the VM has written here."
+_WITHDRAW = (
+    "Give the disks back to their sources, all or none. Refused once the VM has written here, to "
+    "whichever of them."
+)
 
 
 def add(commands: Commands) -> None:
@@ -93,11 +96,20 @@ def _release(options: argparse.Namespace) -> int:
 
 def _withdraw(options: argparse.Namespace) -> int:
     from relocator import group
+    from relocator.signals import uninterrupted
 
-    failures = group.withdraw(_disks(options))
-    if failures:
-        raise RelocatorError("; ".join(str(failure) for failure in failures))
-    return 0
+    disks = _disks(options)
+    with uninterrupted() if len(disks) > 1 else nullcontext():
+        failures = group.withdraw(disks)
+    refused = [failure for failure in failures if failure is not None]
+    if not refused:
+        return 0
+    if len(disks) == 1:
+        raise refused[0]
+    for disk, failure in zip(disks, failures, strict=True):
+        again = "" if failure else f"; `relocator activate {disk.path}` takes it over again"
+        print(f"{disk.path}: {_where(disk, failure)}{again}", file=sys.stderr)
+    raise RelocatorError("not all disks are back at their sources")
 
 
 @contextmanager

@@ -88,6 +88,7 @@ class Graduated:
             "total_blocks": self._total_blocks,
             "present_blocks": self._total_blocks,
             "dirty_blocks": self._total_blocks,
+            "diverged": True,
             **dict.fromkeys((*counters, *seeds), 0),
             "seeding": "off",
             "seeding_s": 0.0,

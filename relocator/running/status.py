@@ -82,6 +82,7 @@ class Status:
             "total_blocks": store.geometry.total_blocks,
             "present_blocks": store.present_blocks,
             "dirty_blocks": store.dirty_blocks,
+            "diverged": store.diverged.any(0, store.diverged.bits),
             "image": str(store.image.path),
             "file_system": self._file_system,
             "free_bytes": store.image.free_bytes,
