@@ -1,6 +1,7 @@
 """`relocator activate`, `release`, `withdraw`: the disks of a VM change site, all or none.
 
-While a VM stands still each millisecond counts: one disk needs no more imports than its socket's.
+While a VM stands still each millisecond counts: one disk needs no more imports than its socket's,
+and the signals'.
 """
 
 import argparse
@@ -15,6 +16,11 @@ from relocator.errors import ConfigError, RelocatorError
 
 #: how long an interrupted command waits for a disk that goes back, and then for its status
 _BACK_S, _LOOK_S = 30.0, 5.0
+_HELD = (
+    "it may be held: once it answers, `relocator release {0}` goes on, `relocator withdraw {0}` "
+    "gives it back"
+)
+_GOES_ON = "it may go on by itself once it is started again; `relocator withdraw {0}` gives it back"
 _ACTIVATE = (
     "Take the disks of a VM over. The VM may go on at this site once the command returns: at once "
     "with one disk, with several when all sources are sealed. Its reads work, its writes wait "
@@ -56,11 +62,12 @@ def _activate(options: argparse.Namespace) -> int:
     disks = _disks(options)
     if options.wait and options.hold and len(disks) > 1:
         raise ConfigError("--wait: with --hold and several disks it is `release` that waits")
-    if len(disks) == 1 and not options.wait:
-        told = disks[0].call("activate", patience_s=None, hold=options.hold)
-        already = disks if told.get("already_active") else []
-    else:
-        with _all_or_none(disks):
+    held = options.hold or options.wait or len(disks) > 1
+    with _all_or_none(disks), _left_is_said(disks, held=held):
+        if len(disks) == 1 and not options.wait:
+            told = disks[0].call("activate", patience_s=None, hold=options.hold)
+            already = disks if told.get("already_active") else []
+        else:
             already = _activate_all(disks, hold=options.hold)
     for disk in already:
         print(f"{disk.path}: is active already")
@@ -129,6 +136,24 @@ def _all_or_none(disks: list[Any]) -> Iterator[None]:
                 for disk, failure in zip(disks, group.give_up(disks, _BACK_S), strict=True):
                     say(f"{disk.path}: {_where(disk, failure)}", sys.stderr)
             raise
+
+
+@contextmanager
+def _left_is_said(disks: list[Any], *, held: bool) -> Iterator[None]:
+    """If it fails, says which disks are not at their sources, as far as is known; `held` by it."""
+    try:
+        yield
+    except RelocatorError:
+        for disk in disks:
+            try:
+                status = disk.call("status", _LOOK_S)
+            except RelocatorError:
+                left = f"not known; {_HELD if held else _GOES_ON}".format(disk.path)
+                print(f"{disk.path}: {left}", file=sys.stderr)
+            else:
+                if status["held"]:
+                    print(f"{disk.path}: {_where(disk, None)}", file=sys.stderr)
+        raise
 
 
 def _where(disk: Any, failure: RelocatorError | None) -> str:

@@ -32,6 +32,7 @@ from relocator.errors import ConfigError, RelocatorError, StateError, StoreError
 from relocator.jobs import start
 from relocator.running import states
 from relocator.running.afterwards import AGAIN_S, Afterwards
+from relocator.running.control import asker_has_gone
 from relocator.running.epochs import Epochs
 from relocator.running.parts import COMPLETION, HANDOVER, Parts
 from relocator.running.recorded import Recorded
@@ -141,7 +142,8 @@ class Activation:
         any more. A disk that is active stays so; whether it was.
 
         Raises:
-            ConfigError, StateError, StoreError: refused, as for a target; nothing has changed.
+            ConfigError, StateError, StoreError: refused, as for a target, or where who asks has
+                hung up; nothing has changed.
             UpstreamError: the source can't be told of an earlier withdrawal, or (`wait`) be sealed.
         """
         if not seal and (wait or not hold):
@@ -154,6 +156,8 @@ class Activation:
                 raise self._failure  # it is undone at this moment
             already = self._lifecycle.state not in states.PASSING
             if self._lifecycle.state is State.STANDBY:
+                if asker_has_gone():  # while the source was told: the VM may go on there
+                    raise StateError("nobody waits for the activation any more")
                 self._failure, self._to_seal = None, False  # those of an earlier one say nothing
                 self._parts.faults.report(HANDOVER, None)  # nor are they told any more
                 self._lifecycle.begin_activation(Takeover(self._token, hold), by_write=by_write)

@@ -2,8 +2,10 @@
 
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from relocator import group
 from relocator.cli.main import main
 from tests.nbd.test_activation import Source, standby, state, until, waits
 from tests.support.command import catches, relocator, started
-from tests.support.servers import mistaken, wait_for
+from tests.support.servers import Server, mistaken, wait_for
 
 #: a release waits until a file is there
 _SLOW_RELEASE = """
@@ -278,6 +280,63 @@ def test_one_disk_that_goes_on_by_itself_is_not_given_back_but_that_is_said(
         proxy.kill()
 
 
+@contextmanager
+def silent(server: Server) -> Iterator[None]:
+    """The server is there, and says nothing."""
+    server.process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+
+
+@pytest.mark.parametrize("how", [[], ["--wait"]], ids=["at once", "wait"])
+def test_an_interrupted_command_takes_nothing_over_once_its_source_answers(
+    tmp_path: Path, how: list[str]
+) -> None:
+    """The disk was given back before, over a link that is silent: that comes first."""
+    source = Source(tmp_path)
+    with source.serve() as target, standby(tmp_path, target) as proxy:
+        control = str(proxy.control_path)
+        assert relocator("activate", control, "--hold", "--wait").returncode == 0
+        with silent(target):
+            assert "the source can't be told" in relocator("withdraw", control).stderr
+            with started("activate", control, *how, stderr=subprocess.PIPE) as command:
+                wait_for(lambda: catches(command, signal.SIGTERM), "the command to begin")
+                time.sleep(0.5)  # it has asked by then, and waits
+                command.send_signal(signal.SIGTERM)
+                assert command.stderr is not None
+                assert "is given back" in command.stderr.readline()  # so it has hung up
+                target.process.send_signal(signal.SIGCONT)
+                _, said = command.communicate(timeout=45)
+        assert (command.returncode, said) == (130, f"{control}: standby, it is at its source\n")
+        wait_for(lambda: not proxy.control.call("identify")["withdrawn"], "the source's word")
+        time.sleep(0.5)
+        assert (state(proxy), state(target)) == ("standby", "complete")
+        assert relocator("activate", control, "--wait").returncode == 0
+
+
+@pytest.mark.parametrize("how", [[], ["--hold"]], ids=["wait", "hold"])
+def test_a_proxy_that_dies_while_it_is_waited_for_is_said_to_be_held(
+    tmp_path: Path, how: list[str]
+) -> None:
+    source = Source(tmp_path)
+    with source.serve() as target, standby(tmp_path, target) as proxy:
+        control = str(proxy.control_path)
+        target.kill()
+        with started("activate", control, "--wait", *how, stderr=subprocess.PIPE) as command:
+            until(proxy, "activating")
+            proxy.kill()
+            _, said = command.communicate(timeout=30)
+        assert command.returncode == 1
+        assert f"{control}: not known; it may be held: once it answers, `relocator release" in said
+        with source.serve() as again, standby(tmp_path, again) as back:
+            assert (state(back), back.status()["held"]) == ("activating", True)
+            assert relocator("release", control).returncode == 0
+            until(back, "active")
+            back.kill()
+
+
 def test_a_disk_that_an_interrupted_command_can_not_give_back_is_said_to_be_held(
     tmp_path: Path,
 ) -> None:
@@ -319,89 +378,3 @@ def test_a_release_that_has_begun_is_not_interrupted_and_goes_on_where_it_failed
                 assert relocator("release", *controls).returncode == 0
                 until(again, "active")
                 assert state(one) == "active"
-
-
-@pytest.mark.parametrize("written", [0, 1])
-def test_no_disk_is_given_back_from_a_vm_that_has_written_to_another(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], written: int
-) -> None:
-    sources, sites = two_disks(tmp_path)
-    with sources[0].serve() as first, sources[1].serve() as second:
-        with standby(sites[0], first) as one, standby(sites[1], second) as two:
-            proxies = (one, two)
-            controls = [str(proxy.control_path) for proxy in proxies]
-            assert main(["activate", *controls]) == 0
-            proxies[written].connect().pwrite(b"the VM runs here", 0)
-            proxies[written].control.call("epoch")  # as a third site does that copies ahead
-            assert main(["withdraw", *controls]) == 1
-            said = capsys.readouterr().err
-            assert (
-                f"{controls[written]}: active, it was taken over ('withdraw' is refused: " in said
-            )
-            assert (
-                f"{controls[1 - written]}: active, it was taken over (left as it was: all" in said
-            )
-            assert (state(one), state(two)) == ("active", "active")
-            proxies[1 - written].connect().pwrite(b"to its second disk", 0)
-
-
-def test_what_nobody_has_written_is_given_back_together(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    sources, sites = two_disks(tmp_path)
-    with sources[0].serve() as first, sources[1].serve() as second:
-        with standby(sites[0], first) as one, standby(sites[1], second) as two:
-            controls = [str(one.control_path), str(two.control_path)]
-            for how in ([], ["--hold"]):
-                assert main(["activate", *how, *controls]) == 0
-                assert main(["withdraw", *controls]) == 0
-                assert (state(one), state(two)) == ("standby", "standby")
-                assert (state(first), state(second)) == ("complete", "complete")
-            assert main(["activate", *controls]) == 0
-            second.kill()  # what its source can't be told yet keeps no other disk
-            assert main(["withdraw", *reversed(controls)]) == 1
-            said = capsys.readouterr().err
-            assert f"{controls[0]}: standby, it is at its source; `relocator activate" in said
-            assert f"{controls[1]}: standby, it is at its source (withdrawn here, but" in said
-            assert (state(one), state(two), state(first)) == ("standby", "standby", "complete")
-
-
-def test_no_disk_is_given_back_where_another_can_not_be_asked(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    sources, sites = two_disks(tmp_path)
-    with sources[0].serve() as first, standby(sites[0], first) as one:
-        control = str(one.control_path)
-        assert main(["activate", "--wait", control]) == 0
-        assert main(["withdraw", control, str(tmp_path / "mistyped")]) == 1
-        said = capsys.readouterr().err
-        assert "mistyped" in said and "nothing was given back" in said
-        assert state(one) == "active"
-
-
-class Meanwhile:
-    """A disk that something happens to just before it is given back."""
-
-    def __init__(self, disk: group.Disk, happens: Callable[[], Any]) -> None:
-        self._disk = disk
-        self._happens = happens
-
-    def call(self, verb: str, patience_s: float | None = 60.0, **arguments: Any) -> Any:
-        if verb == "withdraw":
-            self._happens()
-        return self._disk.call(verb, patience_s, **arguments)
-
-
-@pytest.mark.parametrize("happens", ["written", "killed"])
-def test_the_first_refusal_leaves_the_other_disks_as_they_are(tmp_path: Path, happens: str) -> None:
-    sources, sites = two_disks(tmp_path)
-    with sources[0].serve() as first, sources[1].serve() as second:
-        with standby(sites[0], first) as one, standby(sites[1], second) as two:
-            group.activate([one.control, two.control])
-            group.release([one.control, two.control])
-            written = lambda: one.connect().pwrite(b"the VM runs here", 0)  # noqa: E731
-            to_one = Meanwhile(one.control, written if happens == "written" else one.kill)
-            failed, left = group.withdraw([to_one, two.control])
-            assert failed is not None
-            assert str(left) == "left as it was: all are given back, or none"
-            assert state(two) == "active"
