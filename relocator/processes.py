@@ -62,8 +62,9 @@ class Process:
 
     def last_words(self) -> str:
         """The end of the log."""
-        self._log.seek(0)
-        lines = self._log.read().decode(errors="replace").strip().split("\n")
+        fd = self._log.fileno()  # to seek would change where the process writes next
+        said = os.pread(fd, os.fstat(fd).st_size, 0)
+        lines = said.decode(errors="replace").strip().split("\n")
         return " | ".join(lines[-3:]) or "without a word"
 
     def end(self) -> None:

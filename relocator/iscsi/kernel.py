@@ -6,7 +6,8 @@ undone by somebody else. LIO admits initiators by name and not by address.
 
 If this process is killed, qemu-nbd goes and with it the disk; the target stays in configfs, without
 a disk. The next start with the same name removes it first. A lock tells such a one from one that is
-served, and the name of its store one that somebody else has made.
+served, and the name of its store one that somebody else has made. A device has a lock, too: several
+may be started at once, and each looks for one that is free.
 """
 
 import fcntl
@@ -23,6 +24,7 @@ COMMANDS = ("qemu-nbd", "modprobe")
 _MODULES = ("nbd", "target_core_mod", "target_core_iblock", "iscsi_target_mod")
 _CONFIGFS = Path("/sys/kernel/config")
 _TARGETS = _CONFIGFS / "target"
+_BLOCKS = Path("/sys/block")
 _LOCKS = Path("/run")
 _HOST_BASE = "iblock_0"
 #: initiators come without being known by name, and may write
@@ -85,7 +87,7 @@ def _load() -> None:
             run(["modprobe", module])
     if not os.path.ismount(_CONFIGFS):
         run(["mount", "-t", "configfs", "configfs", str(_CONFIGFS)])
-    if not Path("/sys/block/nbd0").exists():
+    if not (_BLOCKS / "nbd0").exists():
         raise RelocatorError("this kernel has no nbd; use --by=tgt")
     for directory in (_TARGETS, _TARGETS / "iscsi"):
         try:
@@ -97,24 +99,44 @@ def _load() -> None:
 
 @contextmanager
 def _device(lun: Lun) -> Iterator[tuple[Path, Process]]:
-    """The disk as /dev/nbdN."""
-    found = sorted(Path("/sys/block").glob("nbd*"), key=lambda one: int(one.name[3:]))
-    free = next((one for one in found if not (one / "pid").exists()), None)
-    if free is None:
-        raise RelocatorError("every /dev/nbdN is in use")
-    device = Path("/dev") / free.name
-    how = ["--cache=none", "--persistent", "--verbose"]  # verbose: in the foreground
-    argv = ["qemu-nbd", f"--connect={device}", *how, lun.image()]
-    process = Process(argv, "TERM")
-    try:
-        size = free / "size"
+    """The disk as /dev/nbdN, which no other process of this program takes within the block."""
+    with ExitStack() as stack:
+        free = next((one for one in _unused() if _is_taken(stack, one)), None)
+        if free is None:
+            raise RelocatorError("every /dev/nbdN is in use")
+        device = Path("/dev") / free.name
+        how = ["--cache=none", "--persistent", "--verbose"]  # verbose: in the foreground
+        process = Process(["qemu-nbd", f"--connect={device}", *how, lun.image()], "TERM")
+        stack.callback(process.end)
+        # a device of any size may be another process's, which has connected it just before
+        connected, size = f"NBD device {device} is now connected", free / "size"
         try:
-            process.await_ready(lambda: size.read_text().strip() != "0", 2 * OPEN_S)
+            process.await_ready(
+                lambda: connected in process.last_words() and size.read_text().strip() != "0",
+                2 * OPEN_S,
+            )
         except RelocatorError as error:
             raise lun.not_opened(str(error)) from error
         yield device, process
-    finally:
-        process.end()
+
+
+def _unused() -> Iterator[Path]:
+    """The kernel's descriptions of the devices that nobody has connected."""
+    for one in sorted(_BLOCKS.glob("nbd*"), key=lambda one: int(one.name[3:])):
+        if not (one / "pid").exists():
+            yield one
+
+
+def _is_taken(stack: ExitStack, one: Path) -> bool:
+    """Whether the device is this process's now, as long as `stack` is open."""
+    lock = (_LOCKS / f"relocator-{one.name}.lock").open("wb")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return False
+    stack.enter_context(lock)
+    return True
 
 
 def _announce(lun: Lun, device: Path, fabric: Path, store: Path) -> None:
