@@ -133,6 +133,34 @@ def test_however_often_a_server_fails_it_is_started_again(sites: tuple[Site, Sit
     io(a, "read 0 64k")
 
 
+def test_a_target_waits_for_a_store_that_it_had_and_that_is_missing(
+    sites: tuple[Site, Site],
+) -> None:
+    """Its file system is mounted later, say; the disk, elsewhere, has moved on meanwhile."""
+    a, b = sites
+    settings = a.path(f"/etc/relocator/{NAME}.conf")
+    settings.write_text(settings.read_text().replace("STORE=/srv/disk\n", "STORE=/srv/my maps\n"))
+    a.run("systemctl", "start", TARGET)
+    b.run("systemctl", "start", PROXY)
+    io(b, "write -P 0x61 0 64k", "flush")
+    assert status(a)["state"] == "sealed"
+    a.run("systemctl", "stop", TARGET)
+    store, away = a.path("/srv/my maps"), a.path("/srv/away")
+    store.rename(away)
+    store.mkdir()  # the bare mount point
+    assert a.ask("systemctl", "start", TARGET).returncode != 0
+    assert "STORE=/srv/my maps is gone" in a.run("journalctl", "--no-pager", "--unit", TARGET)
+    store.rmdir()
+    away.rename(store)
+    wait_for(lambda: state(a, TARGET) == "active", "the disk's server")
+    assert status(a)["state"] == "sealed"
+    a.run("systemctl", "stop", TARGET)
+    store.rename(away)
+    a.path(f"/var/lib/relocator/{NAME}.stores").unlink()  # on purpose
+    a.run("systemctl", "start", TARGET)
+    assert status(a)["state"] == "complete"
+
+
 def test_a_killed_server_is_started_again_and_a_guest_sees_no_error(
     sites: tuple[Site, Site],
 ) -> None:
