@@ -201,7 +201,8 @@ def configurations(directory: Path) -> tuple[dict[int, str], list[str]]:
             unread.append(f"{path} can't be read: {error.strerror}")
             continue
         lines = (line.partition("=") for line in text.splitlines())
-        listen = next((value for key, _, value in lines if key.strip() == "LISTEN"), "")
+        settings = {key.strip(): value for key, _, value in lines}  # the last counts
+        listen = settings.get("LISTEN", "")
         port = listen.strip().strip("\"'").rpartition(":")[2]
         if port.isdecimal():
             found[int(port)] = path.stem

@@ -31,6 +31,12 @@ def test_disks_are_ours_by_the_port_that_a_configuration_serves(tmp_path: Path) 
     assert list(disks_of(DOMAIN, served)) == ["root", "data"]
 
 
+def test_of_two_settings_the_last_counts_as_it_does_for_systemd(tmp_path: Path) -> None:
+    (tmp_path / "root.conf").write_text("LISTEN=0.0.0.0:10810\nDISK=/d\nLISTEN=0.0.0.0:10809\n")
+    served, _ = configurations(tmp_path)
+    assert list(disks_of(DOMAIN, served)) == ["root"]
+
+
 def test_a_file_that_can_not_be_read_is_named_and_keeps_nobody_else(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
