@@ -50,16 +50,31 @@ def test_a_guest_of_libvirt_s_moves_and_comes_back(sites: Sites) -> None:
     guest.tell("write 0 40 1", "read 0 25 2")
     guest.wait_for_acknowledged(20)
     page.run("The move", sites)
+    starts_with_its_host(destination, source)
     said = [(guest.report, guest.console)]
     other = libvirt.guest_at(destination)
     other.wait_for_acknowledged(20)
     page.run("Back", sites)
+    starts_with_its_host(source, destination)
     said.append((other.report, other.console))
     guest.wait_for_acknowledged(20)
     libvirt.shut_down(source, "vm1")
     said.append((guest.report, guest.console))
     texts, consoles = zip(*said, strict=True)
     assert report.problems(texts, consoles, [source.path("/srv/vm1/disk.img")]) == []
+
+
+def starts_with_its_host(here: Site, elsewhere: Site) -> None:
+    """The server of the guest's disk does, and no other."""
+
+    def enabled(machine: Site) -> list[str]:
+        units = ("relocator-target@vm1", "relocator-proxy@vm1")
+        said = [machine.ask("systemctl", "is-enabled", unit).stdout.strip() for unit in units]
+        return [unit for unit, word in zip(units, said, strict=True) if word == "enabled"]
+
+    (unit,) = enabled(here)
+    assert here.run("systemctl", "is-active", unit).strip() == "active"
+    assert enabled(elsewhere) == []
 
 
 def test_a_disk_is_served_by_iscsi_and_a_lun_is_copied(sites: Sites) -> None:
