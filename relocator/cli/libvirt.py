@@ -19,6 +19,7 @@ which nobody knows is refused then, for the disk may be that one's.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import syslog
@@ -63,7 +64,7 @@ def add(commands: Commands) -> None:
 def _run(options: argparse.Namespace) -> int:
     if options.install:
         HOOK.parent.mkdir(parents=True, exist_ok=True)
-        HOOK.write_text(f'#!/bin/sh\nexec {this_command()} libvirt-hook "$@"\n')
+        HOOK.write_text(hook_text(this_command()))
         HOOK.chmod(0o755)
         print(f"{HOOK}; restart libvirtd to make it known")
         if not (ports := arrival_ports_fact()).ok:
@@ -75,6 +76,11 @@ def _run(options: argparse.Namespace) -> int:
     elif moment == ["prepare", "begin"]:
         _starts(guest, sys.stdin.read())
     return 0
+
+
+def hook_text(command: os.PathLike[str] | str) -> str:
+    """The hook that calls `command`; the Debian package takes its own away by that (postrm)."""
+    return f'#!/bin/sh\nexec {command} libvirt-hook "$@"\n'
 
 
 def _arrives(guest: str, domain: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from relocator import __version__
+from relocator.cli.libvirt import hook_text
 from relocator.cli.parser import COMMANDS, build_parser
 from relocator.cli.units import FOLDER
 from testbed.lab import image
@@ -96,6 +97,22 @@ def test_the_units_are_those_of_the_command(unpacked: Path) -> None:
         text = path.read_text()
         assert "ExecStart=/usr/bin/relocator " in text
         assert re.findall(r"@[A-Z_]+@", text) == []
+
+
+@pytest.mark.parametrize("of_the_package", [True, False])
+def test_a_hook_for_libvirt_goes_with_the_command_that_it_calls(
+    built: dict[str, Path], tmp_path: Path, of_the_package: bool
+) -> None:
+    packages.run("dpkg-deb", "-e", built[".deb"], tmp_path / "control", cwd=tmp_path)
+    hook = tmp_path / "etc/libvirt/hooks/qemu.d/relocator"
+    hook.parent.mkdir(parents=True)
+    hook.write_text(hook_text("/usr/bin/relocator" if of_the_package else "/opt/bin/relocator"))
+    script = ("env", f"DPKG_ROOT={tmp_path}", tmp_path / "control/postrm")
+    packages.run(*script, "upgrade", "2", cwd=tmp_path)
+    assert hook.exists()
+    packages.run(*script, "remove", cwd=tmp_path)
+    assert hook.exists() is not of_the_package
+    packages.run(*script, "purge", cwd=tmp_path)
 
 
 def test_the_manual_page_has_every_command_and_option(unpacked: Path) -> None:
