@@ -38,7 +38,7 @@ class Disks(StrEnum):
     STANDBY = "standby"  # all of them
     ARMED = "armed"  # those that can be reached hold their writes; no source is sealed
     HELD = "held"  # the same, with a source that is sealed
-    PARTLY = "partly held"  # some are in standby
+    PARTLY = "partly held"  # some have been given back
     RELEASED = "released"  # at least one: there is no way back
     COMPLETE = "complete"  # all, and every block is there
     UNKNOWN = "unknown"  # some can't be reached, the others are in standby
@@ -64,6 +64,18 @@ class DiskSeen:
         """The proxy has taken it over, but its writes wait for the release."""
         status = self.status
         return status is not None and status["state"] == "activating" and bool(status["held"])
+
+    @property
+    def given_back(self) -> bool:
+        """The proxy has not taken it over, or no more: its seal was undone where nobody asked it.
+
+        A proxy that was told that its source is sealed doesn't hear of that by itself.
+        """
+        status = self.status
+        if status is None or not self.held:
+            return self.standby
+        undone = self.source is not None and self.source["seal"] != status["asks_for"]
+        return undone and bool(status["seal_confirmed"])
 
     @property
     def sealed(self) -> bool:
@@ -104,7 +116,7 @@ def together(disks: Sequence[DiskSeen]) -> Disks:
     if any(disk.released for disk in disks):
         return Disks.COMPLETE if all(disk.complete for disk in disks) else Disks.RELEASED
     if any(disk.held for disk in disks):
-        if any(disk.standby for disk in disks):
+        if any(disk.given_back for disk in disks):
             return Disks.PARTLY
         return Disks.HELD if any(disk.sealed for disk in disks) else Disks.ARMED
     return Disks.STANDBY if all(disk.standby for disk in disks) else Disks.UNKNOWN
@@ -159,11 +171,12 @@ def loss(monitor: Monitor) -> Loss | None:
 
 
 def _disk(disk: Disk) -> DiskSeen:
+    status = disk.status()  # first: a seal that is confirmed is there when its source is asked
     try:
         source = disk.source.identify()
     except RelocatorError:
         source = None
-    return DiskSeen(disk.status(), source)
+    return DiskSeen(status, source)
 
 
 def look(source: Monitor, destination: Monitor, disks: Sequence[Disk]) -> Seen:

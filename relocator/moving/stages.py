@@ -97,7 +97,7 @@ _ARRIVED = frozenset({DestVm.RUNS, DestVm.STOPPED})
 _COMING = frozenset({DestVm.WAITING, DestVm.RECEIVING})
 _TAKEN = frozenset({Disks.RELEASED, Disks.COMPLETE})
 _HELD = frozenset({Disks.ARMED, Disks.HELD})
-_NOT_GIVEN_BACK = _HELD | {Disks.PARTLY}
+_AS_ONE = frozenset(Disks) - {Disks.PARTLY}
 _UNTOUCHED = frozenset({Disks.STANDBY, Disks.UNKNOWN})
 _UNSEALED = _UNTOUCHED | {Disks.ARMED}
 
@@ -107,7 +107,8 @@ RULES = (
     Rule(Stage.MOVED, None, None, frozenset({Disks.RELEASED})),
     Rule(Stage.MEMORY, frozenset({SourceVm.SENDING}), None, _UNSEALED),
     Rule(Stage.RETURNING, frozenset({SourceVm.SENDING}), None, None),
-    Rule(Stage.PAUSED, frozenset({SourceVm.PAUSED}), None, None),
+    Rule(Stage.PAUSED, frozenset({SourceVm.PAUSED}), None, _AS_ONE),
+    Rule(Stage.RETURNING, frozenset({SourceVm.PAUSED}), None, None),
     Rule(Stage.SWITCHING, frozenset({SourceVm.LAST}), None, _HELD),
     Rule(Stage.RETURNING, frozenset({SourceVm.LAST}), None, None),
     Rule(Stage.ARRIVED, _SENT, _ARRIVED, _HELD),
@@ -115,7 +116,7 @@ RULES = (
     Rule(Stage.RETURNING, _SENT, None, None),
     Rule(Stage.HOME, _HOME, None, _UNTOUCHED),
     Rule(Stage.RETURNING, _HOME, None, None),
-    Rule(Stage.ARRIVED, _GONE, _ARRIVED, _NOT_GIVEN_BACK),
+    Rule(Stage.ARRIVED, _GONE, _ARRIVED, _HELD),
     Rule(Stage.LOST, _GONE, None, None),
 )
 

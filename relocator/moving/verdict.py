@@ -66,16 +66,29 @@ def verdict(found: Seen) -> str:
     if stage is Stage.LOST and not any(disk.held for disk in found.disks):
         text = _lost(found)
     if stage is Stage.LOST and any(disk.held for disk in found.disks):
-        where = "The guest is not at the destination, and the source's QEMU can't be reached"
-        if found.destination is DestVm.GONE:
-            where = "Neither QEMU can be reached, so the guest may be at either side"
-        text = (
-            f"{where}: it may run there, or stand still, or be moved just now by another client. "
-            "Its disks wait for that move. If it is certain that it doesn't run there any more, "
-            "run the same command with --settle --lost source, which gives the disks back, and "
-            "start the guest there."
-        )
+        text = _waits(found)
     return f"{text}{_silent(found)}"
+
+
+def _waits(found: Seen) -> str:
+    """The source's QEMU can't be reached, and disks are held at the destination."""
+    if found.destination in (DestVm.RUNS, DestVm.STOPPED):
+        return (
+            "The destination's QEMU has a guest, but not all of its disks are sealed for it any "
+            "more: they can be written at the source, and may have been since. It must not go on: "
+            "end it. If it is certain that the guest doesn't run at the source any more, run the "
+            "same command with --settle --lost source, which gives the disks back, and start the "
+            "guest there."
+        )
+    where = "The guest is not at the destination, and the source's QEMU can't be reached"
+    if found.destination is DestVm.GONE:
+        where = "Neither QEMU can be reached, so the guest may be at either side"
+    return (
+        f"{where}: it may run there, or stand still, or be moved just now by another client. "
+        "Its disks wait for that move. If it is certain that it doesn't run there any more, "
+        "run the same command with --settle --lost source, which gives the disks back, and "
+        "start the guest there."
+    )
 
 
 def _lost(found: Seen) -> str:

@@ -1,4 +1,4 @@
-"""A move between two QEMUs that are monitors only, of a disk that is real."""
+"""A move between two QEMUs that are monitors only, of a disk that is real, or two."""
 
 import subprocess
 from collections.abc import Sequence
@@ -19,6 +19,8 @@ SIZE_BYTES = 1 << 20
 class Way:
     """A disk's both ends, and the monitors between which its guest is to move."""
 
+    proxy_keys: tuple[str, ...] = ("mode=standby",)
+
     def __init__(self, directory: Path, ends: ExitStack, **target: Any) -> None:
         self.directory = directory
         self.ends = ends
@@ -33,7 +35,7 @@ class Way:
 
     def start_proxy(self) -> None:
         """In standby, or as the one before it has left its store."""
-        proxy = servers.proxy(self.directory, self.link.uri, "mode=standby")
+        proxy = servers.proxy(self.directory, self.link.uri, *self.proxy_keys)
         self.proxy = self.ends.enter_context(proxy)
 
     def frozen_by(self, *, frozen: bool) -> FakeAgent:
@@ -109,3 +111,26 @@ class Way:
     def disk(self) -> tuple[str, str]:
         """Its state at the target and at the proxy."""
         return self.target.status()["state"], self.proxy.status()["state"]
+
+
+class TwoDisks(Way):
+    """The guest has a second disk; at the destination none is complete before the test's end."""
+
+    proxy_keys = ("mode=standby", "background=off", "seal-brings=0")
+
+    def __init__(self, directory: Path, ends: ExitStack) -> None:
+        super().__init__(directory, ends)
+        other = directory / "other"
+        other.mkdir()
+        self.target2 = ends.enter_context(servers.target(other, SIZE_BYTES))
+        link = ends.enter_context(relay(other / "link.sock", self.target2.socket))
+        self.proxy2 = ends.enter_context(servers.proxy(other, link.uri, *self.proxy_keys))
+
+    def argv(self, *more: str) -> list[str]:
+        disk = f"{self.target2.control_path},{self.proxy2.control_path}"
+        return super().argv("--disk", disk, *more)
+
+    @property
+    def disk2(self) -> tuple[str, str]:
+        """The second one's state at the target and at the proxy."""
+        return self.target2.status()["state"], self.proxy2.status()["state"]

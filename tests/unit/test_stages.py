@@ -12,12 +12,18 @@ from relocator.moving.verdict import verdict
 
 _HERE: dict[str, Any] = {"seal": None, "moved": False}
 _SEALED: dict[str, Any] = {"seal": "token", "moved": False}
+_OTHER: dict[str, Any] = {"seal": "another's", "moved": False}
 _MOVED: dict[str, Any] = {"seal": "token", "moved": True}
 
 
-def status(state: str, *, held: bool = False) -> dict[str, Any]:
-    confirmed = state in ("active", "complete")
-    return {"state": state, "held": held, "error": None, "seal_confirmed": confirmed}
+def status(state: str, *, held: bool = False, confirmed: bool = False) -> dict[str, Any]:
+    return {
+        "state": state,
+        "held": held,
+        "error": None,
+        "asks_for": "token",
+        "seal_confirmed": confirmed or state in ("active", "complete"),
+    }
 
 
 # All that a disk can be, with what its source can be then; None: it doesn't answer.
@@ -26,6 +32,7 @@ DISKS = [
     for proxy, sources in (
         (status("standby"), (_HERE, _SEALED, None)),
         (status("activating", held=True), (_HERE, _SEALED, None)),
+        (status("activating", held=True, confirmed=True), (_HERE, _SEALED, _OTHER, None)),
         (status("activating"), (_HERE, _SEALED, _MOVED, None)),
         (status("active"), (_SEALED, _MOVED, None)),
         (status("complete"), (_SEALED, _MOVED, None)),
@@ -69,6 +76,14 @@ def test_a_guest_left_at_the_destination_does_not_go_on_on_disks_given_back() ->
         gone = seen.source is SourceVm.GONE and seen.destination in (DestVm.RUNS, DestVm.STOPPED)
         if gone and seen.together in (Disks.STANDBY, Disks.UNKNOWN):
             assert stages.find(seen) is Stage.LOST, seen
+
+
+def test_no_disk_is_released_whose_source_was_unsealed_without_its_proxy() -> None:
+    """The proxy believes still that it is sealed."""
+    for seen in EVERYTHING:
+        undone = any(disk.held and disk.given_back for disk in seen.disks)
+        if undone and not any(disk.released for disk in seen.disks):
+            assert stages.find(seen) in (Stage.RETURNING, Stage.LOST), seen
 
 
 def test_a_disk_that_may_have_been_written_at_the_destination_never_goes_back() -> None:
