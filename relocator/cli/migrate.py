@@ -167,6 +167,7 @@ def _settle(options: argparse.Namespace, plan: Plan) -> int:
         try:
             with moves.parties(options) as parties:
                 parties.limits_before = options.limits_before
+                parties.guarded = options.when_killed
                 text = Move(parties, plan).settle()
         except RelocatorError as error:
             if (getattr(error, "again", True)) and time.monotonic() < give_up_s:

@@ -18,6 +18,10 @@ _NOT_HERE = (SourceVm.SENT, SourceVm.GONE)
 #: one that waits may be another one: what had the guest has ended, and was started again
 _NO_GUEST = (DestVm.GONE, DestVm.WAITING)
 _NO_HOOKS = Hooks()
+_TWICE = (
+    "All of the guest had been sent to the destination's QEMU, which may run it, too, on disks "
+    "that refuse its writes: end it."
+)
 _STOPPED = (
     "It is there with its disks, and every block, but was stopped: say `cont` to its QEMU's QMP "
     "socket, or `virsh resume` where libvirt has it."
@@ -72,7 +76,7 @@ class Move:
         if stage is Stage.HOME and self._parties.limits_before:
             begin.undo(self._parties)  # the migration that is watched over has ended by itself
         give_up_s = time.monotonic() + SETTLE_S
-        if stage in (Stage.MEMORY, Stage.PAUSED):
+        if stage in (Stage.MEMORY, Stage.PAUSED) or (stage is Stage.HOME and self._is_left()):
             stage = Stage.RETURNING
         while stage not in (Stage.HOME, Stage.COMPLETE, Stage.DONE):
             try:
@@ -92,7 +96,31 @@ class Move:
             raise MoveError(str(error), self._verdict(found), again=True) from error
         if stage is not Stage.HOME and self._steps.stands_still():
             raise MoveError("the guest stands still at the destination", self._verdict(found))
+        if self._may_run_twice(found):
+            raise MoveError(
+                "the guest may run at the destination, too", self._verdict(found), again=True
+            )
         return self._verdict(found)
+
+    def _is_left(self) -> bool:
+        """Whether this move's guest was left at the destination, for that could not be told."""
+        if not self._parties.guarded or not seen.was_sent(self._parties.source):
+            return False
+        return seen.dest_vm(self._parties.destination) in (DestVm.RUNS, DestVm.STOPPED)
+
+    def _may_run_twice(self, found: Seen) -> bool:
+        """Whether the destination's QEMU may run what has gone on at the source; that is said."""
+        there = self._parties.destination
+        if stages.find(found) is not Stage.HOME or not seen.was_sent(self._parties.source):
+            return False
+        if found.destination is DestVm.GONE and "destination" not in self._plan.lost:
+            lost = seen.loss(there)
+            runs = lost is not None and not lost.ended
+        else:
+            runs = found.destination is DestVm.RUNS
+        if runs:
+            self._parties.late[there.name] = _TWICE
+        return runs
 
     def _verdict(self, found: Seen) -> str:
         """Where guest and disks are, and what may come yet."""
@@ -104,7 +132,7 @@ class Move:
         whys = ["interrupted" if isinstance(c, KeyboardInterrupt) else str(c) for c in causes]
         found = self._parties.look()
         lost = seen.loss(self._parties.source) if found.source is SourceVm.GONE else None
-        return self._left(found, whys, lost, self._verdict(found))
+        return self._left(found, whys, lost)
 
     def _out_of_reach(self, found: Seen, why: str, text: str) -> MoveError:
         """The same, of a source's QEMU that was not found to be there."""
@@ -112,7 +140,9 @@ class Move:
         whys = [why if lost is None else f"{why} ({lost.why})"]
         return self._left(found, whys, lost, text)
 
-    def _left(self, found: Seen, whys: list[str], lost: Loss | None, text: str) -> MoveError:
+    def _left(
+        self, found: Seen, whys: list[str], lost: Loss | None, text: str | None = None
+    ) -> MoveError:
         """What can be done for a guest that is left so is done: it is thawed, or its guard goes."""
         ended = lost is not None and lost.ended
         with uninterrupted():
@@ -122,9 +152,10 @@ class Move:
                 whys += [] if ended else [str(other)]
         at_source = stages.find(found) is Stage.LOST and found.together is Disks.STANDBY
         at_rest = stages.at_rest(found) or (ended and at_source)
-        if at_rest:
+        if at_rest := at_rest and not self._may_run_twice(found):
             self._hooks.at_rest()
-        return MoveError("; then: ".join(whys), text, again=not (at_rest or ended))
+        verdict_now = self._verdict(found) if text is None else text
+        return MoveError("; then: ".join(whys), verdict_now, again=not (at_rest or ended))
 
     def _found(self) -> Stage:
         """Where the move stands, for a process that has just begun.

@@ -49,12 +49,14 @@ class Parties:
     ran, or had been stopped by somebody, when the move began; None if that wasn't seen.
     `limits_before`: QEMU's, at the source, before this process, or the one that it guards, changed
     them. `switched_on`: the destination's capabilities that this process switched on. `late`: of a
-    disk that went back, by its name, what may come yet.
+    disk that went back, or a QEMU, by its name, what may come yet. `guarded`: this process guards a
+    move between these two QEMUs that was under way.
     """
 
     source: Monitor
     destination: Monitor
     disks: Sequence[Disk]
+    guarded: bool = False
     untold: bool = False
     unsent: bool = False
     ran_at_source: bool | None = None

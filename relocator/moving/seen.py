@@ -138,6 +138,14 @@ def source_vm(monitor: Monitor) -> SourceVm:
     return SourceVm.SENT if status in ("postmigrate", "finish-migrate") else SourceVm.HOME
 
 
+def was_sent(monitor: Monitor) -> bool:
+    """Whether all of a guest was sent, or had come, when this QEMU last had to do with that."""
+    try:
+        return bool(monitor.call("query-migrate").get("status") == "completed")
+    except RelocatorError:
+        return False
+
+
 def dest_vm(monitor: Monitor) -> DestVm:
     """What the destination's QEMU is doing."""
     try:

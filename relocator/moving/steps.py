@@ -39,6 +39,8 @@ SEAL_S = 30.0
 FIRST_IO_S = 5.0
 #: how long a guest may be on its way once all of it has been sent
 ARRIVE_S = 20.0
+#: how long the destination's QEMU may be out of reach meanwhile
+LOST_S = 2.0
 #: how long the last of its state may take to be sent
 SEND_S = 60.0
 
@@ -162,11 +164,16 @@ class Steps:
 
     def _switching(self) -> str:
         """Until the destination's QEMU has the guest, and the source's knows that it hasn't."""
-        began_s = time.monotonic()
+        began_s = heard_s = time.monotonic()
         while not self._told_of_arrival():
             there = seen.dest_vm(self._parties.destination)
-            if there is DestVm.GONE:
-                raise RelocatorError("the destination's QEMU was lost before it had the guest")
+            if there is not DestVm.GONE:
+                heard_s = time.monotonic()
+            elif lost := seen.loss(self._parties.destination):
+                if lost.ended:
+                    raise RelocatorError("the destination's QEMU was lost before it had the guest")
+                if time.monotonic() > heard_s + LOST_S:
+                    raise RelocatorError(f"{lost.why}; it may have the guest")
             here = seen.source_vm(self._parties.source)
             if here is SourceVm.HOME:
                 raise RelocatorError("QEMU at the source took the guest back")

@@ -6,8 +6,8 @@ from relocator.moving.stages import Stage
 
 _AGAIN = "Run the same command again to go on"
 _RESTART = (
-    "To try again, start the destination's QEMU with -incoming (it ends with a failed migration) "
-    "and run the same command"
+    "To try again, start the destination's QEMU with -incoming, if it has ended, as it does with a "
+    "failed migration, and run the same command"
 )
 _END_AND_RESTART = (
     "The destination's QEMU has a guest; if that was left there by a move that failed, end it. To "

@@ -3,10 +3,14 @@
 The disks are real; each QEMU is a monitor that says what the test wants.
 """
 
+import os
+import signal
+import time
+
 import nbd
 import pytest
 
-from tests.migrate.way import TwoDisks, Way
+from tests.migrate.way import TwoDisks, Way, guard_of
 from tests.support import command
 from tests.support.servers import Server, wait_for
 
@@ -23,7 +27,7 @@ def write(server: Server, text: bytes) -> None:
 def goes_back(way: Way, proxy: Server) -> None:
     """The destination is out of reach, and `proxy`, as the guest arrives; it goes on at the source.
 
-    Then all answers again, and the guest is shut down at the source.
+    The guard is killed. Then all answers again, and the guest is shut down at the source.
     """
     way.source.before["migrate-continue"] = way.arrived
     process = way.sending(env=command.impatient(way.directory))
@@ -33,8 +37,10 @@ def goes_back(way: Way, proxy: Server) -> None:
     wait_for(lambda: proxy.status()["seal_confirmed"], "the seal")
     way.destination.lose()
     proxy.control_path.rename(hidden)
-    said, _ = process.communicate(timeout=90)
-    assert way.source.status == "running", said
+    guard = guard_of(process)
+    process.wait(90)
+    os.kill(guard, signal.SIGKILL)
+    assert way.source.status == "running"
     write(way.target, b"at the source, an hour later")
     hidden.rename(proxy.control_path)
     way.destination.mute = False
@@ -71,3 +77,49 @@ def test_nor_where_one_of_two_disks_is_held_still(two: TwoDisks) -> None:
     assert (two.disk, two.disk2) == (("complete", "standby"), ("complete", "standby"))
     for proxy in (two.proxy, two.proxy2):
         refuses_writes(proxy)
+
+
+def test_a_guest_that_could_not_be_stopped_at_the_destination_is_told_and_ended_later(
+    way: Way,
+) -> None:
+    way.source.before["migrate-continue"] = way.arrived
+    process = way.sending(env=command.impatient(way.directory))
+    way.link.cut()  # the source can't be sealed yet
+    way.source.stand_still()
+    wait_for(lambda: way.destination.status == "running", "arrival")
+    way.destination.lose()
+    process.wait(90)
+    assert way.source.status == "running"
+    assert way.destination.status == "running"
+    way.destination.mute = False
+    said, _ = process.communicate(timeout=90)  # of its guard, too
+    assert "which may run it, too, on disks that refuse its writes: end it" in said
+    assert "Its guard goes on trying" in said
+    assert way.destination.heard[-2:] == ["stop", "quit"]
+
+
+def test_nothing_is_settled_while_the_guest_may_run_at_the_destination_too(way: Way) -> None:
+    way.arrived()
+    way.proxy.control.call("activate", hold=True)
+    wait_for(lambda: way.proxy.status()["seal_confirmed"], "the seal")
+    way.destination.lose()
+    for _ in range(2):
+        done = way.run("--settle")
+        assert way.source.status == "running"
+        assert done.returncode == 1
+        assert "the guest may run at the destination, too" in done.stderr
+    done = way.run("--settle", "--lost", "destination")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_connection_that_breaks_off_as_the_guest_arrives_is_made_anew(way: Way) -> None:
+    way.leaves()
+    process = way.sending(env=command.impatient(way.directory))
+    way.source.stand_still()
+    wait_for(lambda: way.source.migration == "device", "the guest to be on its way")
+    way.destination.lose()
+    time.sleep(0.3)
+    way.destination.mute = False
+    way.arrived()
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, said

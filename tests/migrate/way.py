@@ -113,6 +113,15 @@ class Way:
         return self.target.status()["state"], self.proxy.status()["state"]
 
 
+def guard_of(process: subprocess.Popen[str]) -> int:
+    """The process that watches over a mover."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for child in children:
+        if b"--when-killed" in Path(f"/proc/{child}/cmdline").read_bytes():
+            return int(child)
+    raise AssertionError(f"no guard among {children}")
+
+
 class TwoDisks(Way):
     """The guest has a second disk; at the destination none is complete before the test's end."""
 
