@@ -32,14 +32,17 @@ class Disk(Protocol):
         """Carries out a verb, and returns the status after it."""
 
 
-def activate(disks: Sequence[Disk], *, seal: bool = True) -> list[Disk]:
+def activate(disks: Sequence[Disk], *, seal: bool = True, may_run_here: bool = False) -> list[Disk]:
     """Begin to take all over; their writes wait until they are released. Returns at once.
 
     Without `seal` all is made ready for that, and the guest runs on at the source. Returns the
     disks that were active already; those stay so.
 
+    `may_run_here`: the VM has perhaps been let go on, and one of them been released.
+
     Raises:
-        RelocatorError: one refuses; the others are withdrawn, but for those.
+        RelocatorError: one refuses, or can't be asked; the others are withdrawn, but for those, and
+            unless it may run here.
     """
     already: list[Disk] = []
 
@@ -49,7 +52,7 @@ def activate(disks: Sequence[Disk], *, seal: bool = True) -> list[Disk]:
 
     failures = _of_all(disks, begin)
     if failures:
-        raise _given_up(failures[0], disks)
+        raise failures[0] if may_run_here else _given_up(failures[0], disks)
     return already
 
 

@@ -73,11 +73,40 @@ def withdraw_all(parties: Parties) -> None:
     """Give all disks back to their sources.
 
     Raises:
-        RelocatorError: one can't be: something was written there, or might have been.
+        RelocatorError: one can't be: something was written there, or might have been. If it might
+            have been, all are left as they are.
     """
+    if not parties.untold:
+        _see_untold(parties)
     refusals = [why for why in of_all(parties.disks, lambda d: _withdraw(d, parties)) if why]
     if refusals:
         raise RelocatorError("the disks can't all go back: " + "; ".join(refusals))
+
+
+def _see_untold(parties: Parties) -> None:
+    """Whoever holds its disk still was told of no release.
+
+    Raises:
+        RelocatorError: one was released, or can't be asked.
+    """
+    refusals = [why for why in of_all(parties.disks, _may_be_released) if why]
+    if refusals:
+        raise RelocatorError("the disks can't go back: " + "; ".join(refusals))
+    parties.untold = True
+
+
+def _may_be_released(disk: Disk) -> str | None:
+    """Why its writes may pass at the destination; None if they don't."""
+    try:
+        status = disk.call("status")
+    except RelocatorError as error:
+        return (
+            f"{error}; it may have been released already. Start it again; or, if it is certain "
+            "that nothing runs at the destination any more, add --lost destination"
+        )
+    if status["state"] == "standby" or status["held"]:
+        return None
+    return f"disk {disk.name}: it was released, so its writes pass at the destination"
 
 
 def _withdraw(disk: Disk, parties: Parties, *, again: bool = True) -> str | None:
@@ -88,11 +117,6 @@ def _withdraw(disk: Disk, parties: Parties, *, again: bool = True) -> str | None
         status = disk.status()
         if again and status is not None and status["state"] == "activating":
             return _withdraw(disk, parties, again=False)
-        if status is None and not parties.untold:
-            return (
-                f"{error}; it may have been released already. Start it again; or, if it is certain "
-                "that nothing runs at the destination any more, add --lost destination"
-            )
         if status is not None and status["state"] != "standby":
             return str(error)
         try:

@@ -158,7 +158,7 @@ class Steps:
     def _seal(self) -> None:
         """Let the proxies seal their sources; this asks each once."""
         if not self._sealing:
-            group.activate(self._parties.disks)
+            group.activate(self._parties.disks, may_run_here=not self._parties.untold)
             self._sealing = True
             self._clocks.note("sealing")
 

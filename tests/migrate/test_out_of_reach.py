@@ -123,3 +123,27 @@ def test_a_connection_that_breaks_off_as_the_guest_arrives_is_made_anew(way: Way
     way.arrived()
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 0, said
+
+
+def test_no_disk_goes_back_while_another_may_have_been_released(two: TwoDisks) -> None:
+    """The mover was killed between two releases; the released disk's proxy has died since."""
+    two.arrived()
+    for proxy in (two.proxy, two.proxy2):
+        proxy.control.call("activate", hold=True)
+        wait_for(lambda proxy=proxy: proxy.status()["seal_confirmed"], "the seal")
+    two.link.cut()  # its source can't be told
+    two.proxy.control.call("release")
+    wait_for(lambda: two.proxy.status()["state"] != "activating", "its writes to pass")
+    write(two.proxy, b"acknowledged at the destination")
+    two.proxy.kill()
+    process = two.begin(env=command.impatient(two.directory))
+    process.wait(90)
+    assert two.disk2 == ("sealed", "activating")
+    two.link.mend()
+    two.start_proxy()
+    said, _ = process.communicate(timeout=90)  # of its guard, too
+    assert "it may have been released already. Start it again" in said
+    assert "The guest is at the destination; its writes wait there" in said
+    assert "to let the guest go on at the source" not in said
+    for _, state in (two.disk, two.disk2):
+        assert state in ("active", "complete")
