@@ -56,6 +56,8 @@ class Steps:
         self._clocks = Clocks()
         self._interrupted = self._armed = self._sealing = self._brought = self._thawed = False
         self._began = False
+        #: how many events both QEMUs had told before this migration's last part
+        self._before = (0, 0)
         self._of: dict[Stage, Callable[[], str]] = {
             Stage.HOME: self._home,
             Stage.STARTING: self._starting,
@@ -150,6 +152,8 @@ class Steps:
             group.activate(self._parties.disks)
             self._await_seals(time.monotonic() + SEAL_S)
         self._parties.unsent = False
+        told_here, told_there = self._parties.source.events, self._parties.destination.events
+        self._before = (len(told_here), len(told_there))
         self._parties.source.call("migrate-continue", state="pre-switchover")
         self._hooks.seam("continued")
         self._seal()
@@ -188,10 +192,10 @@ class Steps:
 
     def _told_of_arrival(self) -> bool:
         """Whether both QEMUs have told, within a moment, what else would have to be asked."""
-        resumed = self._parties.destination.await_event(lambda event: event.name == "RESUME", 0.05)
-        if resumed is None:
+        here, there = self._before
+        if self._parties.destination.await_event(_resumed, 0.05, there) is None:
             return False
-        return self._parties.source.await_event(_migrated("completed"), 0.05) is not None
+        return self._parties.source.await_event(_migrated("completed"), 0.05, here) is not None
 
     def _arrived(self) -> str:
         """Once every source has confirmed its seal, release all disks."""
@@ -352,6 +356,10 @@ class Steps:
             if state["error"]:
                 return f"disk {disk.name}: {state['error']}"
         return self._parties.freeze.trouble
+
+
+def _resumed(event: Event) -> bool:
+    return event.name == "RESUME"
 
 
 def _migrated(*wanted: str) -> Callable[[Event], bool]:

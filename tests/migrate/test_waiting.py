@@ -1,6 +1,7 @@
 """The operator decides when: copied ahead, kept in step, and begun with a word."""
 
 import subprocess
+import time
 from datetime import datetime
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from relocator.client import Client
 from relocator.errors import ConfigError, RelocatorError
 from relocator.moving.ahead import parse_window
 from tests.migrate.sites import Sites, command, wait_for
+from tests.migrate.way import Way
+from tests.support.command import impatient
 
 
 @pytest.mark.parametrize(
@@ -101,3 +104,29 @@ def test_a_move_that_waits_can_be_given_up_and_nothing_has_changed(tmp_path: Pat
         assert sites.proxies[0].control.call("status")["dropped_blocks"] <= 64
         sites.destination.kill()
         sites.prove(sites.source, sites.destination, site=sites.b)
+
+
+def test_what_a_qemu_sent_elsewhere_meanwhile_is_not_taken_for_the_guest(way: Way) -> None:
+    """As a snapshot, or a migration to a file."""
+    word = way.directory / "word"
+    process = way.begin("--hold", str(word), env=impatient(way.directory))
+    wait_for(word.exists, "the move to wait")
+    way.source.tell("MIGRATION", status="completed")
+
+    def leave() -> None:
+        way.source.status, way.source.migration = "finish-migrate", "device"
+        way.destination.status = "running"
+        way.destination.tell("RESUME")
+
+    way.source.before["migrate-continue"] = leave
+    assert way.run("--go", str(word)).returncode == 0
+    wait_for(lambda: way.source.migration == "active", "memory to be sent")
+    way.source.stand_still()
+    wait_for(lambda: way.proxy.status()["seal_confirmed"], "the seal")
+    time.sleep(1)  # the source's QEMU may still decide that its migration has failed
+    assert way.disk == ("sealed", "activating")
+    way.source.status, way.source.migration = "running", "failed"
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 1, said
+    assert "QEMU at the source took the guest back" in said
+    assert way.disk == ("complete", "standby")

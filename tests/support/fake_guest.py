@@ -117,11 +117,11 @@ class FakeMonitor(_Served):
             ],
         }.get(command, {})
 
-    def tell(self, event: str) -> None:
+    def tell(self, event: str, **data: Any) -> None:
         """An event, to the client that is there."""
         assert self._client is not None
         at = {"seconds": int(time.time()), "microseconds": 0}
-        _send(self._client, {"event": event, "data": {}, "timestamp": at})
+        _send(self._client, {"event": event, "data": data, "timestamp": at})
 
     def lose(self) -> None:
         """From now on it can't be reached, though it runs."""
