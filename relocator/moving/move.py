@@ -54,13 +54,13 @@ class Move:
         """
         stage, failure = self._found(), None
         while stage is not Stage.DONE:
-            outcome = "failed"
             try:
                 outcome = self._steps.take(stage)
             except (RelocatorError, KeyboardInterrupt) as error:
                 if stage not in REVOCABLE:
                     raise self._ended(error, failure) from error
-                failure = error
+                outcome = self._steps.failed(stage, error)
+                failure = error if outcome == "failed" else failure
             stage = NEXT[stage][outcome]
             if stage is Stage.HOME and failure is not None:
                 raise self._ended(failure) from failure
@@ -87,7 +87,10 @@ class Move:
             except RelocatorError as error:
                 if stage not in REVOCABLE:
                     raise self._ended(error) from error
-                outcome = "failed"
+                outcome = self._steps.failed(stage, error)
+            except KeyboardInterrupt as error:
+                if (outcome := self._steps.failed(stage, error)) == "failed":
+                    raise
             stage = NEXT[stage][outcome]
         found = self._parties.look()
         try:

@@ -81,6 +81,16 @@ class Steps:
             self._hooks.seam(stage.value)
             return self._of[stage]()
 
+    def failed(self, stage: Stage, error: BaseException) -> str:
+        """The outcome of a step that ended with `error`.
+
+        Once a disk may have been released there is no way but forward: an interruption waits then.
+        """
+        if stage is not Stage.ARRIVED or not self._brought:
+            return "failed"
+        self._interrupted = isinstance(error, KeyboardInterrupt)
+        return "released"
+
     def _home(self) -> str:
         """All is at the source: wait until the move may begin, then see that it can."""
         if self._plan.lost:
@@ -203,11 +213,8 @@ class Steps:
         self._await_seals(float("inf"))
         self._clocks.note("sealed")
         self._hooks.seam("sealed")
-        self._parties.untold, self._brought = False, True
-        try:
-            of_all(self._parties.disks, _release)
-        except KeyboardInterrupt:
-            self._interrupted = True  # some may have it: from here there is no way but forward
+        self._parties.untold, self._brought = False, True  # see `failed`
+        of_all(self._parties.disks, _release)
         self._clocks.note("released")
         return "released"
 

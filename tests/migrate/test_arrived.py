@@ -6,11 +6,12 @@ The disks are real; each QEMU is a monitor that says what the test wants.
 import json
 import signal
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.migrate.way import Way
-from tests.support.command import impatient
+from tests.migrate.way import TwoDisks, Way
+from tests.support.command import impatient, interrupted
 from tests.support.servers import wait_for
 
 
@@ -154,3 +155,21 @@ def test_a_move_ends_whose_disk_has_moved_on_meanwhile(way: Way) -> None:
     done = way.run()
     assert done.returncode == 0, done.stderr
     assert way.disk == ("sealed", "sealed")
+
+
+def test_an_interruption_just_after_the_release_leads_nowhere_back(two: TwoDisks) -> None:
+    """One disk could still be given back then, and the other not: the guest has written there."""
+
+    def arrive() -> None:
+        two.arrived()
+        pool.submit(two.proxy2.connect().pwrite, b"waits for the release".ljust(4096, b"."), 0)
+
+    with ThreadPoolExecutor(1) as pool:
+        two.source.before["migrate-continue"] = arrive
+        process = two.sending(env=interrupted(two.directory))
+        two.source.stand_still()
+        said, _ = process.communicate(timeout=90)
+    assert process.returncode == 130, said
+    assert "The guest and its disks are at the destination" in said
+    for _, state in (two.disk, two.disk2):
+        assert state in ("active", "complete"), said

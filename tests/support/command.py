@@ -26,6 +26,21 @@ monitor.Monitor.call.__defaults__ = monitor.Monitor.call_until.__defaults__ = (6
 """
 
 
+#: SIGINT, and a moment in which Python hears it
+_INTERRUPTED = """
+import os, signal
+from relocator.moving.downtime import Clocks
+
+note = Clocks.note
+def interrupted(self, what):
+    note(self, what)
+    if what == "released":
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000): pass
+Clocks.note = interrupted
+"""
+
+
 def impatient(directory: Path) -> dict[str, str]:
     """An environment in which a move and its guard wait less for a QEMU, an agent and a guest.
 
@@ -40,6 +55,11 @@ def patient(directory: Path) -> dict[str, str]:
     And a minute for a proxy that is to come back.
     """
     return _with(directory / "patient", _NEVER)
+
+
+def interrupted(directory: Path) -> dict[str, str]:
+    """An environment in which a move is interrupted as soon as it has released its disks."""
+    return _with(directory / "interrupted", _INTERRUPTED)
 
 
 def _with(place: Path, code: str) -> dict[str, str]:
