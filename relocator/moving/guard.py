@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import relocator
+from relocator.signals import uninterrupted
 
 _AT_REST = b"at rest\n"
 #: `-m` and `-c` would look for modules in the current directory first (`-P`: not), where anybody's
@@ -47,8 +48,8 @@ class Guard:
 
     @property
     def watches(self) -> bool:
-        """Whether it does something should this process end now."""
-        return self._process is not None
+        """Whether it does something should this process end now: it may have been killed, too."""
+        return self._process is not None and self._process.poll() is None
 
     def at_rest(self) -> None:
         """One side has guest and disks: there is nothing to be settled."""
@@ -69,8 +70,12 @@ def _ourselves() -> list[str]:
 
 
 def killed() -> bool:
-    """In the guard: wait; whether the process that is watched over has died in the midst of it."""
+    """In the guard: wait; whether the process that is watched over has died in the midst of it.
+
+    A signal that asks both to end, as the stop of a unit does, is meant for that process.
+    """
     said = b""
-    while piece := os.read(0, 100):
-        said += piece
+    with uninterrupted():
+        while piece := os.read(0, 100):
+            said += piece
     return said != _AT_REST

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.migrate.way import Way
+from tests.migrate.way import Way, caught
 from tests.support import command, servers
 from tests.support.fake_guest import FakeMonitor
 from tests.support.servers import wait_for
@@ -73,21 +73,14 @@ def _pending(pid: int) -> bool:
 def test_a_move_under_nohup_hears_no_hangup(way: Way) -> None:
     """By what the kernel knows of the signal: nothing has to be waited for."""
     plain, under = way.sending(), ["nohup"]
-    assert _caught(plain.pid, signal.SIGHUP)
+    assert caught(plain.pid, signal.SIGHUP)
     plain.send_signal(signal.SIGHUP)
     plain.communicate(timeout=60)
     assert plain.returncode == 130
     way.source.migration = ""
     process = way.sending(before=under)
-    assert not _caught(process.pid, signal.SIGHUP)
-    assert _caught(process.pid, signal.SIGTERM)
-
-
-def _caught(pid: int, number: int) -> bool:
-    """Whether the process has a handler for a signal."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    mask = next(int(line.split()[1], 16) for line in lines if line.startswith("SigCgt"))
-    return bool(mask >> (number - 1) & 1)
+    assert not caught(process.pid, signal.SIGHUP)
+    assert caught(process.pid, signal.SIGTERM)
 
 
 def test_a_guest_that_was_left_frozen_is_thawed_by_the_same_command_and_moves(way: Way) -> None:

@@ -10,7 +10,7 @@ import time
 import nbd
 import pytest
 
-from tests.migrate.way import TwoDisks, Way, guard_of
+from tests.migrate.way import TwoDisks, Way, caught, guard_of
 from tests.support import command
 from tests.support.servers import Server, wait_for
 
@@ -147,3 +147,21 @@ def test_no_disk_goes_back_while_another_may_have_been_released(two: TwoDisks) -
     assert "to let the guest go on at the source" not in said
     for _, state in (two.disk, two.disk2):
         assert state in ("active", "complete")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_guard_that_is_ended_with_its_mover_is_not_promised(way: Way, number: int) -> None:
+    """The stop of a unit is told to all its processes; the guard takes that for its mover's."""
+    process = way.sending(env=command.impatient(way.directory))
+    way.source.stand_still()
+    guard = guard_of(process)
+    wait_for(lambda: caught(guard, signal.SIGTERM), "the guard to wait")
+    way.source.lose()
+    for pid, ended_by in ((guard, number), (process.pid, signal.SIGTERM)):
+        os.kill(pid, ended_by)
+    process.wait(90)
+    way.source.mute = False
+    said, _ = process.communicate(timeout=90)  # of its guard, too
+    lives = number == signal.SIGTERM
+    assert ("Its guard goes on trying" in said) is lives
+    assert way.back is lives

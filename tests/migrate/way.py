@@ -122,6 +122,13 @@ def guard_of(process: subprocess.Popen[str]) -> int:
     raise AssertionError(f"no guard among {children}")
 
 
+def caught(pid: int, number: int) -> bool:
+    """Whether the process has a handler for a signal."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    mask = next(int(line.split()[1], 16) for line in lines if line.startswith("SigCgt"))
+    return bool(mask >> (number - 1) & 1)
+
+
 class TwoDisks(Way):
     """The guest has a second disk; at the destination none is complete before the test's end."""
 
