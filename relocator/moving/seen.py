@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from relocator.errors import RelocatorError
 from relocator.moving.ends import Disk, of_all
 from relocator.moving.monitor import Monitor
-from relocator.running.states import ALL_HERE
+from relocator.running.states import ALL_HERE, State
 
 
 class SourceVm(StrEnum):
@@ -90,6 +90,11 @@ class DiskSeen:
         if self.status is not None:
             return not self.standby and not self.held
         return self.source is not None and bool(self.source["moved"])
+
+    @property
+    def outdated(self) -> bool:
+        """Its source was unsealed after it had been released: there are two versions."""
+        return self.status is not None and self.status["state"] == State.OUTDATED
 
     @property
     def complete(self) -> bool:

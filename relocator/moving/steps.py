@@ -254,14 +254,22 @@ class Steps:
             self._thaw()
             states = self._parties.statuses()
             self._hooks.tell(Progress(Stage.MOVED, None, tuple(states), self._trouble(states)))
-            for disk, state in zip(self._parties.disks, states, strict=True):
-                if state is not None and state["state"] == "outdated":
-                    raise RelocatorError(f"disk {disk.name}: {state['error']}")
+            self._see_none_outdated(states)
             if all(state is not None and state["state"] in ALL_HERE for state in states):
                 self._parties.freeze.thaw_at_destination()
                 self._thaw()
                 return "all here"
             time.sleep(COPY_EVERY_S)
+
+    def _see_none_outdated(self, states: Sequence[dict[str, Any] | None]) -> None:
+        """Each disk has one version.
+
+        Raises:
+            RelocatorError: the source of one was unsealed, so the guest can't write to it here.
+        """
+        for disk, state in zip(self._parties.disks, states, strict=True):
+            if state is not None and state["state"] == "outdated":
+                raise RelocatorError(f"disk {disk.name}: {state['error']}")
 
     def _thaw(self) -> None:
         """Thaw the guest, if it was frozen and could not be thawed yet."""
@@ -270,7 +278,11 @@ class Steps:
             self._clocks.note("thawed")
 
     def release_all(self, give_up_s: float) -> None:
-        """Release what is not released yet; a proxy that is down is waited for."""
+        """Release what is not released yet; a proxy that is down is waited for.
+
+        Raises:
+            RelocatorError: one could not be released in time, or is outdated.
+        """
         while True:
             states = self._parties.statuses()
             held = [
@@ -279,6 +291,7 @@ class Steps:
                 if state is None or state["state"] == "standby" or state.get("held")
             ]
             if not held:
+                self._see_none_outdated(states)
                 self._let_go_on()
                 return
             for disk in held:

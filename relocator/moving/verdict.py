@@ -19,6 +19,12 @@ _MAY_RUN_ON = (
     "the guest there again. Two that write the same disks destroy them"
 )
 
+_TWO_VERSIONS = (
+    "There are two versions of a disk: its source was unsealed by force, and the destination's "
+    "refuses writes. Decide which is to live ('Two versions' in docs/operators.md), and let the "
+    "guest run there only."
+)
+
 _VERDICTS: dict[Stage, str] = {
     Stage.MEMORY: f"The guest runs at the source, with its disks; its memory is sent. {_AGAIN}.",
     Stage.PAUSED: "The guest stands still at the source: run the same command again to go on, "
@@ -42,6 +48,8 @@ _VERDICTS: dict[Stage, str] = {
 def verdict(found: Seen) -> str:
     """Where all is, and what next."""
     stage = stages.find(found)
+    if any(disk.outdated for disk in found.disks):
+        return f"{_TWO_VERSIONS}{_silent(found)}"
     if stage is Stage.HOME:
         return _at_home(found)
     text = _VERDICTS[stage]

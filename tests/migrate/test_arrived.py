@@ -7,7 +7,9 @@ import json
 import signal
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
+import nbd
 import pytest
 
 from tests.migrate.way import TwoDisks, Way
@@ -173,3 +175,21 @@ def test_an_interruption_just_after_the_release_leads_nowhere_back(two: TwoDisks
     assert "The guest and its disks are at the destination" in said
     for _, state in (two.disk, two.disk2):
         assert state in ("active", "complete"), said
+
+
+def test_a_disk_that_is_outdated_is_not_said_to_have_arrived(two: TwoDisks) -> None:
+    two.arrived()
+    for proxy in (two.proxy, two.proxy2):
+        proxy.control.call("activate", wait=True)
+    wait_for(lambda: two.target2.control.call("identify")["moved"], "the source to know")
+    two.target2.control.call("unseal", force=True)
+    with suppress(nbd.Error):
+        two.proxy2.connect().pread(4096, 0)  # what is absent here
+    wait_for(lambda: two.proxy2.status()["state"] == "outdated", "the destination to know")
+    for arguments in (("--settle",), ()):
+        done = two.run(*arguments)
+        assert done.returncode == 1, done.stdout
+        assert "disk proxy-2: " in done.stderr
+        assert "the source was unsealed by force" in done.stderr
+        assert "There are two versions of a disk" in done.stderr
+        assert "The guest and its disks are at the destination" not in done.stderr

@@ -36,6 +36,7 @@ DISKS = [
         (status("activating"), (_HERE, _SEALED, _MOVED, None)),
         (status("active"), (_SEALED, _MOVED, None)),
         (status("complete"), (_SEALED, _MOVED, None)),
+        (status("outdated"), (_HERE, _SEALED)),
         (None, (_HERE, _SEALED, _MOVED, None)),
     )
     for source in sources
@@ -50,6 +51,12 @@ def test_whatever_is_seen_has_a_stage_and_words_for_a_person() -> None:
     for seen in EVERYTHING:
         assert stages.find(seen) in ABOUT
         assert verdict(seen).endswith(".")
+
+
+def test_no_verdict_chooses_between_two_versions_of_a_disk() -> None:
+    for seen in EVERYTHING:
+        chosen = "There are two versions" not in verdict(seen)
+        assert chosen is not any(disk.outdated for disk in seen.disks), seen
 
 
 def test_a_guest_that_was_left_at_the_destination_is_told() -> None:
