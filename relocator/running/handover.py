@@ -77,17 +77,23 @@ class Handover:
 
         `known` is the epoch that the caller has noted. If the next one has begun already, and
         nothing but its answer was lost, this is that answer. If nothing was written in the epoch
-        that is known, it goes on.
+        that is known, it goes on. So does that of a sealed disk, whose map says too much for who
+        comes now; who had an earlier one is told that all may be stale.
         """
         with self._epochs:
             if known is None or self._ended is None or self._ended[0] != known + 1:
                 epoch, ended = self._lifecycle.begin_epoch(known)
-                packed = runs.pack(ended)
-                if epoch != known:
+                packed = self.all_blocks() if ended is None else runs.pack(ended)
+                if ended is not None and epoch != known:
                     self._ended = epoch, packed
             else:
                 epoch, packed = self._ended
         return {**self.identify(), "epoch": epoch}, packed
+
+    def all_blocks(self) -> bytes:
+        """The whole disk (packed)."""
+        total = self._store.geometry.total_blocks
+        return runs.pack_runs([(0, total)], total)
 
     def ended(self) -> dict[str, bytes]:
         """What was dirty in the epoch before this one (packed), if that is still known."""

@@ -96,18 +96,21 @@ class Lifecycle:
         """A disk that has an upstream is a proxy; once complete it is a target."""
         return Role.PROXY if self.unfinished else Role.TARGET
 
-    def begin_epoch(self, known: int | None = None) -> tuple[int, Bitmap]:
+    def begin_epoch(self, known: int | None = None) -> tuple[int, Bitmap | None]:
         """Begin the dirty map anew; returns the new epoch, and what was dirty in the ended one.
 
         Writes go on. Those that may be in the ended map only have ended when this returns. With
-        `known`, the epoch that the caller knows of, none is begun if nothing is dirty in that.
+        `known`, the epoch that the caller knows of, none is begun if nothing is dirty in that. Nor
+        is one on a sealed disk, where the map is the seal's, and grows no more: None was ended.
 
         Raises:
             StateError: the disk is sealed, and `known` is not None.
         """
         with self._lock:
-            if known is not None and self._store.meta.seal is not None:
-                raise StateError("'epoch' is refused: the disk is sealed")
+            if self._store.meta.seal is not None:
+                if known is not None:
+                    raise StateError("'epoch' is refused: the disk is sealed")
+                return self._store.meta.epoch, None
             if known == self._store.meta.epoch and self._store.dirty_blocks == 0:
                 return known, Bitmap(self._store.geometry.total_blocks)
             ended, epoch = self._store.begin_epoch(), self._store.meta.epoch

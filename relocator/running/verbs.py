@@ -147,10 +147,7 @@ class Verbs:
     def _diverged(self) -> bytes:
         """What may have been written since the disk came here (packed)."""
         store = self._parts.store
-        if store.meta.unrecorded:
-            total = store.geometry.total_blocks
-            return runs.pack_runs([(0, total)], total)
-        return runs.pack(store.diverged)
+        return self._handover.all_blocks() if store.meta.unrecorded else runs.pack(store.diverged)
 
     def _seal(self, argument: str) -> Reply:
         """Seal; `TOKEN/BYTES`: and let what was written last come with the answer, or in parts."""

@@ -4,6 +4,7 @@ import signal
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import nbd
@@ -11,9 +12,26 @@ import pytest
 
 from relocator.errors import RelocatorError
 from relocator.store import meta as metadata
+from tests.nbd.test_handover import all_present
 from tests.support.model import source_bytes
-from tests.support.servers import plugin, refused, wait_for
+from tests.support.servers import mistaken, plugin, refused, wait_for
 from tests.support.sites import BLOCK, SIZE_BYTES, scribble
+
+#: the thread that answers a seal comes to nothing between who the disk is and what was written
+_SLOW_ANSWER = """
+import pathlib as _pathlib, time as _time
+from relocator.running.verbs import Verbs as _Verbs
+_maps = _Verbs._maps
+def _late(self):
+    asked = _pathlib.Path("{asked}")
+    if self._parts.lifecycle.state == "sealed" and not asked.exists():
+        asked.touch()
+        give_up_s = _time.monotonic() + 20
+        while not _pathlib.Path("{goes_on}").exists() and _time.monotonic() < give_up_s:
+            _time.sleep(0.01)
+    return _maps(self)
+_Verbs._maps = _late
+"""
 
 
 def test_a_seal_can_be_undone_until_a_proxy_is_active(sites: Any) -> None:
@@ -152,6 +170,29 @@ def test_no_other_proxy_hides_what_was_written_at_a_source_that_forgot_its_seal(
                 first.kill()
                 assert "was written after the disk had moved" in refused(*wanted, source)
             first.kill()
+
+
+def test_no_other_proxy_that_begins_hides_what_was_written_before_the_seal(
+    sites: Any, tmp_path: Path
+) -> None:
+    a, b, c = sites
+    asked, goes_on = tmp_path / "asked", tmp_path / "goes-on"
+    file = mistaken(tmp_path, _SLOW_ANSWER.format(asked=asked, goes_on=goes_on))
+    disk = f"disk={a.image}", f"store={a.maps}"
+    with (
+        plugin(a.directory, "target", *disk, file=file) as target,
+        b.proxy(target, "mode=standby", "refresh=off") as first,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        wait_for(lambda: all_present(first), "the copy ahead")
+        written = b"x" * BLOCK
+        target.connect().pwrite(written, 0)
+        switch = pool.submit(first.control.call, "activate", wait=True)
+        wait_for(asked.exists, "the seal to be asked for")
+        with c.proxy(target, "mode=standby", "background=off"):
+            goes_on.touch()
+            switch.result(30)
+            assert first.connect().pread(BLOCK, 0) == written
 
 
 def test_a_proxy_that_was_killed_while_it_began_goes_on_by_its_own_seal(sites: Any) -> None:

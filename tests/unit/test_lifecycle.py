@@ -236,6 +236,7 @@ def test_an_epoch_begins_while_a_write_is_in_progress_and_outlasts_it(store: Sto
         assert not begun.done()  # the answer does
         lifecycle.gate.leave(turn)
         epoch, ended = begun.result(10)
+    assert ended is not None
     assert (epoch, list(ended.set_runs(0, 64))) == (store.meta.epoch, [(3, 5)])
 
 
@@ -247,6 +248,16 @@ def test_an_epoch_in_which_nothing_was_written_goes_on(store: Store) -> None:
     lifecycle.seal()
     with pytest.raises(StateError, match="'epoch' is refused: the disk is sealed"):
         lifecycle.begin_epoch(epoch + 1)
+
+
+def test_a_sealed_disk_keeps_what_it_answers_its_seal_with(store: Store) -> None:
+    lifecycle, epoch = life_of(store), store.meta.epoch
+    store.mark_dirty(3, 5)
+    lifecycle.seal()
+    assert lifecycle.begin_epoch() == (epoch, None)
+    assert (store.meta.epoch, list(store.dirty.set_runs(0, 64))) == (epoch, [(3, 5)])
+    lifecycle.unseal()
+    assert lifecycle.begin_epoch()[0] == epoch + 1
 
 
 def test_a_copy_that_follows_the_epochs_misses_no_write(store: Store) -> None:
@@ -265,7 +276,9 @@ def test_a_copy_that_follows_the_epochs_misses_no_write(store: Store) -> None:
             lifecycle.gate.leave(turn)
 
     def follow() -> None:
-        for first, end in list(lifecycle.begin_epoch()[1].set_runs(0, 64)):
+        ended = lifecycle.begin_epoch()[1]
+        assert ended is not None
+        for first, end in ended.set_runs(0, 64):
             piece = memoryview(copy)[first * block : end * block]
             store.image.read_into(piece, first * block)
 
