@@ -150,8 +150,8 @@ class Activation:
             raise ConfigError("seal=False: needs hold=True, and not wait=True")
         if self._store.meta.source is None:
             raise StateError("'activate' is for a proxy: this disk was never at another site")
-        self._see_given_back()  # what was withdrawn before comes first
         with self._lock:
+            self._see_given_back_locked()  # what was withdrawn before comes first
             if self._is_failing and self._failure is not None:
                 raise self._failure  # it is undone at this moment
             already = self._lifecycle.state not in states.PASSING
@@ -380,18 +380,21 @@ class Activation:
         that is not ours has no seal.
         """
         with self._lock:
-            takeover = self._store.meta.takeover
-            if takeover is None or not self._owes:
-                return
-            if self._source is not None and self._is_ours:
-                self._let_go(self._source, takeover.token)
-            self._lifecycle.note_given_back()
-            self._stand_by_locked()
+            self._give_back_locked()
 
-    def _see_given_back(self) -> None:
+    def _give_back_locked(self) -> None:
+        takeover = self._store.meta.takeover
+        if takeover is None or not self._owes:
+            return
+        if self._source is not None and self._is_ours:
+            self._let_go(self._source, takeover.token)
+        self._lifecycle.note_given_back()
+        self._stand_by_locked()
+
+    def _see_given_back_locked(self) -> None:
         """As `_give_back`; its UpstreamError says so of an activation that wants to begin."""
         try:
-            self._give_back()
+            self._give_back_locked()
         except UpstreamError as error:
             raise UpstreamError(
                 "an earlier activation that failed or was withdrawn is not undone at the source "

@@ -40,6 +40,24 @@ def _tell(self):
 _Activation._give_back_later = _tell
 """
 
+#: once a file is there, a withdrawal comes just as an activation has looked for what is owed
+_AT_ONCE = """
+import time as _time
+from relocator.running.activation import Activation as _Activation
+_see, _give_back = _Activation._see_given_back_locked, _Activation._give_back
+def _look(self):
+    _see(self)
+    if Path({both!r}).exists():
+        Path({looked!r}).touch()
+        give_up_s = _time.monotonic() + 2
+        while self._lifecycle.state != "standby" and _time.monotonic() < give_up_s:
+            _time.sleep(0.01)
+def _late(self):
+    _time.sleep(1 if Path({both!r}).exists() else 0)
+    _give_back(self)
+_Activation._see_given_back_locked, _Activation._give_back = _look, _late
+"""
+
 
 class Source:
     """The site where the disk is."""
@@ -298,6 +316,28 @@ def test_a_withdrawal_that_the_source_did_not_hear_is_told_it_later(
             assert state(again) == "sealed"
             with standby(tmp_path, target):
                 until(again, "complete")
+
+
+def test_what_a_withdrawal_owes_is_not_forgotten_for_an_activation_that_comes_at_once(
+    tmp_path: Path, source: Source, guest: Any
+) -> None:
+    both, looked = tmp_path / "both", tmp_path / "looked"
+    file = mistaken(tmp_path, _AT_ONCE.format(both=str(both), looked=str(looked)))
+    with source.serve() as target:
+        with standby(tmp_path, target) as proxy:
+            proxy.control.call("activate", wait=True)
+            wait_for(lambda: target.control.call("identify")["moved"], "the source to be told")
+            proxy.kill()  # the next one gives its seals other names
+        with standby(tmp_path, target, file=file) as proxy:
+            both.touch()
+            begins = guest(proxy.control.call, "activate")
+            wait_for(looked.exists, "the activation")
+            ends = guest(proxy.control.call, "withdraw")
+            begins.result(30)
+            ends.result(30)
+            both.unlink()
+            proxy.control.call("withdraw")
+            until(target, "complete")
 
 
 def test_what_is_armed_again_is_not_undone_for_what_failed_before(
