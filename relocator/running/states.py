@@ -88,7 +88,8 @@ LEGAL: dict[str, frozenset[State]] = {
     "seal": _SETTLED,
     "moved": frozenset({State.SEALED, State.RELAYING}),
     "unseal": frozenset({State.SEALED, State.RELAYING}),
-    "withdrawn": _SETTLED,
+    # also where nothing is sealed: a request for that seal may still arrive
+    "withdrawn": _SETTLED | PASSING,
     "verify": _SETTLED,
 }
 

@@ -48,6 +48,23 @@ def test_a_seal_that_was_given_up_before_it_came_is_refused(tmp_path: Path, by_n
         assert state(target) == "complete"
 
 
+def test_a_seal_that_was_withdrawn_while_its_source_stood_by_is_refused_once_that_is_active(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "third").mkdir()
+    with Source(tmp_path).serve() as target, standby(tmp_path, target) as proxy:
+        proxy.control.call("activate", wait=True)
+        with standby(tmp_path / "third", proxy) as third:
+            third.control.call("activate", hold=True, seal=False)
+            late = third.control.call("status")["asks_for"]
+            proxy.control.call("withdraw")  # the disk goes back from there meanwhile
+            third.control.call("withdraw")
+            proxy.control.call("activate", wait=True)
+            with pytest.raises(StateError, match="was withdrawn"):
+                far_end(proxy).call(f"seal/{late}")
+            assert state(proxy) == "active"
+
+
 def test_an_activation_waits_for_word_of_the_withdrawal_before_it(tmp_path: Path) -> None:
     source = Source(tmp_path)
     with source.serve() as target, standby(tmp_path, target, "retry-timeout=1") as proxy:
