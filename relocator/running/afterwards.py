@@ -5,8 +5,8 @@
     outdated  then there are two versions of the disk: no write passes here any more
     hints     what the order of the copy may rest on: asked once
 
-`lock` orders `moved` against a withdrawal; it is held across I/O. So is `_asking`, as long as what
-was asked is noted and stored.
+`lock` orders `moved`, and what the source is known by, against a withdrawal; it is held across
+I/O. So is `_asking`, as long as what was asked is noted and stored.
 """
 
 import sys
@@ -155,7 +155,7 @@ class Afterwards:
             if self._stopped:
                 return
             if self._store.meta.origin_samples is None:
-                self._note_samples(source)
+                self._note_samples(source, transfer)
             hints.ask(
                 source,
                 transfer.upstream,
@@ -171,16 +171,18 @@ class Afterwards:
         """Whether what is asked for is not to be noted any more."""
         return self._lifecycle.stopping.is_set() or not self._concerned
 
-    def _note_samples(self, source: Source) -> None:
+    def _note_samples(self, source: Source, transfer: Transfer) -> None:
         """Note what the source is known by from now on, unless it lacks what was copied ahead.
 
-        One that has an id is known by that.
+        One that has an id is known by that. If the disk was given back meanwhile nothing is noted,
+        also if it has been taken over again: what was read is of the time before.
 
         Raises:
             OtherDiskError: it does: it is not the disk that this one is a copy of.
             UpstreamError: it can't be read.
             StoreError: what was skipped as free, and so lacks nothing, is not known.
         """
+        asked = transfer.hydration.disowned
         with connected(source.endpoint) as handle:
             check_size(handle, self._store.geometry.size_bytes)
             if self._stopped:
@@ -193,8 +195,9 @@ class Afterwards:
                         "the source has become another disk: it lacks what was fetched from it"
                     )
             told = samples(handle)
-        if not self._stopped:
-            self._store.update(origin_samples=told)
+        with self._lock:
+            if not self._stopped and transfer.hydration.disowned == asked:
+                self._store.update(origin_samples=told)
 
     def _fetched(self) -> dict[Extent, bytes]:
         """Sampled places that are here as they were fetched; zeros prove too little."""

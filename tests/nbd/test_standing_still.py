@@ -13,6 +13,9 @@ import pytest
 from relocator import group
 from relocator.client import Client
 from relocator.errors import RelocatorError
+from relocator.source.endpoint import Endpoint
+from relocator.source.identity import samples_at
+from relocator.store import meta as metadata
 from tests.nbd.test_bitmaps import BLOCK, TOTAL, Guest, guest, present, qemu, standby  # noqa: F401
 from tests.support.model import source_bytes
 from tests.support.servers import Server, mistaken, nbdkit, plugin, proxy, wait_for
@@ -31,6 +34,32 @@ def full_once(directory, meta):
     write(directory, meta)
 store.metadata.write = full_once
 """
+#: what a source is known by takes until the disk is given back to be noted, or to be read
+SLOW_SAMPLES = {
+    "noted": """
+from relocator.store.store import Store
+update = Store.update
+def late(self, **changes):
+    if changes.get("origin_samples") and not Path({read!r}).exists():
+        Path({read!r}).touch()
+        give_up_s = time.monotonic() + 2
+        while not self.meta.standby and time.monotonic() < give_up_s:
+            time.sleep(0.01)
+    update(self, **changes)
+Store.update = late
+""",
+    "read": """
+from relocator.running import afterwards
+samples = afterwards.samples
+def late(handle):
+    found, first = samples(handle), not Path({read!r}).exists()
+    Path({read!r}).touch()
+    while first and not Path({goes_on!r}).exists():
+        time.sleep(0.01)
+    return found
+afterwards.samples = late
+""",
+}
 
 
 @pytest.fixture
@@ -100,6 +129,27 @@ def test_a_disk_that_was_active_and_not_written_is_given_back(
         assert here.status()["background"] == "off"
         here.control.call("set", rate="none")
         moves(here, goes_on(source))
+
+
+@pytest.mark.parametrize("until", ["noted", "read"])
+def test_a_source_is_known_by_what_it_is_at_the_last_switch(
+    tmp_path: Path, source: Server, until: str
+) -> None:
+    read, again = tmp_path / "read", tmp_path / "again"
+    slow = SLOW_SAMPLES[until].format(read=str(read), goes_on=str(again))
+    file = mistaken(tmp_path, f"import time\n{slow}")
+    with proxy(tmp_path, source, "mode=standby", "background=off", file=file) as here:
+        here.control.call("activate", wait=True)
+        wait_for(read.exists, "the source to be looked at")
+        here.control.call("withdraw")
+        there = source.connect()
+        there.pwrite(NEW, 0)
+        there.flush()
+        here.control.call("activate", wait=True)
+        again.touch()
+        known = lambda: metadata.read(tmp_path / "store").origin_samples  # noqa: E731
+        wait_for(known, "it to be noted")
+        assert known() == samples_at(Endpoint(source.uri))
 
 
 def test_of_a_group_that_can_not_be_taken_over_each_is_given_back(
