@@ -44,6 +44,7 @@ _MOVED_BACK = (
     "this disk has moved back to its source, and is served as it was then; to bring it here again, "
     "start it with --mode standby, then `relocator activate`"
 )
+_UNKNOWN = "whether this disk has moved back to its source is not known, as that can't be asked"
 
 
 def open_disk(settings: Config) -> Store:
@@ -83,10 +84,14 @@ def _copy_of(settings: Config) -> Store:
         return _open(settings, found)  # what is here can be served meanwhile
     if found is not None and found.complete and started_again:
         # The same command as ever: it may be needed where it has moved to, or be there again.
-        no_return = _no_return(found, source.identify())
+        try:
+            no_return = _no_return(found, source.identify())
+            note = () if no_return else (_MOVED_BACK,)
+        except UpstreamError as error:
+            no_return, note = str(error), (f"{_UNKNOWN}: {error}",)
         if no_return or not settings.standby:
             store = open_store(settings.store, found)
-            store.found += () if no_return else (_MOVED_BACK,)
+            store.found += note
             return store
     check_size(f"source={settings.source}", size_bytes)
     if found is None:

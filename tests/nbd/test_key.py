@@ -3,7 +3,7 @@
 import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from relocator.source.remote import Source
 from tests.support.link import clocks
 from tests.support.model import source_bytes
 from tests.support.servers import PLUGIN, Server, plugin, refused, wait_for
+from tests.support.sites import SIZE_BYTES as OF_SITES
 from tests.support.sources import free_port
 
 SIZE_BYTES = 2 << 20
@@ -82,6 +83,33 @@ def test_a_disk_moves_with_the_key_and_a_proxy_without_it_does_not_start(
             proxy.wait()
             assert proxy.control.call("verify")["verified_blocks"] == SIZE_BYTES // 4096 - 1
             wait_for(lambda: server.control.call("identify")["moved"], "the source to be told")
+
+
+def test_a_disk_that_has_moved_on_starts_again_though_its_source_has_another_key(
+    sites: Any, tmp_path: Path, secret: Path
+) -> None:
+    a, b, c = sites
+    key.make(tmp_path / "other")
+    with ExitStack() as running:
+
+        def first(of: Path) -> Server:
+            keys = (f"disk={a.image}", f"store={a.maps}", f"key={of}")
+            server: Server = running.enter_context(plugin(a.directory, "target", *keys))
+            return server
+
+        source, ours = first(secret), f"key={secret}"
+        second = running.enter_context(b.proxy(source, ours))
+        second.wait()
+        third = running.enter_context(c.proxy(second, ours, "background=off", "readahead=0"))
+        wait_for(lambda: second.control.call("identify")["moved"], "the second to be told")
+        source.kill()
+        second.kill()
+        source = first(tmp_path / "other")
+        second = running.enter_context(b.proxy(source, ours))
+        (note,) = second.status()["notes"]
+        assert "whether this disk has moved back" in note
+        assert "the key is another one than its own" in note
+        assert third.connect().pread(OF_SITES, 0) == source_bytes(OF_SITES)
 
 
 def test_the_switch_asks_for_no_nonce_any_more(tmp_path: Path, secret: Path) -> None:
