@@ -96,7 +96,7 @@ class Rounds:
 
     def step(self) -> None:
         """Begin a round if it is time; called now and then, by one thread."""
-        if not self._copying or self._parts.lifecycle.state is not State.STANDBY:
+        if not self._copying or not self._stands_by:
             return
         if not self._begun:
             self._begun = True
@@ -110,9 +110,9 @@ class Rounds:
             if not (due is None or (due and self.refresh_s is not None)):
                 return
             dropped = self.refresh()["refreshed_blocks"]
-        except StateError:
-            return  # it moves
-        except (UpstreamError, StoreError) as error:
+        except (StateError, UpstreamError, StoreError) as error:
+            if not self._stands_by:
+                return  # it moves
             self._again_s = self._now() + wait_s
             self._failing = True
             self._parts.faults.report(HANDOVER, f"the copy is not kept in step: {error}")
@@ -132,6 +132,13 @@ class Rounds:
         self._look_s = now_s + REFRESH_S
         with suppress(UpstreamError):  # it is told elsewhere that the source is lost
             self._changes.look()
+
+    @property
+    def _stands_by(self) -> bool:
+        """Whether a round would be in time; while a withdrawal is owed the source may be sealed."""
+        lifecycle = self._parts.lifecycle
+        is_standby = lifecycle.state is State.STANDBY and not lifecycle.stopping.is_set()
+        return is_standby and self._store.meta.takeover is None
 
     @property
     def _copying(self) -> bool:

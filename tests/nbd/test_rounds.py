@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,6 +53,27 @@ def _full(self):
         raise OSError(_errno.ENOSPC, "no room")
     _complete(self)
 _Lifecycle.complete = _full
+"""
+#: a proxy that notes each round that it asks for
+_NOTES_ROUNDS = """
+from relocator.running.epochs import Epochs as _Epochs
+_drop = _Epochs.drop
+def _noted(self):
+    with Path(GO).open("a") as _file:
+        _file.write("x")
+    return _drop(self)
+_Epochs.drop = _noted
+"""
+#: a proxy that takes its time to tell the source that the disk is given back, and its fault then
+_SLOW_WORD = """
+import time as _time
+from relocator.running.activation import Activation as _Activation
+_give_back = _Activation._give_back
+def _late(self):
+    _time.sleep(1)
+    Path(GO).write_text(str(self._parts.faults.told("handover")))
+    _give_back(self)
+_Activation._give_back = _late
 """
 
 
@@ -219,6 +241,37 @@ def test_with_the_source_lost_nothing_is_ready(tmp_path: Path, site: Site) -> No
         lost = relocator("wait", control, "--ready", "1M", "--timeout", "0.1")
         assert lost.returncode == 1
         assert str(proxy.status()["faults"]["handover"])[:20] in lost.stderr.replace("\n", " ")
+
+
+def test_a_copy_whose_source_refuses_a_round_says_so_and_asks_again_later(
+    tmp_path: Path, site: Site
+) -> None:
+    asked = tmp_path / "asked"
+    (tmp_path / "second").mkdir()
+    file = mistaken(tmp_path, _NOTES_ROUNDS.replace("GO", repr(str(asked))))
+    with site.serve() as target, standby(tmp_path / "second", target) as second:
+        with standby(tmp_path, target, file=file) as proxy:
+            wait_for(lambda: proxy.status()["rounds"], "a round")
+            second.control.call("activate", wait=True)
+            why = lambda: str(proxy.status()["faults"]["handover"])  # noqa: E731
+            wait_for(lambda: "the copy is not kept in step" in why(), "it to be said")
+            assert "'epoch' is refused: the disk is sealed" in why()
+            before = len(asked.read_text())
+            time.sleep(2)
+            assert len(asked.read_text()) <= before + 1
+            ready = relocator("wait", str(proxy.control_path), "--ready", "1M", "--timeout", "0.1")
+            assert (ready.returncode, "not kept in step" in ready.stderr) == (1, True)
+
+
+def test_no_round_is_asked_for_while_a_withdrawal_is_owed(tmp_path: Path, site: Site) -> None:
+    """The source is sealed still, and would refuse it."""
+    fault = tmp_path / "fault"
+    file = mistaken(tmp_path, _SLOW_WORD.replace("GO", repr(str(fault))))
+    with site.serve() as target, standby(tmp_path, target, "refresh=0.2", file=file) as proxy:
+        wait_for(lambda: proxy.status()["rounds"], "a round")
+        proxy.control.call("activate", hold=True, wait=True)
+        proxy.control.call("withdraw")
+        assert fault.read_text() == "None"
 
 
 def test_an_orchestrator_waits_until_little_is_left(tmp_path: Path, site: Site) -> None:
