@@ -117,6 +117,11 @@ class Seeding:
         if self._thread.is_alive():
             self._thread.join()
 
+    def renew(self) -> None:
+        """As `Connection.renew`."""
+        self._large.renew()
+        self._small.renew()
+
     @property
     def ended(self) -> bool:
         """Whether no more is compared."""

@@ -312,7 +312,9 @@ class Activation:
                 self._wait_while(lambda: self._held)
                 self._seal()  # nothing has kept its guest from going on meanwhile
             changes = self._settle()
-            self._wait_while(lambda: self._held)
+            while self._waits(changes):
+                self._seal()
+                changes = self._settle()
             self._lifecycle.activate(**changes)
             if self.rounds is None:
                 self._copy()  # not before: what it brought might have been written at the source
@@ -351,6 +353,22 @@ class Activation:
         changes = {} if self._sealing is None else self._sealing.settle()
         self._drop_s = time.monotonic() - began_s
         return changes
+
+    def _waits(self, changes: dict[str, Any]) -> bool:
+        """Wait for the release; whether the source has to be sealed again before.
+
+        One that keeps no store, and was started again, knows of its seal no more: who answers then
+        is not let in.
+        """
+        transfer = self._parts.transfer
+        if transfer is None or changes.get("origin_kept", True):
+            self._wait_while(lambda: self._held)
+            return False
+        self._wait_while(lambda: self._held and transfer.upstream.refusal is None)
+        if transfer.upstream.refusal is None:
+            return False
+        transfer.renew()
+        return True
 
     def _give_up(self, error: Exception) -> None:
         """The source can't be sealed: as before the activation; writes that waited fail."""
@@ -419,7 +437,7 @@ class Activation:
             if (found := source.identify()) is None:
                 raise UpstreamError(str(error)) from error
             answer = found
-        check_id(self._store.meta.base, answer, kept=self._store.meta.origin_kept)
+        check_id(self._store.meta, answer)
 
     def _give_back_soon(self) -> None:
         """As `_give_back`, by a thread, unless one is at it."""

@@ -16,9 +16,25 @@ from relocator.copying import heat
 from relocator.errors import StateError, UpstreamError
 from relocator.running.parts import Parts, Transfer
 from relocator.running.rounds import check_standby
-from relocator.source.answer import Answer, base_of, stale
+from relocator.source.answer import Answer, base_of, check_id, stale
 from relocator.source.remote import Source
 from relocator.store.meta import Base
+from relocator.store.store import Store
+
+
+def begin_anew(store: Store, transfer: Transfer, answer: Answer) -> None:
+    """Who gives this `answer`, and keeps no store, is the source from now on, and nobody else.
+
+    What is here is stale, and to be dropped: until then the base says that it is not known. Over
+    connections that were made before another disk may be read: nothing is asked of them any more.
+
+    Raises:
+        OtherDiskError: as of `check_id`.
+        StoreError: that can't be noted; nothing has changed.
+    """
+    check_id(store.meta, answer)
+    store.update(base=Base(answer["id"], 0))
+    transfer.renew()
 
 
 class Epochs:
@@ -69,6 +85,15 @@ class Epochs:
             self._tells_again = "digests" in self._source.call("identify").fields
         return self._tells_again
 
+    @property
+    def begun_anew(self) -> bool:
+        """Whether the source keeps no store, and was started again, as far as can be told."""
+        base = self._store.meta.base
+        if base is None or self._store.meta.origin_kept or not self._transfer.upstream.refusal:
+            return False
+        answer = self._source.identify()
+        return answer is not None and not answer.kept and answer["id"] != base.id
+
     def drop(self) -> int:
         """Begin an epoch, and drop what became dirty in the one before, to be copied again."""
         base = self._store.meta.base
@@ -88,6 +113,8 @@ class Epochs:
         self.stale_blocks = 0
         if base_of(answer) == base:
             return 0
+        if answer["id"] != base.id:
+            begin_anew(self._store, self._transfer, answer)
         self._transfer.hydration.disown_fetches()
         dropped = self._store.drop(stale(self._store, answer, "ended", began=1))
         self._store.update(base=base_of(answer))

@@ -58,6 +58,12 @@ class Transfer:
     copier: Copier
     seeding: Seeding | None
 
+    def renew(self) -> None:
+        """Look again at who answers; see `Connection.renew`."""
+        self.upstream.renew()
+        if self.seeding is not None:
+            self.seeding.renew()
+
 
 @dataclass(frozen=True, slots=True)
 class Parts:

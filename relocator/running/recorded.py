@@ -75,6 +75,11 @@ class Recorded:
         """Always: the sooner a block is known to be written, the less is copied in vain."""
         return True if self._read else None
 
+    @property
+    def begun_anew(self) -> bool:
+        """The bitmap tells."""
+        return False
+
     def begin(self) -> None:
         """Nothing is asked that only a relocator knows."""
 

@@ -43,6 +43,14 @@ class Changes(Protocol):
         """
 
     @property
+    def begun_anew(self) -> bool:
+        """Whether it is not the source any more of which this is the copy, but takes its place.
+
+        Raises:
+            UpstreamError: the source can't be asked.
+        """
+
+    @property
     def stale_blocks(self) -> int:
         """How many blocks were here and not right any more when it was last looked."""
 
@@ -86,7 +94,7 @@ class Rounds:
         self._begun = self._holding = False
         self._again_s = 0.0
         self._failing = False
-        self._look_s = 0.0
+        self._look_s = self._anew_s = 0.0
 
     @property
     def left_bytes(self) -> int:
@@ -96,7 +104,10 @@ class Rounds:
 
     def step(self) -> None:
         """Begin a round if it is time; called now and then, by one thread."""
-        if not self._copying or not self._stands_by:
+        if not self._stands_by:
+            return
+        self._begin_anew()
+        if not self._copying:
             return
         if not self._begun:
             self._begun = True
@@ -123,6 +134,15 @@ class Rounds:
         self._holding = self._holding or not 0 < dropped < self._last_blocks * _SHRINKS
         self._last_blocks = dropped
         self._again_s = self._now() + (wait_s if self._holding else 0.0)
+
+    def _begin_anew(self) -> None:
+        """Look now and then whether the copy is of the source's last life: it has to begin anew."""
+        if self._now() < self._anew_s:
+            return
+        self._anew_s = self._now() + ANEW_S
+        with suppress(StateError, UpstreamError, StoreError):  # that it is another is told
+            if self._changes.begun_anew:
+                self.refresh()
 
     def _look(self) -> None:
         """Where there is a deadline: how much is stale, now and then."""

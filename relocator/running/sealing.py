@@ -30,6 +30,7 @@ from relocator.copying.claims import Claim
 from relocator.errors import OtherDiskError, RelocatorError, StateError, UpstreamError
 from relocator.jobs import start
 from relocator.running.coming import Coming
+from relocator.running.epochs import begin_anew
 from relocator.running.insisting import insist
 from relocator.running.parts import Parts, Transfer
 from relocator.running.rest import MOST_REST_BYTES
@@ -60,6 +61,7 @@ class Sealing:
         self._transfer = transfer
         #: what is ready to be asked, how much may come of it, how many parts were wanted
         self._ready: tuple[list[str], int, int] = [], 0, 0
+        self._known = self._base_id
         self._answer: Answer | None = None
         self._thread: threading.Thread | None = None
         self._counting = threading.Lock()
@@ -68,6 +70,15 @@ class Sealing:
         self.dropped_blocks = 0
         #: what an operator should know: of a relocator there is nothing that it doesn't say itself
         self.notes: tuple[str, ...] = ()
+
+    @property
+    def _base_id(self) -> str | None:
+        return None if self._store.meta.base is None else self._store.meta.base.id
+
+    @property
+    def _is_doubtful(self) -> bool:
+        """Whether somebody else has answered, now or before."""
+        return self._transfer.upstream.refusal is not None or self._base_id != self._known
 
     @property
     def _most_bytes(self) -> int:
@@ -94,8 +105,8 @@ class Sealing:
         """
         if self._store.meta.takeover is not None:
             return  # it was withdrawn: nobody asks for this seal any more
-        if self._transfer.upstream.refusal is not None:
-            return  # whoever answers now is not to be sealed
+        if self._is_doubtful:
+            return  # whoever answers now is not to be sealed, or another may be there at the switch
         most, parts = self._most_bytes, self._wanted_parts
         ready, brings, of = self._ready
         is_enough = brings * 3 <= most * 4 <= brings * 5 and (parts == of or not most)
@@ -105,7 +116,7 @@ class Sealing:
                 return  # what was lost is made ready again once the source is there again
         for verbs in _verbs(token, most, parts):
             try:
-                self._source.prepare(*verbs, f"moved/{token}", look=self._look)
+                self._source.prepare(*verbs, f"moved/{token}", look=self._look_ahead)
             except OtherDiskError:
                 raise
             except UpstreamError as error:
@@ -127,11 +138,18 @@ class Sealing:
 
     def _look(self, answer: Answer) -> None:
         """Refuse another disk, before it is asked for a seal; errors as of `check_id`."""
-        check_id(self._store.meta.base, answer)
+        check_id(self._store.meta, answer)
+
+    def _look_ahead(self, answer: Answer) -> None:
+        """As `_look`; one that keeps no store is made ready only as whom the copy is of."""
+        self._look(answer)
+        if answer["id"] != self._base_id:
+            self._transfer.renew()  # who is read may not be there any more either
+            raise OtherDiskError("the source was started again without a store")
 
     def _ask(self, token: str) -> Answer:
-        if self._transfer.upstream.refusal is not None:
-            self.unprepare()  # somebody else has answered: whom these reach is looked at anew
+        if self._is_doubtful:
+            self.unprepare()  # whom these reach is looked at anew
         try:
             return self._call(token)
         except OtherDiskError as error:  # it has answered: to ask again would say the same
@@ -162,6 +180,8 @@ class Sealing:
         answer = self._answer
         assert answer is not None
         self.join()  # what came with an earlier seal, since withdrawn
+        if answer["id"] != self._base_id:
+            begin_anew(self._store, self._transfer, answer)
         self._transfer.hydration.disown_fetches()
         self.dropped_blocks = self._store.drop(stale(self._store, answer))
         coming, claims = self._claim(answer)

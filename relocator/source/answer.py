@@ -11,7 +11,7 @@ from relocator.errors import OtherDiskError, UpstreamError
 from relocator.source.incoming import Incoming
 from relocator.store import runs
 from relocator.store.geometry import Geometry
-from relocator.store.meta import Base
+from relocator.store.meta import Base, Meta
 from relocator.store.store import Store
 
 T = TypeVar("T")
@@ -99,15 +99,16 @@ def base_of(answer: Answer) -> Base:
     return Base(answer["id"], answer["epoch"], answer["seal"])
 
 
-def check_id(base: Base | None, answer: Answer, *, kept: bool = False) -> None:
-    """Refuse another disk than that of `base`; `kept`: also one without a store, for that has one.
+def check_id(meta: Meta, answer: Answer) -> None:
+    """Refuse another disk than the one that `meta` is a copy of.
 
     One that keeps no store has another id each time it is started, and can't be told from another.
 
     Raises:
-        OtherDiskError: it has another id, and a store, so that its id is for good.
+        OtherDiskError: it has another id, and one of the two has a store, so its id is for good.
     """
-    if base is not None and answer["id"] != base.id and (kept or answer.kept):
+    base = meta.base
+    if base is not None and answer["id"] != base.id and (meta.origin_kept or answer.kept):
         raise OtherDiskError(
             f"the source has become another disk: {answer['id']}, not {base.id}; let the one "
             "that this copy is of be served there, or begin anew with another store"
@@ -126,7 +127,7 @@ def stale(
         OtherDiskError: as of `check_id`.
     """
     base = store.meta.base
-    check_id(base, answer)
+    check_id(store.meta, answer)
     if base is None or base.is_void or base.id != answer["id"]:
         return [(0, store.geometry.total_blocks)]
     begun = answer["epoch"] - base.epoch

@@ -102,7 +102,7 @@ class Connection:
         self._queue: deque[Request] = deque()
         self._in_flight: dict[int, _Flight] = {}
         self._lock = threading.Lock()
-        self._closing = False
+        self._closing = self._renewing = False
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._finished: list[Request] = []
@@ -160,6 +160,14 @@ class Connection:
         request.error = UpstreamError("the connection to the source was closed", errno.ESHUTDOWN)
         request.done(request)
 
+    def renew(self) -> None:
+        """Connect anew: who answered may be another disk. From now on nothing is asked of that.
+
+        What was asked and has no reply is asked again.
+        """
+        self.refusal, self._renewing = None, True
+        os.eventfd_write(self._wake_fd, 1)
+
     def leave(self) -> None:
         """Begin to disconnect: what is on its way is waited for, but not for long."""
         with self._lock:
@@ -208,6 +216,7 @@ class Connection:
             self._check_open()
             self._expire()
 
+        self._renewing = False  # before who answers is looked at
         handle = open_handle(self._endpoint, idle=idle, wake_fd=self._wake_fd)
         if self._size_bytes is not None:
             check_size(handle, self._size_bytes)
@@ -234,8 +243,11 @@ class Connection:
         """Send what is queued and take replies until the connection breaks or is closed."""
         in_vain = False
         while not self._closing:
-            while self._queue:
+            while self._queue and not self._renewing:
                 self._send(handle, self._queue.popleft())
+            if self._renewing:
+                hear_out(handle)
+                raise UpstreamError("who answers is looked at anew", errno.ENOTCONN)
             gather = self._gathers and not in_vain and self._owes_more_than_a_reply
             low_water.set(GATHER_BYTES if gather else 1)
             if heard := progress(handle, GATHER_S if gather else 1.0, self._wake_fd):
@@ -405,7 +417,7 @@ class Connection:
     def _pause(self, delay_s: float) -> None:
         """Wait before the next attempt, but not past anybody's deadline or a close."""
         until_s = time.monotonic() + delay_s
-        while not self._closing and (left_s := until_s - time.monotonic()) > 0:
+        while not (self._closing or self._renewing) and (left_s := until_s - time.monotonic()) > 0:
             poller = select.poll()
             poller.register(self._wake_fd, select.POLLIN)
             if poller.poll(min(left_s, 0.25) * 1000):

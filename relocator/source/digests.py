@@ -121,6 +121,10 @@ class Digests:
             return False
         return True
 
+    def renew(self) -> None:
+        """As `Connection.renew`."""
+        self._connection.renew()
+
     def close(self) -> None:
         """Disconnect; what waits fails. Must not be called from a `done`."""
         self._connection.close()

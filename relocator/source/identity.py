@@ -8,9 +8,9 @@ partition's superblock), and some spread over the rest. They are taken once the 
 so a restart of any server on the same image is accepted, also of a relocator that kept its maps in
 memory. Two disks that are equal in all samples, clones of one template perhaps, are not told apart.
 
-In standby the source is still written and samples mean nothing; there one with another id that has
-a store is refused, and one that has none makes all stale that was copied: it was started again, or
-is another.
+In standby the source is still written and samples mean nothing; there it must have the id that the
+copy's base names. One that keeps no store has another each time it is started: it is let in once a
+round, or the switch, has dropped all that was copied and noted its new id (see running/epochs.py).
 
 A source that is the same may go on nevertheless: it was unsealed by force. It keeps its seal as
 long as it keeps its id, so it is known by having no seal, or another.
@@ -28,7 +28,7 @@ from relocator.source.endpoint import Endpoint
 from relocator.source.handles import check_size, connected, read_many
 from relocator.source.remote import Source
 from relocator.store.geometry import Extent, Geometry
-from relocator.store.meta import Base, Meta
+from relocator.store.meta import Meta
 from relocator.store.store import Store
 
 _SAMPLE_BYTES = 4096
@@ -144,6 +144,11 @@ def written_since(answer: Answer, meta: Meta, geometry: Geometry) -> bool:
     return bool(answer.blocks(name, geometry))
 
 
+def _held_by(meta: Meta) -> tuple[bool, str | None, str | None]:
+    """Where the disk is, by which seal, and of which source."""
+    return meta.standby, meta.origin_seal, None if meta.base is None else meta.base.id
+
+
 class Guard:
     """Asked on each new connection to the source, before anything is believed of it.
 
@@ -184,9 +189,8 @@ class Guard:
                 return
 
     def _is_in_force(self, meta: Meta) -> bool:
-        """Whether the disk is held by the same seal still as when `meta` was read."""
-        now = self._store.meta
-        return (now.standby, now.origin_seal) == (meta.standby, meta.origin_seal)
+        """Whether the disk is held as it was when `meta` was read."""
+        return _held_by(self._store.meta) == _held_by(meta)
 
     def _look(self, handle: Any, meta: Meta) -> None:
         """As `check`, by what was known of the source when `meta` was read."""
@@ -195,23 +199,26 @@ class Guard:
         if not self._aside:
             check_size(handle, meta.size_bytes)
         if meta.standby:
-            self._check_standing_by(meta.base)
+            self._check_standing_by(meta)
             return
         try:
             self._check(handle, meta)
         except StateError as error:
             raise OtherDiskError(f"the source may change: {error}") from error
 
-    def _check_standing_by(self, base: Base | None) -> None:
+    def _check_standing_by(self, meta: Meta) -> None:
         """Refuse a disk that is not the one of which is copied ahead; errors as of `check`."""
-        if base is None:
+        if meta.base is None:
             return  # nothing is, or a bitmap says what holds
         answer = Source(self._endpoint).identify()
         if answer is None:
             raise OtherDiskError("the source has become another disk: it is no relocator")
-        check_id(base, answer)
-        if answer["id"] != base.id:
-            self._store.void_base(base)
+        check_id(meta, answer)
+        if answer["id"] != meta.base.id:
+            raise OtherDiskError(
+                "the source was started again without a store, or has become another disk: the "
+                "copy has to begin anew"
+            )
 
     def _check(self, handle: Any, meta: Meta) -> None:
         source = Source(self._endpoint)

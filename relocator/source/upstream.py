@@ -281,6 +281,12 @@ class Upstream:
         if self._guard is not None:
             self._guard.check(handle)
 
+    def renew(self) -> None:
+        """Connect anew, so that who answers is looked at again; see `Connection.renew`."""
+        with self._lock:
+            for one in self._everyone:
+                one.renew()
+
     def close(self) -> None:
         """Disconnect; whatever waits fails. Must not be called from a `done`."""
         with self._lock:

@@ -40,7 +40,7 @@ from relocator.store.bitmap import Bitmap
 from relocator.store.geometry import Geometry
 from relocator.store.image import Image
 from relocator.store.maps import PAGE_BITS, PAYLOAD_BYTES, PLANES, DurableMap, LiveMap, boot_id
-from relocator.store.meta import Base, Meta
+from relocator.store.meta import Meta
 
 Runs = list[tuple[int, int]]
 _PRESENT, _DIRTY, _DIVERGED = range(len(PLANES))
@@ -299,15 +299,6 @@ class Store:
         if written_ns is not None and self.directory is not None:
             self._sync(self.image.sync_times)
         return written_ns
-
-    def void_base(self, base: Base) -> None:
-        """What is copied ahead of `base` may be of another disk: all of it is stale, durably.
-
-        Nothing, if the copy is not of `base` any more, or the disk is active.
-        """
-        with self._update_lock:
-            if self.meta.standby and self.meta.base == base and not base.is_void:
-                self._replace_meta(base=base.void)
 
     def _replace_meta(self, **changes: Any) -> None:
         """Change fields of `meta`, durably; with `_update_lock`."""

@@ -58,6 +58,11 @@ class Data:
     def close(self) -> None:
         self._closing = True
 
+    def renew(self) -> None:
+        self.refusal = None
+        if self.handle is not None:
+            self._network.drop(self.handle)
+
     def fetch(self, offset: int, length: int, done: Callable[[Request], None], **_: Any) -> None:
         request = Request("read", offset, length, done)
         self.flights.append(request)

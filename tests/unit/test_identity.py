@@ -107,6 +107,38 @@ def test_an_answer_that_took_long_is_not_held_against_an_earlier_seal(
     assert (lifecycle.state, store.meta.outdated) == (State.ACTIVE, False)
 
 
+def test_a_round_that_is_noted_meanwhile_lets_no_other_disk_in(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.update(base=Base(SOURCE, 3), standby=True, origin_seal=None)
+
+    def identify(_source: Any) -> Answer:
+        store.update(base=Base(SOURCE, 4))
+        return Answer({"id": "c" * 32, "epoch": 1, "seal": None, "base": None}, {})
+
+    monkeypatch.setattr(identity.Source, "identify", identify)
+    with pytest.raises(OtherDiskError, match="started again without a store"):
+        Guard(store, Endpoint("nbd://x")).check(Handle())
+
+
+def test_who_answers_is_looked_at_again_where_the_source_was_begun_anew_meanwhile(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.update(base=Base(SOURCE, 3), standby=True, origin_seal=None)
+    answers: list[str] = []
+
+    def identify(_source: Any) -> Answer:
+        answers.append(SOURCE)
+        if len(answers) == 1:
+            store.update(base=Base("c" * 32, 0))
+        return Answer({"id": SOURCE, "epoch": 3, "seal": None, "base": None}, {})
+
+    monkeypatch.setattr(identity.Source, "identify", identify)
+    with pytest.raises(OtherDiskError, match="started again without a store"):
+        Guard(store, Endpoint("nbd://x")).check(Handle())
+    assert len(answers) == 2
+
+
 def test_a_source_that_has_undone_the_seal_in_force_makes_the_disk_outdated(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

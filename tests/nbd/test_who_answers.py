@@ -1,0 +1,131 @@
+"""Another disk is at the source's address for a while: nothing of it stays in the copy."""
+
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from relocator.errors import RelocatorError
+from tests.nbd.test_handover import all_present
+from tests.nbd.test_rests_on import in_the_place_of
+from tests.support.model import source_bytes
+from tests.support.servers import Server, plugin, wait_for
+from tests.support.sites import BLOCK, SIZE_BYTES
+
+NEW = b"new!" * (BLOCK // 4)
+
+
+def target(site: Any, *, kept: bool) -> Any:
+    """A target of the site's disk; without a store unless `kept`."""
+    return in_the_place_of(site, site, kept=kept)
+
+
+def has_time_for_more(proxy: Server) -> None:
+    before = proxy.status()["present_blocks"]
+    with suppress(AssertionError):  # nothing may come
+        wait_for(lambda: proxy.status()["present_blocks"] > before + 16, "its blocks", 4.0)
+
+
+def is_all_right(proxy: Server, model: bytearray) -> bool:
+    """Whether what the proxy has once it is complete is what it should be."""
+    with suppress(RelocatorError):  # it may be complete already
+        proxy.control.call("set", rate="none")
+    wait_for(lambda: proxy.status()["state"] == "complete", "the rest", 60.0)
+    return proxy.connect().pread(SIZE_BYTES, 0) == model
+
+
+def test_what_keeps_no_store_is_not_taken_over_for_a_source_that_has_one(sites: Any) -> None:
+    a, b, c = sites
+    c.image.write_bytes(bytes(reversed(source_bytes(SIZE_BYTES))))
+    with ExitStack() as running:
+        source = running.enter_context(a.target())
+        proxy = running.enter_context(b.proxy(source, "mode=standby", "background=off"))
+        wait_for(lambda: proxy.status()["source_connected"], "the source")
+        source.kill()
+        other = running.enter_context(in_the_place_of(a, c, kept=False))
+        wait_for(lambda: "another disk" in str(proxy.status()["error"]), "the word of it")
+        with pytest.raises(RelocatorError, match="another disk"):
+            proxy.control.call("activate", wait=True)
+        assert other.status()["state"] == "complete"
+        other.connect().pwrite(NEW, 0)
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=("with a store", "without"))
+def test_nothing_stays_of_what_answered_during_a_hold(sites: Any, kept: bool) -> None:
+    a, b, c = sites
+    model = source_bytes(SIZE_BYTES)
+    c.image.write_bytes(bytes(reversed(model)))
+    with ExitStack() as running:
+        source = running.enter_context(a.target())
+        proxy = running.enter_context(b.proxy(source, "mode=standby", "rate=4M"))
+        wait_for(lambda: proxy.status()["present_blocks"] > 16, "some of the copy ahead")
+        proxy.control.call("activate", hold=True, wait=True)
+        source.kill()
+        other = running.enter_context(in_the_place_of(a, c, kept=kept))
+        has_time_for_more(proxy)
+        other.kill()
+        running.enter_context(a.target())
+        proxy.control.call("release")
+        assert is_all_right(proxy, model)
+
+
+def test_a_source_without_a_store_that_is_started_again_during_a_hold_is_sealed_again(
+    sites: Any,
+) -> None:
+    a, b, _ = sites
+    model = source_bytes(SIZE_BYTES)
+    with ExitStack() as running:
+        source = running.enter_context(target(a, kept=False))
+        proxy = running.enter_context(b.proxy(source, "mode=standby", "rate=4M"))
+        wait_for(lambda: proxy.status()["present_blocks"] > 16, "some of the copy ahead")
+        proxy.control.call("activate", hold=True, wait=True)
+        source.kill()
+        again = running.enter_context(target(a, kept=False))
+        wait_for(lambda: again.status()["state"] == "sealed", "its seal")
+        proxy.control.call("release")
+        assert is_all_right(proxy, model)
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=("with a store", "without"))
+def test_what_still_has_connections_when_the_source_is_back_is_not_read(
+    sites: Any, kept: bool
+) -> None:
+    a, b, c = sites
+    model = source_bytes(SIZE_BYTES)
+    c.image.write_bytes(bytes(reversed(model)))
+    with ExitStack() as running:
+        source = running.enter_context(target(a, kept=kept))
+        proxy = running.enter_context(b.proxy(source, "mode=standby", "rate=4M"))
+        wait_for(lambda: proxy.status()["present_blocks"] > 16, "some of the copy ahead")
+        source.kill()
+        other = running.enter_context(plugin(c.directory, "target", f"disk={c.image}"))
+        Path(other.socket).rename(source.socket)
+        has_time_for_more(proxy)
+        again = running.enter_context(target(a, kept=kept))  # the other one serves on
+        proxy.control.call("activate", wait=True)
+        assert again.status()["state"] == "sealed"
+        assert is_all_right(proxy, model)
+
+
+@pytest.mark.parametrize("how", ["refresh=off", "background=off"])
+def test_a_source_without_a_store_that_is_started_again_is_copied_anew(
+    sites: Any, how: str
+) -> None:
+    a, b, _ = sites
+    model = source_bytes(SIZE_BYTES)
+    with ExitStack() as running:
+        source = running.enter_context(target(a, kept=False))
+        proxy = running.enter_context(b.proxy(source, "mode=standby", how))
+        if how == "refresh=off":
+            wait_for(lambda: all_present(proxy), "the copy ahead")
+        source.kill()
+        with a.image.open("r+b") as image:
+            image.write(NEW)
+        model[:BLOCK] = NEW
+        running.enter_context(target(a, kept=False))
+        assert proxy.connect().pread(BLOCK, 0) == NEW
+        if how == "refresh=off":
+            wait_for(lambda: all_present(proxy), "the copy ahead, anew")
+        proxy.control.call("activate", wait=True)
+        assert proxy.connect().pread(SIZE_BYTES, 0) == model
