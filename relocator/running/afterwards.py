@@ -16,7 +16,6 @@ from contextlib import suppress
 
 from relocator.copying import hints
 from relocator.errors import (
-    OtherDiskError,
     OutdatedError,
     RelocatorError,
     StateError,
@@ -27,10 +26,8 @@ from relocator.running.lifecycle import OUTDATED
 from relocator.running.parts import HANDOVER, Parts, Transfer
 from relocator.source.connection import backoff
 from relocator.source.handles import check_size, connected
-from relocator.source.identity import places, read_each, samples, unsealed
+from relocator.source.identity import check_fetched, samples, unsealed
 from relocator.source.remote import Source
-from relocator.store import skipped
-from relocator.store.geometry import Extent
 
 #: at most so long until the source is told again, and asked again what the order may rest on
 AGAIN_S = 30.0
@@ -187,32 +184,9 @@ class Afterwards:
             check_size(handle, self._store.geometry.size_bytes)
             if self._stopped:
                 return
-            fetched = self._fetched() if self._store.meta.origin_id is None else {}
-            found = read_each(handle, [*fetched])
-            for extent, theirs in zip(fetched, found, strict=True):
-                if theirs not in (None, fetched[extent]) and self._is_fetched(extent):
-                    raise OtherDiskError(
-                        "the source has become another disk: it lacks what was fetched from it"
-                    )
+            if self._store.meta.origin_id is None:
+                check_fetched(self._store, handle)
             told = samples(handle)
         with self._lock:
             if not self._stopped and transfer.hydration.disowned == asked:
                 self._store.update(origin_samples=told)
-
-    def _fetched(self) -> dict[Extent, bytes]:
-        """Sampled places that are here as they were fetched; zeros prove too little."""
-        found: dict[Extent, bytes] = {}
-        free = skipped.noted(self._store)
-        for place in places(self._store.geometry.size_bytes):
-            data = bytearray(place.length)
-            self._store.image.read_into(data, place.offset)
-            first, end = self._store.geometry.touched(*place)
-            is_free = any(start < end and first < stop for start, stop in free)
-            if any(data) and not is_free and self._is_fetched(place):
-                found[place] = bytes(data)
-        return found
-
-    def _is_fetched(self, extent: Extent) -> bool:
-        first, end = self._store.geometry.touched(*extent)
-        with self._store.lock:
-            return self._store.present.all(first, end) and not self._store.diverged.any(first, end)

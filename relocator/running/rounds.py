@@ -25,6 +25,8 @@ from relocator.running.states import State
 
 #: a round that leaves more than this of the one before is the last of those at once
 _SHRINKS = 0.75
+#: so often it is looked whether the source was started again without a store
+ANEW_S = 1.0
 
 
 class Changes(Protocol):

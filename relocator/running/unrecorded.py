@@ -34,6 +34,8 @@ class Unrecorded:
 
     def settle(self) -> dict[str, Any]:
         """Drop all that is here; nothing is known of the source, as changes of `Meta`."""
+        if self._transfer.upstream.was_lost:
+            self._transfer.renew()  # who answered since need not be who is at the address now
         self._transfer.hydration.disown_fetches()
         self.dropped_blocks = self._store.drop([(0, self._store.geometry.total_blocks)])
         return {}

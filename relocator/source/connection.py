@@ -112,6 +112,8 @@ class Connection:
         self._lost = False
         self._why = "not connected yet"
         self.connected = False
+        #: whether it was up, and broke
+        self.was_lost = False
         #: why the source is not taken for the one it was
         self.refusal: str | None = None
         self.has_allocation = False
@@ -197,6 +199,7 @@ class Connection:
                 self.refusal = self._why if told else None
                 in_vain = isinstance(error, OutdatedError)
                 # What it owed is sent again by the next connection.
+            self.was_lost = self.was_lost or self.connected
             self.connected = False
             self._put_back()
             if in_vain:

@@ -11,22 +11,27 @@ memory. Two disks that are equal in all samples, clones of one template perhaps,
 In standby the source is still written and samples mean nothing; there it must have the id that the
 copy's base names. One that keeps no store has another each time it is started: it is let in once a
 round, or the switch, has dropped all that was copied and noted its new id (see running/epochs.py).
+Where a QEMU's bitmap says what was written, it must have that, and what was fetched from it and not
+written since, at the places that are sampled.
 
 A source that is the same may go on nevertheless: it was unsealed by force. It keeps its seal as
 long as it keeps its id, so it is known by having no seal, or another.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import zip_longest
 from typing import Any
 
 from relocator.errors import OtherDiskError, OutdatedError, StateError, UpstreamError
 from relocator.source.answer import Answer, check_id
+from relocator.source.bitmaps import DirtyBitmap
 from relocator.source.endpoint import Endpoint
 from relocator.source.handles import check_size, connected, read_many
 from relocator.source.remote import Source
+from relocator.store import skipped
+from relocator.store.bitmap import Bitmap
 from relocator.store.geometry import Extent, Geometry
 from relocator.store.meta import Meta
 from relocator.store.store import Store
@@ -134,6 +139,48 @@ def unsealed(meta: Meta, answer: Answer) -> bool:
     return answer["seal"] != meta.origin_seal or bool(answer.fields.get("outdated"))
 
 
+def check_fetched(
+    store: Store, handle: Any, written: Callable[[], Bitmap | None] = lambda: None
+) -> None:
+    """Refuse a disk that lacks, at a place that is sampled, what was fetched from it.
+
+    `written` says what was written there since, once these places have been read.
+
+    Raises:
+        OtherDiskError: it lacks that.
+        UpstreamError: it can't be read.
+        StoreError: what was skipped as free, and so lacks nothing, is not known.
+    """
+    known = {place: data for place, data in _here(store) if any(data)}  # zeros prove too little
+    theirs, since = read_each(handle, [*known]), written()
+    for place, data in zip(known, theirs, strict=True):
+        if data in (None, known[place]) or not _is_fetched(store, place):
+            continue
+        if since is None or not since.any(*store.geometry.touched(*place)):
+            raise OtherDiskError(
+                "the source has become another disk: it lacks what was fetched from it"
+            )
+
+
+def _here(store: Store) -> Iterator[tuple[Extent, bytes]]:
+    """Sampled places that are here as they were fetched, and what they hold."""
+    free = skipped.noted(store)
+    for place in places(store.geometry.size_bytes):
+        first, end = store.geometry.touched(*place)
+        is_free = any(start < end and first < stop for start, stop in free)
+        if not is_free and _is_fetched(store, place):
+            data = bytearray(place.length)
+            store.image.read_into(data, place.offset)
+            if _is_fetched(store, place):
+                yield place, bytes(data)
+
+
+def _is_fetched(store: Store, place: Extent) -> bool:
+    first, end = store.geometry.touched(*place)
+    with store.lock:
+        return store.present.all(first, end) and not store.diverged.any(first, end)
+
+
 def written_since(answer: Answer, meta: Meta, geometry: Geometry) -> bool:
     """Whether a source that had forgotten its seal was written before it was sealed again.
 
@@ -199,17 +246,19 @@ class Guard:
         if not self._aside:
             check_size(handle, meta.size_bytes)
         if meta.standby:
-            self._check_standing_by(meta)
+            self._check_standing_by(handle, meta)
             return
         try:
             self._check(handle, meta)
         except StateError as error:
             raise OtherDiskError(f"the source may change: {error}") from error
 
-    def _check_standing_by(self, meta: Meta) -> None:
+    def _check_standing_by(self, handle: Any, meta: Meta) -> None:
         """Refuse a disk that is not the one of which is copied ahead; errors as of `check`."""
         if meta.base is None:
-            return  # nothing is, or a bitmap says what holds
+            if meta.bitmap is not None:  # else nothing is
+                self._check_recorded(handle, meta.bitmap)
+            return
         answer = Source(self._endpoint).identify()
         if answer is None:
             raise OtherDiskError("the source has become another disk: it is no relocator")
@@ -219,6 +268,21 @@ class Guard:
                 "the source was started again without a store, or has become another disk: the "
                 "copy has to begin anew"
             )
+
+    def _check_recorded(self, handle: Any, name: str) -> None:
+        """Refuse a disk without the bitmap that says what holds, or that it can't be said of."""
+        bitmap = DirtyBitmap(self._endpoint, name)
+
+        def written() -> Bitmap:
+            found = bitmap.read(self._store.geometry)
+            bitmap.close()
+            if found is None:
+                raise OtherDiskError(
+                    f"the source has become another disk, or has no bitmap '{name}' any more"
+                )
+            return found
+
+        check_fetched(self._store, handle, written)
 
     def _check(self, handle: Any, meta: Meta) -> None:
         source = Source(self._endpoint)

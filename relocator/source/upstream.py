@@ -281,6 +281,11 @@ class Upstream:
         if self._guard is not None:
             self._guard.check(handle)
 
+    @property
+    def was_lost(self) -> bool:
+        """Whether a connection was made anew, perhaps to another server than the first."""
+        return any(one.was_lost for one in [self._demand, *self._background])
+
     def renew(self) -> None:
         """Connect anew, so that who answers is looked at again; see `Connection.renew`."""
         with self._lock:

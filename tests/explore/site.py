@@ -32,7 +32,7 @@ class Data:
     uri = "explored"
     retry_timeout_s = 60.0
     connections = lanes = 1
-    is_background_silent = False
+    is_background_silent = was_lost = False
 
     def __init__(self, network: Network, settings: Config, guard: Guard) -> None:
         self._network = network

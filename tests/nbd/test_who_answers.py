@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 
 from relocator.errors import RelocatorError
+from tests.nbd.test_bitmaps import Guest, guest, qemu  # noqa: F401
 from tests.nbd.test_handover import all_present
 from tests.nbd.test_rests_on import in_the_place_of
 from tests.support.model import source_bytes
-from tests.support.servers import Server, plugin, wait_for
+from tests.support.servers import Server, nbdkit, plugin, wait_for
 from tests.support.sites import BLOCK, SIZE_BYTES
+from tests.support.storage_daemon import StorageDaemon, storage_daemon
 
 NEW = b"new!" * (BLOCK // 4)
 
@@ -129,3 +131,70 @@ def test_a_source_without_a_store_that_is_started_again_is_copied_anew(
             wait_for(lambda: all_present(proxy), "the copy ahead, anew")
         proxy.control.call("activate", wait=True)
         assert proxy.connect().pread(SIZE_BYTES, 0) == model
+
+
+def reversed_disk(tmp_path: Path) -> Path:
+    """Another disk of that size, in a directory of its own."""
+    image = tmp_path / "other" / "disk.img"
+    image.parent.mkdir()
+    image.write_bytes(bytes(reversed(source_bytes(SIZE_BYTES))))
+    return image
+
+
+@pytest.mark.parametrize("theirs", ["no bitmap", "one of that name"])
+def test_nothing_stays_of_what_answered_between_two_readings_of_a_bitmap(
+    tmp_path: Path,
+    qemu: StorageDaemon,  # noqa: F811
+    guest: Guest,  # noqa: F811
+    theirs: str,
+) -> None:
+    image = reversed_disk(tmp_path)
+    link, home = tmp_path / "link.sock", tmp_path / "qemu.sock"
+    link.symlink_to(home)
+    qemu.record("b0")
+    qemu.offer("b0")
+    with ExitStack() as running:
+        if theirs == "no bitmap":
+            other = running.enter_context(nbdkit(image.parent, "other", ["file", str(image)]))
+            socket = Path(other.socket)
+        else:
+            daemon = running.enter_context(storage_daemon(image.parent, image))
+            daemon.record("b0")
+            daemon.offer("b0")
+            socket = image.parent / "qemu.sock"
+        source = f"source=nbd+unix:///disk?socket={link}"
+        keys = (f"store={tmp_path / 'store'}", source, "mode=standby", "source-bitmap=b0")
+        slowly = ("refresh=60", "rate=4M", "order=sequential")
+        proxy = running.enter_context(plugin(tmp_path, "proxy", *keys, *slowly))
+        wait_for(lambda: proxy.status()["present_blocks"] > 16, "some of the copy ahead")
+        link.unlink()
+        link.symlink_to(socket)
+        qemu.hide()
+        has_time_for_more(proxy)
+        assert "another disk" in str(proxy.status()["error"])
+        link.unlink()
+        link.symlink_to(home)
+        qemu.offer("b0")
+        guest.close()
+        proxy.control.call("activate", wait=True)
+        assert is_all_right(proxy, guest.model)
+
+
+def test_what_still_has_connections_when_a_source_that_is_no_relocator_is_back_is_not_read(
+    tmp_path: Path,
+) -> None:
+    image, other_image = tmp_path / "disk", reversed_disk(tmp_path)
+    model = source_bytes(SIZE_BYTES)
+    image.write_bytes(model)
+    with ExitStack() as running:
+        source = running.enter_context(nbdkit(tmp_path, "source", ["file", str(image)]))
+        keys = (f"store={tmp_path / 'store'}", f"source={source.uri}", "mode=standby")
+        proxy = running.enter_context(plugin(tmp_path, "proxy", *keys))
+        wait_for(lambda: proxy.status()["source_connected"], "the source")
+        source.kill()
+        other = nbdkit(other_image.parent, "other", ["file", str(other_image)])
+        Path(running.enter_context(other).socket).rename(source.socket)
+        wait_for(lambda: proxy.connect().pread(BLOCK, 0) != model[:BLOCK], "the other disk")
+        running.enter_context(nbdkit(tmp_path, "source", ["file", str(image)]))
+        proxy.control.call("activate", wait=True)
+        assert is_all_right(proxy, model)
