@@ -12,7 +12,8 @@ Everything is checked before anything is changed, and while nbdkit still has a t
 
 Where the VM has stopped at the source already, the source is sealed for this disk before it opens.
 The store says first what that seal is to be called, as in any activation: so what was killed on the
-way goes on by the same seal, and nobody else is given it.
+way goes on by the same seal, and nobody else is given it. If it is started to stand by then, the VM
+has gone on at the source: that is given up, and the source told.
 """
 
 from collections.abc import Iterator
@@ -122,7 +123,7 @@ def _begin(settings: Config, source: Source, size_bytes: int) -> Store:
         standby=settings.standby or seals,
         base=base,
         bitmap=settings.source_bitmap,
-        takeover=Takeover(new_token()) if seals else None,
+        takeover=Takeover(new_token(), at_start=True) if seals else None,
         disk=None if settings.disk is None else str(settings.disk),
         origin_id=None if base is None else base.id,
         origin_kept=answer is not None and answer.kept,
@@ -153,7 +154,7 @@ def _check_has_it(settings: Config, answer: Answer | None) -> None:
 def _seal(settings: Config, store: Store, source: Source) -> Answer:
     """Have the source sealed for this disk, by the name that the store says."""
     if (takeover := store.meta.takeover) is None:
-        takeover = Takeover(new_token())
+        takeover = Takeover(new_token(), at_start=True)
         store.update(takeover=takeover)
     try:
         return source.call(f"seal/{takeover.token}")
@@ -214,9 +215,14 @@ def _check_bitmap(settings: Config, source: Source, *, ours: bool) -> None:
 
 
 def _open(settings: Config, found: Meta) -> Store:
-    """The store; what was copied ahead by another bitmap than now is dropped."""
+    """The store; what was copied ahead by another bitmap than now is dropped.
+
+    A start that was to take the disk over, and failed, is given up by one that is to stand by.
+    """
     assert settings.store is not None
     store = open_store(settings.store, found)
+    if settings.standby and found.standby and found.takeover and found.takeover.at_start:
+        store.update(**metadata.given_back(found))
     if found.standby and found.base is None and found.bitmap != settings.source_bitmap:
         store.drop([(0, store.geometry.total_blocks)])
         store.commit()

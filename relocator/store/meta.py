@@ -54,12 +54,14 @@ class Takeover:
     """An activation that is under way, or was withdrawn and whose source has not been told yet.
 
     `token` is what the source's seal is to be called. `held`: writes wait until the disk is
-    released, not only until the source is sealed.
+    released, not only until the source is sealed. `at_start`: the disk was to be active from its
+    start on; one that is started to stand by gives that up.
     """
 
     token: str
     held: bool = False
     withdrawn: bool = False
+    at_start: bool = False
 
 
 @dataclass(frozen=True)

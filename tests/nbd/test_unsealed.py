@@ -1,14 +1,36 @@
 """What ends a start is found before the source is asked: it stays where it is, and is written."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from relocator.client import Client
-from tests.support.servers import PLUGIN, Server, nbdkit, refused, target
+from tests.support.servers import (
+    PLUGIN,
+    Server,
+    mistaken,
+    nbdkit,
+    plugin,
+    refused,
+    target,
+    wait_for,
+)
 
 SIZE_BYTES = 1 << 20
+
+#: ends when it is asked for its seal, once that is made or before
+_ENDS = """
+import os as _os
+from relocator.running.handover import Handover as _Handover
+_seal = _Handover.seal
+def _ends(self, *arguments, **options):
+    {first}
+    _os._exit(1)
+_Handover.seal = _ends
+"""
 
 
 def a_trace_that_is_none(tmp_path: Path, _: Server) -> tuple[str, str]:
@@ -57,3 +79,27 @@ def test_a_control_path_in_a_directory_that_is_made_is_served(tmp_path: Path, wi
         with nbdkit(tmp_path, "proxy", ["python", str(PLUGIN), *keys]):
             Client(control).call("wait", timeout_s=60)
     assert (store / "disk.img").read_bytes() == (tmp_path / "disk.img").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "first", ["pass", "_seal(self, *arguments, **options)"], ids=("not sealed yet", "sealed")
+)
+def test_a_start_that_failed_is_given_up_by_one_that_is_to_stand_by(
+    sites: Any, tmp_path: Path, first: str
+) -> None:
+    a, b, _ = sites
+    wanted = (f"disk={a.image}", f"store={a.maps}")
+    with ExitStack() as running:
+        file = mistaken(tmp_path, _ENDS.format(first=first))
+        source = running.enter_context(plugin(a.directory, "target", *wanted, file=file))
+        keys = (f"store={b.directory / 'store'}", f"source={source.uri}")
+        refused(*keys, "mode=active")
+        again = running.enter_context(a.target())
+        proxy = running.enter_context(b.proxy(again, "mode=standby"))
+        assert proxy.status()["state"] == "standby"
+        wait_for(lambda: proxy.control.call("identify")["withdrawn"] is None, "the word of it")
+        assert again.status()["state"] == "complete"
+        vm = again.connect()
+        vm.pwrite(b"the VM goes on here", 0)
+        proxy.control.call("activate", wait=True)
+        assert proxy.connect().pread(19, 0) == b"the VM goes on here"
