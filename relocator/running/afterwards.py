@@ -26,7 +26,7 @@ from relocator.running.lifecycle import OUTDATED
 from relocator.running.parts import HANDOVER, Parts, Transfer
 from relocator.source.connection import backoff
 from relocator.source.handles import check_size, connected
-from relocator.source.identity import check_fetched, samples, unsealed
+from relocator.source.identity import check_fetched, samples, takes_back, unsealed
 from relocator.source.remote import Source
 
 #: at most so long until the source is told again, and asked again what the order may rest on
@@ -121,7 +121,8 @@ class Afterwards:
                 if answer is not None and unsealed(meta, answer):
                     self.be_outdated(meta.origin_seal)
                     raise OutdatedError(OUTDATED) from None
-                raise
+                if answer is None or not takes_back(meta, answer):
+                    raise  # else it knows: it returns as a copy of this disk
             if meta.untold:
                 self._store.update(untold=False)
 

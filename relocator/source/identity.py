@@ -126,6 +126,17 @@ def mismatch(meta: Meta, answer: Answer | None, sample: Callable[[], str | None]
     return None if meta.origin_id is None else "it has another id"
 
 
+def takes_back(meta: Meta, answer: Answer) -> bool:
+    """Whether the source, by its answer to `identify`, is the next site of the disk of `meta`.
+
+    Where it was that before this disk came back from there, it still names the seal of then.
+    """
+    base = answer["base"]
+    if base is None or base["id"] != meta.id:
+        return False
+    return base["seal"] in (None, meta.seal, *meta.void_seals)
+
+
 def unsealed(meta: Meta, answer: Answer) -> bool:
     """Whether the source has undone, by force, the seal by which it gave the disk up.
 
@@ -133,8 +144,7 @@ def unsealed(meta: Meta, answer: Answer) -> bool:
     """
     if meta.origin_seal is None or answer["id"] != meta.origin_id:
         return False
-    base = answer["base"]
-    if base is not None and base["id"] == meta.id:
+    if takes_back(meta, answer):
         return False
     return answer["seal"] != meta.origin_seal or bool(answer.fields.get("outdated"))
 

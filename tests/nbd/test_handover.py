@@ -2,6 +2,8 @@
 
 import threading
 import time
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import nbd
@@ -12,8 +14,15 @@ from relocator.errors import RelocatorError, StateError
 from relocator.source.endpoint import Endpoint
 from relocator.source.remote import Source
 from tests.support.model import source_bytes
-from tests.support.servers import Server, nbdkit, plugin, refused, wait_for
+from tests.support.servers import Server, mistaken, nbdkit, plugin, refused, wait_for
 from tests.support.sites import BLOCK, SIZE_BYTES, scribble
+
+#: ends as soon as it is told that its disk has moved
+_DEAF = """
+import os as _os
+from relocator.running.handover import Handover as _Handover
+_Handover.moved = lambda self, token: _os._exit(1)
+"""
 
 
 def all_present(server: Server) -> bool:
@@ -355,3 +364,22 @@ def test_writes_are_counted_for_themselves(sites: Any) -> None:
             Source(Endpoint(target.uri)).export("write-heat", heat.MOST_PACKED_BYTES)
         )
         assert {at: round(value) for at, value in enumerate(values) if value} == {12: 5}
+
+
+def test_a_source_that_takes_the_disk_back_has_heard_that_it_moved(
+    sites: Any, tmp_path: Path
+) -> None:
+    a, b, _ = sites
+    with ExitStack() as running:
+        file = mistaken(tmp_path, _DEAF)
+        wanted = (f"disk={a.image}", f"store={a.maps}")
+        source = running.enter_context(plugin(a.directory, "target", *wanted, file=file))
+        proxy = running.enter_context(b.proxy(source, "mode=standby"))
+        wait_for(lambda: all_present(proxy), "the copy ahead")
+        proxy.control.call("activate", wait=True)
+        source.process.wait(30)
+        wait_for(lambda: proxy.status()["error"] is not None, "the word that it can't be told")
+        back = (*wanted, f"source={proxy.uri}", "mode=standby")
+        running.enter_context(plugin(a.directory, "target", *back))
+        wait_for(lambda: proxy.status()["error"] is None, "it to be told", 60.0)
+        assert proxy.status()["state"] == "complete"

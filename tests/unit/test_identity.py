@@ -12,7 +12,7 @@ from relocator.running.states import State
 from relocator.source import identity
 from relocator.source.answer import Answer
 from relocator.source.endpoint import Endpoint
-from relocator.source.identity import Guard, agree, places
+from relocator.source.identity import Guard, agree, places, takes_back, unsealed
 from relocator.store.meta import Base, Meta, Takeover
 from relocator.store.opening import open_store
 from relocator.store.store import Store
@@ -147,6 +147,27 @@ def test_a_source_that_has_undone_the_seal_in_force_makes_the_disk_outdated(
     with pytest.raises(OutdatedError):
         Guard(store, Endpoint("nbd://x"), lifecycle.note_outdated).check(Handle())
     assert (lifecycle.state, store.meta.outdated) == (State.OUTDATED, True)
+
+
+@pytest.mark.parametrize(
+    ("of_seal", "ours", "is_so"),
+    [(None, None, True), (SECOND, SECOND, True), (SECOND, None, False), (SECOND, FIRST, False)],
+)
+def test_a_source_takes_the_disk_back_by_a_seal_of_now(
+    store: Store, of_seal: str | None, ours: str | None, is_so: bool
+) -> None:
+    """It was given to the source, by that seal, and came back from there before."""
+    store.update(seal=ours)
+    base = {"id": store.meta.id, "epoch": 1, "seal": of_seal}
+    answer = Answer({"id": SOURCE, "epoch": 5, "seal": None, "base": base}, {})
+    assert takes_back(store.meta, answer) is is_so
+    assert unsealed(store.meta, answer) is not is_so
+
+
+def test_a_source_that_took_the_disk_by_a_seal_undone_by_force_has_it_still(store: Store) -> None:
+    store.update(void_seals=(SECOND,))
+    base = {"id": store.meta.id, "epoch": 1, "seal": SECOND}
+    assert takes_back(store.meta, Answer({"id": SOURCE, "base": base}, {}))
 
 
 def test_word_of_a_seal_that_is_in_force_no_more_changes_nothing(store: Store) -> None:
