@@ -118,6 +118,8 @@ def mismatch(meta: Meta, answer: Answer | None, sample: Callable[[], str | None]
     """
     if answer is not None and answer["id"] == meta.origin_id:
         return None
+    if answer is not None and answer.kept and meta.origin_kept:
+        return "it has another id"  # and each has one for good, however alike they are
     if meta.origin_samples is not None:
         found = sample()
         if found is None:
@@ -309,6 +311,8 @@ class Guard:
         seal = f"/{meta.origin_seal}" if meta.origin_seal else ""
         if forgot := answer["seal"] is None:
             answer = source.call(f"seal{seal}")
+        elif answer["id"] != meta.origin_id:
+            answer = self._with_maps(source, answer)
         renamed = answer["id"] != meta.origin_id and meta.origin_seal in (None, answer["seal"])
         if (forgot or renamed) and written_since(answer, meta, self._store.geometry):
             raise OtherDiskError("the source was written after the disk had moved here")
@@ -316,3 +320,10 @@ class Guard:
             source.call(f"moved{seal}")
         if renamed:
             self._store.update(origin_id=answer["id"])
+
+    @staticmethod
+    def _with_maps(source: Source, answer: Answer) -> Answer:
+        again = source.call("identify")
+        if again["id"] != answer["id"]:
+            raise UpstreamError("the source was started again at this moment")
+        return again

@@ -145,7 +145,7 @@ class Source:
         return open_handle(self.endpoint.with_export(f"control/{verb}"))
 
     def identify(self) -> Answer | None:
-        """Who the source is; None if it is not ours.
+        """Who the source is, without the maps that it would bring; None if it is not ours.
 
         That it has not answered says nothing: it may have been away for a moment, or some of the
         connections to it may fail and others not. What it lists tells.
@@ -156,11 +156,13 @@ class Source:
             OtherDiskError: it refuses to say, as no relocator does.
         """
         try:
-            with suppress(UpstreamError):
-                return self.call("identify")
-            return self.call("identify") if exports_at(self.endpoint) >= _OURS else None
-        except StateError as error:
-            raise _unknown(error) from error
+            return self._who(self._open("identify"))
+        except OtherDiskError:
+            raise
+        except UpstreamError:
+            if not exports_at(self.endpoint) >= _OURS:
+                return None
+        return self._who(self._open("identify"))
 
     def call(
         self,

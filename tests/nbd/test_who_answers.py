@@ -1,12 +1,15 @@
 """Another disk is at the source's address for a while: nothing of it stays in the copy."""
 
+import json
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+import nbd
 import pytest
 
 from relocator.errors import RelocatorError
+from relocator.source.identity import places
 from tests.nbd.test_bitmaps import Guest, guest, qemu  # noqa: F401
 from tests.nbd.test_handover import all_present
 from tests.nbd.test_rests_on import in_the_place_of
@@ -51,6 +54,27 @@ def test_what_keeps_no_store_is_not_taken_over_for_a_source_that_has_one(sites: 
             proxy.control.call("activate", wait=True)
         assert other.status()["state"] == "complete"
         other.connect().pwrite(NEW, 0)
+
+
+def test_a_clone_with_a_store_of_its_own_is_not_sealed_for_the_source(sites: Any) -> None:
+    a, b, c = sites
+    clone = bytearray(a.image.read_bytes())
+    at = SIZE_BYTES // 2 + 3 * BLOCK
+    assert not any(at - place.length < place.offset < at + BLOCK for place in places(SIZE_BYTES))
+    clone[at : at + BLOCK] = NEW
+    c.image.write_bytes(clone)
+    with ExitStack() as running:
+        source = running.enter_context(a.target())
+        keys = ("background=off", "readahead=0", "retry-timeout=3")
+        proxy = running.enter_context(b.proxy(source, *keys))
+        noted = b.directory / "store/meta.json"
+        wait_for(lambda: json.loads(noted.read_text())["origin_samples"], "samples")
+        source.kill()
+        other = running.enter_context(in_the_place_of(a, c))
+        wait_for(lambda: "another id" in str(proxy.status()["error"]), "the word of it")
+        with pytest.raises(nbd.Error):
+            proxy.connect().pread(BLOCK, at)
+        assert other.status()["state"] == "complete"
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=("with a store", "without"))
