@@ -112,11 +112,12 @@ def withdraw(disks: Sequence[Disk]) -> list[RelocatorError | None]:
 def give_up(disks: Sequence[Disk], patience_s: float = 60.0) -> list[RelocatorError | None]:
     """Give back what is held; for each disk why it could not be, or None.
 
-    One that nothing holds was taken over before: its VM may run here, though it wrote nothing.
+    One that nothing holds was taken over before: its VM may run here, though it wrote nothing. So
+    what can't be asked how it is stays as it is.
     """
 
     def back(disk: Disk) -> None:
-        if not _is_ours(disk, patience_s):
+        if not _passes(disk.call("status", patience_s)):
             disk.call("withdraw", patience_s)
 
     return _each(disks, back)
@@ -182,15 +183,6 @@ def _given_up(error: RelocatorError, disks: Sequence[Disk]) -> RelocatorError:
     if len(disks) > 1 and len(left) < len(disks):
         told.append("no other disk was taken over")
     return RelocatorError("; ".join(told))
-
-
-def _is_ours(disk: Disk, patience_s: float) -> bool:
-    """Whether the VM's writes pass here, or will by themselves."""
-    try:
-        status = disk.call("status", patience_s)
-    except RelocatorError:
-        return False
-    return _passes(status)
 
 
 def _is_back(disk: Disk) -> bool:

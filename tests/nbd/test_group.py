@@ -13,6 +13,8 @@ import pytest
 
 from relocator import group
 from relocator.cli.main import main
+from relocator.client import Client
+from relocator.errors import RelocatorError
 from tests.nbd.test_activation import Source, standby, state, until, waits
 from tests.support.command import catches, relocator, started
 from tests.support.servers import Server, mistaken, wait_for
@@ -151,6 +153,27 @@ def test_a_held_disk_that_was_restarted_is_released_with_the_others(
                 written.result(30)
                 until(again, "active")
                 until(two, "active")
+
+
+class Busy:
+    """A disk that can't be asked how it is: too many others ask."""
+
+    def __init__(self, disk: group.Disk) -> None:
+        self._disk = disk
+
+    def call(self, verb: str, patience_s: float | None = 60.0, **arguments: Any) -> Any:
+        if verb == "status":
+            raise RelocatorError("too many others ask")
+        return self._disk.call(verb, patience_s, **arguments)
+
+
+def test_a_disk_that_was_here_before_and_can_not_be_asked_is_not_given_back(tmp_path: Path) -> None:
+    sources, sites = two_disks(tmp_path)
+    with sources[0].serve() as first, standby(sites[0], first) as one:
+        one.control.call("activate", wait=True)
+        with pytest.raises(RelocatorError, match=r"mistyped.*not undone: too many others ask"):
+            group.activate([Busy(one.control), Client(tmp_path / "mistyped")])
+        assert state(one) == "active"
 
 
 class Looked:
