@@ -146,7 +146,8 @@ def unsealed(meta: Meta, answer: Answer) -> bool:
     """
     if meta.origin_seal is None or answer["id"] != meta.origin_id:
         return False
-    if takes_back(meta, answer):
+    base = answer["base"]
+    if base is not None and base["id"] == meta.id:
         return False
     return answer["seal"] != meta.origin_seal or bool(answer.fields.get("outdated"))
 

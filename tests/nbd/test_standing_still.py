@@ -16,7 +16,16 @@ from relocator.errors import RelocatorError
 from relocator.source.endpoint import Endpoint
 from relocator.source.identity import samples_at
 from relocator.store import meta as metadata
-from tests.nbd.test_bitmaps import BLOCK, TOTAL, Guest, guest, present, qemu, standby  # noqa: F401
+from tests.nbd.test_bitmaps import (  # noqa: F401
+    BLOCK,
+    TOTAL,
+    Guest,
+    behind,
+    guest,
+    present,
+    qemu,
+    standby,
+)
 from tests.support.model import source_bytes
 from tests.support.servers import Server, mistaken, nbdkit, plugin, proxy, wait_for
 from tests.support.storage_daemon import StorageDaemon
@@ -197,6 +206,7 @@ def test_a_bitmap_is_read_again_after_a_hold(
     qemu.record("b0")
     qemu.offer("b0")
     with standby(tmp_path, qemu) as here:
+        wait_for(lambda: behind(here) is not None, "a reading, without which nothing is copied")
         guest.write(3)
         here.control.call("activate", hold=True, wait=True)
         wait_for(lambda: present(here) >= TOTAL - 1, "the copy ahead")
