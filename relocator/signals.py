@@ -7,13 +7,17 @@ ignored from the beginning stays so.
 import os
 import signal
 import sys
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 _AGAIN_S = 0.1
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def _in_main_thread() -> bool:
+    threading = sys.modules.get("threading")  # a process that has never needed it has one thread
+    return threading is None or threading.current_thread() is threading.main_thread()
 
 
 def ending() -> frozenset[signal.Signals]:
@@ -36,7 +40,7 @@ def interrupt() -> None:
 @contextmanager
 def interrupting() -> Iterator[None]:
     """The same within the block."""
-    if threading.current_thread() is not threading.main_thread():
+    if not _in_main_thread():
         yield
         return
     before = {number: signal.getsignal(number) for number in ending()}
@@ -51,6 +55,8 @@ def interrupting() -> Iterator[None]:
 
 def _dropped(what: "sys.UnraisableHookArgs") -> None:
     if what.exc_type is KeyboardInterrupt:
+        import threading
+
         threading.Timer(_AGAIN_S, os.kill, (os.getpid(), signal.SIGTERM)).start()
     else:
         sys.__unraisablehook__(what)
@@ -59,7 +65,7 @@ def _dropped(what: "sys.UnraisableHookArgs") -> None:
 @contextmanager
 def uninterrupted() -> Iterator[None]:
     """None of them does anything within the block; what is started there hears them as ever."""
-    if threading.current_thread() is not threading.main_thread():
+    if not _in_main_thread():
         yield
         return
     before = {number: signal.signal(number, _pass) for number in ending()}
