@@ -42,8 +42,9 @@ class Handle:
     def __init__(self, network: "Network", asker: Task, server: Server, export: str) -> None:
         self.client, self.server, self.export = asker.process, server, export
         self.asker = asker.name  # several may ask the same at a time
-        #: who answers is looked at, as connections are made for a seal
-        self.is_look = export == "control/identify" and _LOOKING.search(asker.name) is not None
+        #: who answers is looked at, as connections are made for a seal, or begun anew in standby
+        asks = export == "control/identify" or export.startswith("control/epoch")
+        self.is_look = asks and _LOOKING.search(asker.name) is not None
         self.incarnation = server.process
         self._target = server.open_export(export)
         self.queued: list[tuple[memoryview, int, Callable[[Any], int]]] = []
