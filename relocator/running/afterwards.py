@@ -118,10 +118,11 @@ class Afterwards:
                 self._source.call(f"moved/{meta.origin_seal}")
             except StateError:
                 answer = self._source.identify()
-                if answer is not None and unsealed(meta, answer):
+                now = self._store.meta  # it may have been sealed for that source meanwhile
+                if answer is not None and unsealed(now, answer):
                     self.be_outdated(meta.origin_seal)
                     raise OutdatedError(OUTDATED) from None
-                if answer is None or not takes_back(meta, answer):
+                if answer is None or not takes_back(now, answer):
                     raise  # else it knows: it returns as a copy of this disk
             if meta.untold:
                 self._store.update(untold=False)

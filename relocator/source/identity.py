@@ -142,12 +142,10 @@ def takes_back(meta: Meta, answer: Answer) -> bool:
 def unsealed(meta: Meta, answer: Answer) -> bool:
     """Whether the source has undone, by force, the seal by which it gave the disk up.
 
-    `answer` is the source's to `identify`. One that takes the disk back has not.
+    `answer` is the source's to `identify`, and `meta` was read after it came. One that takes the
+    disk back has not.
     """
-    if meta.origin_seal is None or answer["id"] != meta.origin_id:
-        return False
-    base = answer["base"]
-    if base is not None and base["id"] == meta.id:
+    if meta.origin_seal is None or answer["id"] != meta.origin_id or takes_back(meta, answer):
         return False
     return answer["seal"] != meta.origin_seal or bool(answer.fields.get("outdated"))
 
@@ -306,7 +304,7 @@ class Guard:
             raise OtherDiskError(f"the source has become another disk: {why}")
         if answer is None or not self._is_in_force(meta):
             return
-        if meta.origin_seal is not None and unsealed(meta, answer):
+        if meta.origin_seal is not None and unsealed(self._store.meta, answer):
             self._be_outdated(meta.origin_seal)
             raise OutdatedError(_UNSEALED)
         seal = f"/{meta.origin_seal}" if meta.origin_seal else ""

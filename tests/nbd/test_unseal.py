@@ -1,7 +1,7 @@
 """A seal undone without the proxy's word: by force only, and the proxy finds out at contact."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from tests.nbd.test_activation import BLOCK, Source, state, until
 from tests.support.command import relocator
 from tests.support.relay import Relay, relay
 from tests.support.servers import PLUGIN, Server, mistaken, plugin, refused, wait_for
+from tests.support.sites import three
 
 FOUND_S = 60.0
 #: whole, since a part of an absent block needs the source
@@ -238,6 +239,36 @@ def test_the_site_behind_an_outdated_one_is_outdated_too(sites: Sites, tmp_path:
             with suppress(nbd.Error):
                 end.connect().pread(BLOCK, 5 * BLOCK)
             outdated(end)
+
+
+def test_a_source_that_had_the_disk_back_before_is_found_out_all_the_same(tmp_path: Path) -> None:
+    """It still names the other site as the one that its copy was taken from."""
+    a, b, _ = three(tmp_path)
+    often = mistaken(tmp_path, "from relocator.running import afterwards\nafterwards.AGAIN_S = 1.0")
+    home = (f"disk={a.image}", f"store={a.maps}")
+    with ExitStack() as running:
+        first = running.enter_context(a.target())
+        away = running.enter_context(b.proxy(first))
+        away.wait()
+        wait_for(lambda: first.control.call("identify")["moved"], "the source to be told")
+        first.kill()
+        back = running.enter_context(
+            plugin(a.directory, "target", *home, f"source={away.uri}", flags=("-t", "4"))
+        )
+        back.connect().pwrite(MINE, 0)
+        back.wait()
+        wait_for(lambda: away.control.call("identify")["moved"], "the other to be told")
+        away.kill()
+        keys = (f"store={b.directory / 'store'}", f"source={back.uri}", "mode=standby")
+        again = running.enter_context(
+            plugin(b.directory, "proxy", *keys, "background=off", file=often)
+        )
+        again.control.call("activate", wait=True)
+        here = again.connect()
+        here.pwrite(MINE, 4 * BLOCK)
+        back.control.call("unseal", force=True)
+        outdated(again)
+        assert refuses_writes(here)
 
 
 def test_the_word_of_the_proxy_undoes_its_seal_and_no_other(sites: Sites) -> None:

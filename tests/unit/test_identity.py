@@ -12,7 +12,7 @@ from relocator.running.states import State
 from relocator.source import identity
 from relocator.source.answer import Answer
 from relocator.source.endpoint import Endpoint
-from relocator.source.identity import Guard, agree, places, takes_back
+from relocator.source.identity import Guard, agree, places, takes_back, unsealed
 from relocator.store.meta import Base, Meta, Takeover
 from relocator.store.opening import open_store
 from relocator.store.store import Store
@@ -161,6 +161,7 @@ def test_a_source_takes_the_disk_back_by_a_seal_of_now(
     base = {"id": store.meta.id, "epoch": 1, "seal": of_seal}
     answer = Answer({"id": SOURCE, "epoch": 5, "seal": None, "base": base}, {})
     assert takes_back(store.meta, answer) is is_so
+    assert unsealed(store.meta, answer) is not is_so
 
 
 def test_a_source_that_took_the_disk_by_a_seal_undone_by_force_has_it_still(store: Store) -> None:
