@@ -7,6 +7,7 @@ here, because nbdkit changes its directory when it goes into the background.
 import re
 import shlex
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -197,9 +198,10 @@ def _parse_source(key: str, text: str) -> str:
 
 def _parse_name(key: str, text: str) -> str:
     """A name, as QEMU's are: of at most 1023 bytes."""
-    if 0 < len(text.encode()) < 1024:
-        return text
-    raise ConfigError(f"{key}={text}: not a name; write 1 to 1023 bytes")
+    with suppress(UnicodeEncodeError):
+        if 0 < len(text.encode()) < 1024:
+            return text
+    raise ConfigError(f"{key}={text}: not a name; write 1 to 1023 bytes of UTF-8")
 
 
 def parse_connections(key: str, text: str) -> int | None:

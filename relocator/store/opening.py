@@ -10,6 +10,7 @@ as written, a copy ahead is dropped. Where another site may rely on it, it is no
 
 import fcntl
 import os
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,22 +85,24 @@ def open_store(directory: Path, fresh: Meta, *, returns: bool = False) -> Store:
     """
     if fresh.disk is None:
         _check_no_others(directory)
-    lock_fd = take_lock(directory)
-    try:
+    with ExitStack() as undo:
+        lock_fd = take_lock(directory)
+        undo.callback(os.close, lock_fd)
         found = metadata.read(directory)
         if found is None or found.creating:
-            return _create(directory, fresh, lock_fd)
+            return _create(directory, fresh, lock_fd, undo)
         check_same(directory, found, fresh)
         if not (directory / "map.durable").exists():
             raise ConfigError(
                 f"store={directory}: map.durable is missing, so nothing says which blocks are valid"
             )
         image = open_image(directory, found)
+        undo.callback(image.close)
         mends = not returns and is_written_outside(found, image)
         if mends:
             _check_mends(found, image)
         metadata.keep_spare(directory)
-        store = Store(found, image, directory, lock_fd)
+        store = _made(Store(found, image, directory, lock_fd), undo)
         if found.graduated:
             store.mark_all_written()
         elif mends:
@@ -111,10 +114,15 @@ def open_store(directory: Path, fresh: Meta, *, returns: bool = False) -> Store:
             store.update(clean=False, graduated=False)
         else:  # killed: perhaps when it had replaced meta.json, and that was not durable yet
             metadata.sync_directory(directory)
+        undo.pop_all()
         return store
-    except BaseException:
-        os.close(lock_fd)
-        raise
+
+
+def _made(store: Store, undo: ExitStack) -> Store:
+    """The store, which from now on lets go of all that it was made from."""
+    undo.pop_all()
+    undo.callback(store.abandon)
+    return store
 
 
 def is_written_outside(meta: Meta, image: Image) -> bool:
@@ -126,7 +134,6 @@ def _check_mends(meta: Meta, image: Image) -> None:
     """Refuse an image that something else has written, and of which nothing true can be said."""
     if meta.standby or (meta.complete and meta.seal is None):
         return
-    image.close()
     assert meta.written_ns is not None
     seconds, ns = divmod(meta.written_ns, 10**9)
     if meta.seal is None:
@@ -160,7 +167,7 @@ def _check_no_others(directory: Path) -> None:
         )
 
 
-def _create(directory: Path, fresh: Meta, lock_fd: int) -> Store:
+def _create(directory: Path, fresh: Meta, lock_fd: int, undo: ExitStack) -> Store:
     """Make a store: meta.json says so first and last, so a crash on the way is made good."""
     metadata.keep_spare(directory)
     making = replace(fresh, clean=True, creating=True)
@@ -172,8 +179,10 @@ def _create(directory: Path, fresh: Meta, lock_fd: int) -> Store:
         image = _new_image(directory, fresh.size_bytes)
     else:
         image = open_image(directory, fresh)
-    store = Store(making, image, directory, lock_fd)
+    undo.callback(image.close)
+    store = _made(Store(making, image, directory, lock_fd), undo)
     store.update(clean=False, creating=False)
+    undo.pop_all()
     return store
 
 

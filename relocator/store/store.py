@@ -66,16 +66,21 @@ class Store:
         total = self.geometry.total_blocks
         path = directory / "map.live" if directory else None
         self._live = LiveMap(path, total, boot_id(), wanted=not meta.clean)
-        self._durable = DurableMap(directory / "map.durable", total) if directory else None
+        self._durable: DurableMap | None = None
         self._planes = [self._live.planes[name] for name in PLANES]
         self.present, self.dirty, self.diverged = self._planes
         self._changed: set[int] = set()
         #: nothing of ours writes the image any more, until the process ends
         self.still = False
-        if self._durable is not None:
-            self._recover(self._durable)
-        self.present_blocks = total if meta.complete else self.present.count()
-        self.dirty_blocks = self.dirty.count()
+        try:
+            if directory:
+                self._durable = DurableMap(directory / "map.durable", total)
+                self._recover(self._durable)
+            self.present_blocks = total if meta.complete else self.present.count()
+            self.dirty_blocks = self.dirty.count()
+        except BaseException:
+            self._close_maps()
+            raise
         self._live.rest()
         self._commit_lock = threading.Lock()
         self._update_lock = threading.Lock()
@@ -405,12 +410,15 @@ class Store:
 
     def abandon(self) -> None:
         """Let go of the store without making anything durable."""
-        self._live.close()
-        if self._durable is not None:
-            self._durable.close()
+        self._close_maps()
         self.image.close()
         if self._lock_fd is not None:
             os.close(self._lock_fd)
+
+    def _close_maps(self) -> None:
+        self._live.close()
+        if self._durable is not None:
+            self._durable.close()
 
 
 def _shared(bits: bytes) -> bytes:

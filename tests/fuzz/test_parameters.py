@@ -86,6 +86,7 @@ READERS: dict[str, Callable[[str], object]] = {
 @example("seed", "\0")
 @example("order", f"trace:{LONG}")
 @example("source", "nbd://[")
+@example("source-bitmap", "\udcff")  # what is no UTF-8 on a command line
 @example("finish-by", "0001-01-01T00:00")
 def test_value(reader: str, text: str) -> None:
     """A text is read or refused; a number that comes of it can be counted with."""

@@ -132,8 +132,20 @@ def damaged(of: Case, damage: Damage) -> Iterator[Path]:
 
 
 def check(how: str, damage: Damage) -> str:
-    """What became of a store that was damaged; an assertion if it is believed."""
+    """What became of a store that was damaged; an assertion if it is believed, or left open."""
     of = case(how)
+    before = open_files()
+    try:
+        return _opens(of, how, damage)
+    finally:
+        assert open_files() == before
+
+
+def open_files() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def _opens(of: Case, how: str, damage: Damage) -> str:
     try:
         with damaged(of, damage) as directory:
             with opened(directory, how) as store:
