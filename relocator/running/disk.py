@@ -13,7 +13,7 @@ and refuses it when the disk is sealed or not active yet. The lifecycle says whi
 """
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from time import perf_counter_ns
@@ -207,20 +207,19 @@ class Disk:
         """
         if length == 0:
             return
-        while absent := self._try_to_modify(offset, length, apply):
+        while True:
+            turn = self._enter()
+            try:
+                absent = self._change(offset, length, apply)
+            except OSError as error:
+                message = f"write of {length} bytes at {offset}: {error}"
+                raise StoreError(message, error.errno or errno.EIO) from error
+            finally:
+                self._gate.leave(turn)
+            if not absent:
+                return
             for edge in absent:  # outside the gate: who drains it must not wait for the source
                 self._hydrate(edge, edge + 1)
-
-    def _try_to_modify(self, offset: int, length: int, apply: Callable[[], object]) -> list[int]:
-        """As `_modify`, unless blocks that are covered in part are absent: which."""
-        turn = self._enter()
-        try:
-            return self._change(offset, length, apply)
-        except OSError as error:
-            message = f"write of {length} bytes at {offset}: {error}"
-            raise StoreError(message, error.errno or errno.EIO) from error
-        finally:
-            self._gate.leave(turn)
 
     def _enter(self) -> int:
         try:
@@ -231,19 +230,20 @@ class Disk:
             self._on_refusal(refusal)
             return self._gate.enter()
 
-    def _change(self, offset: int, length: int, apply: Callable[[], object]) -> list[int]:
+    def _change(self, offset: int, length: int, apply: Callable[[], object]) -> Sequence[int]:
+        """Let `apply` change the bytes, unless blocks covered in part are absent: which."""
         touched = self._geometry.touched(offset, length)
         if self._lifecycle.all_here or self._store.present.all(*touched):
             self._store.mark_dirty(*touched)
             apply()
-            return []
+            return ()
         edges, first, end = self._geometry.split(offset, length)
-        if absent := [edge for edge in edges if not self._store.present[edge]]:
+        if edges and (absent := [edge for edge in edges if not self._store.present[edge]]):
             return absent
         with _needed(self._hydration).writing(first, end):
             self._store.mark_dirty(*touched)
             apply()
-        return []
+        return ()
 
 
 def _needed(part: T | None) -> T:
