@@ -39,6 +39,7 @@ class Storage:
         image = directory / f"{name}.fs"
         run(["cp", "--sparse=always", str(template), str(image)])
         self._image = image
+        self._is_full = False
         self._loop = run(["losetup", "--find", "--show", str(image)]).strip()
         self._sectors = image.stat().st_size >> 9
         create = ["dmsetup", "create", self._name, "--noudevsync", "--table", self._table()]
@@ -68,9 +69,12 @@ class Storage:
         with suppress(ProcessError):  # 1: errors were corrected; what it can't, mount refuses
             run(["e2fsck", "-p", self._device])
         self._mount()
+        if not self._is_full:  # that it was freed may be lost
+            self.free()
 
     def fill(self, *, spared: bool) -> None:
         """No room is left; what the store keeps back only if that is `spared`."""
+        self._is_full = True
         for spare in self.path.glob("*/spare") if not spared else ():
             spare.unlink()
         with (self.path / "ballast").open("wb") as file:
@@ -87,6 +91,7 @@ class Storage:
 
     def free(self) -> None:
         """There is room again."""
+        self._is_full = False
         with suppress(OSError):
             (self.path / "ballast").unlink(missing_ok=True)
 
