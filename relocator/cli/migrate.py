@@ -163,12 +163,17 @@ def _settle(options: argparse.Namespace, plan: Plan) -> int:
     The guard tries again for long: what can't be reached may have a guest that stands still.
     """
     give_up_s = time.monotonic() + (GUARD_S if options.when_killed else 0.0)
+    was_home = False
     while True:
         try:
             with moves.parties(options) as parties:
                 parties.limits_before = options.limits_before
+                parties.was_home = was_home
                 parties.guarded = options.when_killed
-                text = Move(parties, plan).settle()
+                try:
+                    text = Move(parties, plan).settle()
+                finally:
+                    was_home = parties.was_home
         except RelocatorError as error:
             if (getattr(error, "again", True)) and time.monotonic() < give_up_s:
                 time.sleep(_AGAIN_S)

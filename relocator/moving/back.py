@@ -52,7 +52,8 @@ def go_back(parties: Parties) -> str:
         _cancel(parties)
         there = seen.dest_vm(parties.destination)
         if there in (DestVm.RUNS, DestVm.RECEIVING):
-            _stop(parties.destination)
+            _stop(parties)
+        parties.stopped_there |= there is DestVm.STOPPED
         _go_on(parties)
     except MonitorLostError:
         _break_off(parties)
@@ -173,7 +174,7 @@ def _nothing_to_go_back_to(parties: Parties) -> None:
         RelocatorError: always.
     """
     if seen.dest_vm(parties.destination) in (DestVm.RUNS, DestVm.STOPPED):
-        _stop(parties.destination)
+        _stop(parties)
         raise RelocatorError("the source's QEMU can't be reached, and the disks are not all sealed")
     withdraw_all(parties)
     ended = _break_off(parties)
@@ -187,7 +188,7 @@ def _break_off(parties: Parties) -> str:
         _end(parties.destination)
         return "; the destination's, which was still receiving, was ended"
     if there in (DestVm.RUNS, DestVm.RECEIVING):
-        _stop(parties.destination)
+        _stop(parties)
     return ""
 
 
@@ -203,10 +204,11 @@ def _cancel(parties: Parties) -> None:
         time.sleep(0.02)
 
 
-def _stop(destination: Monitor) -> None:
+def _stop(parties: Parties) -> None:
     """Let no guest run there any more; one that can't be told has lost its disks already."""
     with suppress(RelocatorError):
-        destination.call_until("STOP", "stop")
+        parties.destination.call_until("STOP", "stop")
+        parties.stopped_there = True
 
 
 def _end(destination: Monitor) -> None:

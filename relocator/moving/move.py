@@ -17,10 +17,13 @@ SETTLE_S = 20.0
 _NOT_HERE = (SourceVm.SENT, SourceVm.GONE)
 #: one that waits may be another one: what had the guest has ended, and was started again
 _NO_GUEST = (DestVm.GONE, DestVm.WAITING)
+#: a guest that is leaving the source, or has left
+_LEAVING = (SourceVm.SENDING, SourceVm.PAUSED, SourceVm.LAST, SourceVm.SENT)
 _NO_HOOKS = Hooks()
 _TWICE = (
     "All of the guest had been sent to the destination's QEMU, which may run it, too, on disks "
-    "that refuse its writes: end it."
+    "that refuse its writes: end it. If it is certain that it has ended, --settle --lost "
+    "destination says no more of it."
 )
 _STOPPED = (
     "It is there with its disks, and every block, but was stopped: say `cont` to its QEMU's QMP "
@@ -73,6 +76,8 @@ class Move:
     def settle(self) -> str:
         """End an interrupted move without beginning one; says where guest and disks are then."""
         stage = self._found()
+        if self._parties.was_home and (found := self._parties.look()).source in _LEAVING:
+            return self._verdict(found)  # by another move, which is not ours to end
         if stage is Stage.HOME and self._parties.limits_before:
             begin.undo(self._parties)  # the migration that is watched over has ended by itself
         give_up_s = time.monotonic() + SETTLE_S
@@ -92,6 +97,7 @@ class Move:
                 if (outcome := self._steps.failed(stage, error)) == "failed":
                     raise
             stage = NEXT[stage][outcome]
+        self._parties.was_home = self._parties.was_home or stage is Stage.HOME
         found = self._parties.look()
         try:
             self._parties.freeze.settle(found)
@@ -114,6 +120,8 @@ class Move:
     def _may_run_twice(self, found: Seen) -> bool:
         """Whether the destination's QEMU may run what has gone on at the source; that is said."""
         there = self._parties.destination
+        if self._parties.stopped_there:
+            return False
         if stages.find(found) is not Stage.HOME or not seen.was_sent(self._parties.source):
             return False
         if found.destination is DestVm.GONE and "destination" not in self._plan.lost:

@@ -50,13 +50,16 @@ class Parties:
     `limits_before`: QEMU's, at the source, before this process, or the one that it guards, changed
     them. `switched_on`: the destination's capabilities that this process switched on. `late`: of a
     disk that went back, or a QEMU, by its name, what may come yet. `guarded`: this process guards a
-    move between these two QEMUs that was under way.
+    move between these two QEMUs that was under way. `was_home`: it has seen the guest at the source
+    since. `stopped_there`: no guest runs at the destination any more, for certain.
     """
 
     source: Monitor
     destination: Monitor
     disks: Sequence[Disk]
     guarded: bool = False
+    stopped_there: bool = False
+    was_home: bool = False
     untold: bool = False
     unsent: bool = False
     ran_at_source: bool | None = None

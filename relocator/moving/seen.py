@@ -74,8 +74,10 @@ class DiskSeen:
         status = self.status
         if status is None or not self.held:
             return self.standby
-        undone = self.source is not None and self.source["seal"] != status["asks_for"]
-        return undone and bool(status["seal_confirmed"])
+        asks_for = status.get("asks_for")  # an older server doesn't say
+        if self.source is None or asks_for is None or self.source["seal"] == asks_for:
+            return False
+        return bool(status["seal_confirmed"])
 
     @property
     def sealed(self) -> bool:
@@ -144,9 +146,10 @@ def source_vm(monitor: Monitor) -> SourceVm:
 
 
 def was_sent(monitor: Monitor) -> bool:
-    """Whether all of a guest was sent, or had come, when this QEMU last had to do with that."""
+    """Whether this QEMU has sent all of a guest; where one has come, it says no amounts."""
     try:
-        return bool(monitor.call("query-migrate").get("status") == "completed")
+        told = monitor.call("query-migrate")
+        return told.get("status") == "completed" and "ram" in told
     except RelocatorError:
         return False
 

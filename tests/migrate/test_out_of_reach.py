@@ -98,6 +98,51 @@ def test_a_guest_that_could_not_be_stopped_at_the_destination_is_told_and_ended_
     assert way.destination.heard[-2:] == ["stop", "quit"]
 
 
+@pytest.mark.parametrize("elsewhere", ["sent", "being sent"])
+def test_a_guard_that_waits_for_the_destination_leaves_a_later_move_alone(
+    way: Way, elsewhere: str
+) -> None:
+    way.source.before["migrate-continue"] = way.arrived
+    process = way.sending(env=command.impatient(way.directory))
+    way.link.cut()
+    way.source.stand_still()
+    wait_for(lambda: way.destination.status == "running", "arrival")
+    way.destination.lose()
+    process.wait(90)
+    way.link.mend()
+    wait_for(lambda: way.disk == ("complete", "standby"), "the guest's disk at the source")
+    time.sleep(5)  # the guard has looked
+    way.source.heard.clear()
+    if elsewhere == "sent":
+        way.source.status, way.source.migration = "postmigrate", "completed"
+    else:
+        way.source.migration = "active"
+    process.communicate(timeout=60)  # its guard, too, has ended
+    assert not {"cont", "migrate_cancel", "migrate-cancel"} & {*way.source.heard}
+
+
+def test_a_qemu_that_ended_as_it_was_told_is_not_said_to_run_the_guest(way: Way) -> None:
+    way.source.before["migrate-continue"] = way.arrived
+    way.destination.before["quit"] = way.destination.lose  # as ssh shows it: nobody answers
+    process = way.sending(env=command.impatient(way.directory))
+    way.link.cut()
+    way.source.stand_still()
+    wait_for(lambda: way.destination.status == "running", "arrival")
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=90)  # of its guard, too: it has ended
+    way.link.mend()
+    assert way.destination.heard[-2:] == ["stop", "quit"]
+    assert "may run it, too" not in said
+
+
+def test_a_guest_that_came_by_migration_itself_was_not_sent(way: Way) -> None:
+    way.source.migration, way.source.amounts = "completed", False
+    way.destination.lose()
+    done = way.run("--settle")
+    assert done.returncode == 0, done.stderr
+
+
 def test_nothing_is_settled_while_the_guest_may_run_at_the_destination_too(way: Way) -> None:
     way.arrived()
     way.proxy.control.call("activate", hold=True)

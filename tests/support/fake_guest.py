@@ -62,6 +62,7 @@ class _Served:
 class FakeMonitor(_Served):
     """A QEMU's QMP socket: `status` and `migration` are what it says; `heard` what it was told.
 
+    `amounts`: it says how much was migrated; what has got a guest, and sent none, doesn't.
     `mute`: it hangs up on whoever comes, as an ssh does that can't reach the socket behind it.
     `capabilities` that are on, and `limits`, are what its migrations are done with.
     """
@@ -74,6 +75,7 @@ class FakeMonitor(_Served):
         self.capabilities: set[str] = set()
         self.limits = dict(self.LIMITS)
         self.mute = False
+        self.amounts = True
         self.before: dict[str, Any] = {}
         super().__init__(path)
 
@@ -109,13 +111,16 @@ class FakeMonitor(_Served):
             self.status = "paused" if command == "stop" else "running"
         return {
             "query-status": {"status": self.status, "running": self.status == "running"},
-            "query-migrate": {"status": self.migration, "ram": _RAM} if self.migration else {},
+            "query-migrate": self._migrated() if self.migration else {},
             "query-memory-size-summary": {"base-memory": 1 << 28},
             "query-migrate-parameters": self.limits,
             "query-migrate-capabilities": [
                 {"capability": name, "state": name in self.capabilities} for name in CAPABILITIES
             ],
         }.get(command, {})
+
+    def _migrated(self) -> dict[str, Any]:
+        return {"status": self.migration, **({"ram": _RAM} if self.amounts else {})}
 
     def tell(self, event: str, **data: Any) -> None:
         """An event, to the client that is there."""
