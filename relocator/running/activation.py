@@ -42,6 +42,7 @@ from relocator.running.states import State
 from relocator.running.unrecorded import Unrecorded
 from relocator.source.answer import check_id
 from relocator.source.connection import backoff
+from relocator.source.identity import samples_at
 from relocator.source.remote import Source
 from relocator.store.meta import Takeover, new_token
 
@@ -151,12 +152,13 @@ class Activation:
         if self._store.meta.source is None:
             raise StateError("'activate' is for a proxy: this disk was never at another site")
         with self._lock:
+            owed = self._owes
             self._see_given_back_locked()  # what was withdrawn before comes first
             if self._is_failing and self._failure is not None:
                 raise self._failure  # it is undone at this moment
             already = self._lifecycle.state not in states.PASSING
             if self._lifecycle.state is State.STANDBY:
-                if asker_has_gone():  # while the source was told: the VM may go on there
+                if owed and asker_has_gone():  # while the source was told: the VM may go on there
                     raise StateError("nobody waits for the activation any more")
                 self._failure, self._to_seal = None, False  # those of an earlier one say nothing
                 self._parts.faults.report(HANDOVER, None)  # nor are they told any more
@@ -312,9 +314,8 @@ class Activation:
                 self._wait_while(lambda: self._held)
                 self._seal()  # nothing has kept its guest from going on meanwhile
             changes = self._settle()
-            while self._waits(changes):
-                self._seal()
-                changes = self._settle()
+            self._note_content(changes)
+            self._wait_while(lambda: self._held)
             self._lifecycle.activate(**changes)
             if self.rounds is None:
                 self._copy()  # not before: what it brought might have been written at the source
@@ -354,21 +355,20 @@ class Activation:
         self._drop_s = time.monotonic() - began_s
         return changes
 
-    def _waits(self, changes: dict[str, Any]) -> bool:
-        """Wait for the release; whether the source has to be sealed again before.
+    def _note_content(self, changes: dict[str, Any]) -> None:
+        """In a hold there is time: note what the source holds, if nothing else tells it for good.
 
-        One that keeps no store, and was started again, knows of its seal no more: who answers then
-        is not let in.
+        One that keeps no store has forgotten its seal, and has another id, once it is started
+        again. Nobody is let in then until the release; from there on it is known by its content,
+        and sealed again (see identity.py).
         """
-        transfer = self._parts.transfer
-        if transfer is None or changes.get("origin_kept", True):
-            self._wait_while(lambda: self._held)
-            return False
-        self._wait_while(lambda: self._held and transfer.upstream.refusal is None)
-        if transfer.upstream.refusal is None:
-            return False
-        transfer.renew()
-        return True
+        if not self._held or self._source is None or changes.get("origin_kept", True):
+            return
+        with suppress(UpstreamError):  # it is away: it isn't known again, then
+            told = samples_at(self._source.endpoint)
+            answer = self._source.identify()
+            if answer is not None and answer["id"] == changes["origin_id"]:
+                changes["origin_samples"] = told
 
     def _give_up(self, error: Exception) -> None:
         """The source can't be sealed: as before the activation; writes that waited fail."""

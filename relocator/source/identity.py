@@ -20,6 +20,7 @@ long as it keeps its id, so it is known by having no seal, or another.
 
 import hashlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from itertools import zip_longest
 from typing import Any
@@ -163,11 +164,14 @@ def check_fetched(
         StoreError: what was skipped as free, and so lacks nothing, is not known.
     """
     known = {place: data for place, data in _here(store) if any(data)}  # zeros prove too little
-    theirs, since = read_each(handle, [*known]), written()
-    for place, data in zip(known, theirs, strict=True):
-        if data in (None, known[place]) or not _is_fetched(store, place):
-            continue
-        if since is None or not since.any(*store.geometry.touched(*place)):
+    theirs = read_each(handle, [*known])
+    read = zip(known, theirs, strict=True)
+    others = [place for place, data in read if data not in (None, known[place])]
+    since = written() if others else None
+    for place in others:
+        if _is_fetched(store, place) and not (
+            since is not None and since.any(*store.geometry.touched(*place))
+        ):
             raise OtherDiskError(
                 "the source has become another disk: it lacks what was fetched from it"
             )
@@ -181,9 +185,10 @@ def _here(store: Store) -> Iterator[tuple[Extent, bytes]]:
         is_free = any(start < end and first < stop for start, stop in free)
         if not is_free and _is_fetched(store, place):
             data = bytearray(place.length)
-            store.image.read_into(data, place.offset)
-            if _is_fetched(store, place):
-                yield place, bytes(data)
+            with suppress(OSError):  # what can't be read here proves nothing
+                store.image.read_into(data, place.offset)
+                if _is_fetched(store, place):
+                    yield place, bytes(data)
 
 
 def _is_fetched(store: Store, place: Extent) -> bool:
@@ -283,15 +288,16 @@ class Guard:
     def _check_recorded(self, handle: Any, name: str) -> None:
         """Refuse a disk without the bitmap that says what holds, or that it can't be said of."""
         bitmap = DirtyBitmap(self._endpoint, name)
+        if not bitmap.exists():
+            raise OtherDiskError(
+                f"the source has become another disk, or has no bitmap '{name}' any more"
+            )
 
-        def written() -> Bitmap:
-            found = bitmap.read(self._store.geometry)
-            bitmap.close()
-            if found is None:
-                raise OtherDiskError(
-                    f"the source has become another disk, or has no bitmap '{name}' any more"
-                )
-            return found
+        def written() -> Bitmap | None:  # it may be large, and the link slow
+            try:
+                return bitmap.read(self._store.geometry)
+            finally:
+                bitmap.close()
 
         check_fetched(self._store, handle, written)
 

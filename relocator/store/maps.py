@@ -20,6 +20,7 @@ opening reads them piece by piece, only where something was ever written, and ke
 """
 
 import ctypes
+import errno
 import mmap
 import os
 import struct
@@ -42,6 +43,8 @@ PAGE_BITS = PAYLOAD_BYTES * 8
 _NEVER_WRITTEN = bytes(PAGE_BYTES)
 _PAGES_A_READ = 128
 _WAIT_BEFORE = 1  # SYNC_FILE_RANGE_WAIT_BEFORE, linux/fs.h
+#: a file system, or a sandbox, that doesn't do it
+_CANT_BE_ASKED = (errno.ENOSYS, errno.EINVAL, errno.ESPIPE, errno.EPERM)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
@@ -135,7 +138,8 @@ def _check_written(fd: int) -> None:
     """Raise the OSError of a write by the kernel that failed, if nobody was told of it yet."""
     if _libc.sync_file_range(fd, 0, 0, _WAIT_BEFORE) < 0:
         number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+        if number not in _CANT_BE_ASKED:
+            raise OSError(number, os.strerror(number))
 
 
 def _was_written(fd: int) -> bool:

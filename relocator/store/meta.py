@@ -202,6 +202,8 @@ def _parse(directory: Path, found: Any) -> Meta:
 def write(directory: Path, meta: Meta) -> None:
     """Replace meta.json atomically; errors as of `replace_file`."""
     content = asdict(meta)
+    if meta.takeover is not None and not meta.takeover.at_start:
+        del content["takeover"]["at_start"]  # which the version before doesn't know
     whole = {**content, _CHECKSUM: _checksum(content)}
     text = json.dumps(whole, indent=1, sort_keys=True) + "\n"
     replace_file(directory / "meta.json", text.encode())

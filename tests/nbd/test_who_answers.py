@@ -1,6 +1,7 @@
 """Another disk is at the source's address for a while: nothing of it stays in the copy."""
 
 import json
+import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -106,11 +107,37 @@ def test_a_source_without_a_store_that_is_started_again_during_a_hold_is_sealed_
         proxy = running.enter_context(b.proxy(source, "mode=standby", "rate=4M"))
         wait_for(lambda: proxy.status()["present_blocks"] > 16, "some of the copy ahead")
         proxy.control.call("activate", hold=True, wait=True)
+        time.sleep(1)  # what it is known by is noted, then
         source.kill()
         again = running.enter_context(target(a, kept=False))
+        wait_for(lambda: "another disk" in str(proxy.status()["error"]), "the word of it")
+        before = proxy.status()["present_blocks"]
+        proxy.control.call("release")
         wait_for(lambda: again.status()["state"] == "sealed", "its seal")
+        assert proxy.status()["present_blocks"] >= before
+        assert is_all_right(proxy, model)
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=("with a store", "without"))
+def test_whoever_answers_during_a_hold_undoes_no_seal_and_gets_none(sites: Any, kept: bool) -> None:
+    a, b, c = sites
+    model = source_bytes(SIZE_BYTES)
+    c.image.write_bytes(bytes(reversed(model)))
+    with ExitStack() as running:
+        source = running.enter_context(target(a, kept=False))
+        keys = ("mode=standby", "retry-timeout=2")
+        proxy = running.enter_context(b.proxy(source, *keys))
+        wait_for(lambda: all_present(proxy), "the copy ahead")
+        proxy.control.call("activate", hold=True, wait=True)
+        source.kill()
+        other = running.enter_context(in_the_place_of(a, c, kept=kept))
+        wait_for(lambda: "another disk" in str(proxy.status()["error"]), "the word of it")
+        time.sleep(3)
+        assert proxy.status()["seal_confirmed"] and proxy.status()["state"] == "activating"
         proxy.control.call("release")
         assert is_all_right(proxy, model)
+        assert other.status()["state"] == "complete"
+        other.connect().pwrite(NEW, 0)
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=("with a store", "without"))

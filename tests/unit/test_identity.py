@@ -12,7 +12,7 @@ from relocator.running.states import State
 from relocator.source import identity
 from relocator.source.answer import Answer
 from relocator.source.endpoint import Endpoint
-from relocator.source.identity import Guard, agree, places, takes_back, unsealed
+from relocator.source.identity import Guard, agree, check_fetched, places, takes_back, unsealed
 from relocator.store.meta import Base, Meta, Takeover
 from relocator.store.opening import open_store
 from relocator.store.store import Store
@@ -168,6 +168,17 @@ def test_a_source_that_took_the_disk_by_a_seal_undone_by_force_has_it_still(stor
     store.update(void_seals=(SECOND,))
     base = {"id": store.meta.id, "epoch": 1, "seal": SECOND}
     assert takes_back(store.meta, Answer({"id": SOURCE, "base": base}, {}))
+
+
+def test_what_can_not_be_read_here_proves_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_buffer: Any, _offset: int) -> None:
+        raise OSError(5, "a bad sector")
+
+    monkeypatch.setattr(store.image, "read_into", fails)
+    monkeypatch.setattr(identity, "read_each", lambda _handle, places: [b"other"] * len(places))
+    check_fetched(store, Handle())
 
 
 def test_word_of_a_seal_that_is_in_force_no_more_changes_nothing(store: Store) -> None:

@@ -3,6 +3,9 @@
 What failed is the last step, the sync of the directory: by then the file has its new name.
 """
 
+import ctypes
+import errno
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ import pytest
 from relocator.errors import StoreError
 from relocator.running.lifecycle import Lifecycle
 from relocator.running.states import State
+from relocator.store import maps
 from relocator.store import meta as metadata
 from relocator.store.meta import Meta, Takeover
 from relocator.store.opening import open_store, open_target
@@ -71,3 +75,29 @@ def test_a_seal_that_was_refused_does_not_shut_the_guest_out_of_the_next_process
     assert Lifecycle(store).state is State.COMPLETE
     assert store.notes == ()
     store.abandon()
+
+
+def test_a_takeover_is_noted_as_the_version_before_can_read_it(tmp_path: Path) -> None:
+    store = opened_proxy(tmp_path)
+    Lifecycle(store).begin_activation(Takeover(TOKEN, held=True))
+    noted = json.loads((tmp_path / "store" / "meta.json").read_text())["takeover"]
+    assert noted == {"token": TOKEN, "held": True, "withdrawn": False}
+    store.abandon()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM, errno.EINVAL])
+def test_a_store_is_opened_where_the_kernel_does_not_say_what_it_could_not_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    class Kernel:
+        @staticmethod
+        def sync_file_range(*_: int) -> int:
+            ctypes.set_errno(number)
+            return -1
+
+    monkeypatch.setattr(maps, "_libc", Kernel)
+    for _ in range(2):  # killed, and found again
+        store = opened_proxy(tmp_path)
+        store.check()
+        store.commit()
+        store.abandon()
