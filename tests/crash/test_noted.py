@@ -17,14 +17,10 @@ import pytest
 from relocator.running.lifecycle import Lifecycle
 from relocator.store.opening import open_target
 from relocator.store.store import Store
+from tests.crash.needs import FILE_SYSTEM
 from tests.crash.power import REBOOTED, mounted
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0
-    or shutil.which("mkfs.ext4") is None
-    or not Path("/dev/loop-control").exists(),
-    reason="mounting what a power failure leaves needs root, mkfs.ext4 and loop devices",
-)
+pytestmark = FILE_SYSTEM
 SIZE_BYTES = 1 << 20
 NEW = b"n" * 4096
 LONG_AGO_NS = 10**18

@@ -5,7 +5,6 @@ The store is on ext4 on a loop device, whose file is on a tmpfs that has no room
 
 import fcntl
 import os
-import shutil
 import struct
 import subprocess
 from collections.abc import Iterator
@@ -20,15 +19,11 @@ from relocator.store.maps import PAGE_BYTES, PLANES
 from relocator.store.meta import Meta
 from relocator.store.opening import open_store
 from relocator.store.store import Store
+from tests.crash.needs import FILE_SYSTEM
 from tests.crash.power import REBOOTED, mounted
 from tests.support.servers import plugin, target, wait_for
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0
-    or shutil.which("mkfs.ext4") is None
-    or not Path("/dev/loop-control").exists(),
-    reason="a disk without room needs root, mkfs.ext4 and loop devices",
-)
+pytestmark = FILE_SYSTEM
 SIZE_BYTES = 64 << 20
 DISK_BYTES = 48 << 20
 BLOCK = 4096
