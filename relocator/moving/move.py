@@ -125,8 +125,8 @@ class Move:
         if stages.find(found) is not Stage.HOME or not seen.was_sent(self._parties.source):
             return False
         if found.destination is DestVm.GONE and "destination" not in self._plan.lost:
-            lost = seen.loss(there)
-            runs = lost is not None and not lost.ended
+            lost = seen.loss(there)  # None: it was away for the look only
+            runs = lost is None or not lost.ended
         else:
             runs = found.destination is DestVm.RUNS
         if runs:

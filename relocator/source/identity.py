@@ -64,7 +64,7 @@ def samples(handle: Any) -> str:
         UpstreamError: the connection is lost or silent, or none of them can be read.
     """
     found = read_each(handle, places(handle.get_size()))
-    if found.count(None) == len(found):
+    if found and found.count(None) == len(found):
         raise UpstreamError("the source can't read any of the places that it is known by")
     return " ".join("-" if data is None else _digest(data) for data in found)
 
@@ -97,7 +97,12 @@ def _digest(data: bytes) -> str:
 
 
 def agree(known: str, found: str) -> bool:
-    """Whether some place could be read both times, and none of these has changed."""
+    """Whether some place could be read both times, and none of these has changed.
+
+    A disk without a byte has no place, and nothing to be another's.
+    """
+    if known == found == "":
+        return True
     pairs = zip_longest(known.split(), found.split())
     read = [(one, other) for one, other in pairs if "-" not in (one, other)]
     return bool(read) and all(one == other for one, other in read)

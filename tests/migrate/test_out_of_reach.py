@@ -143,6 +143,18 @@ def test_a_guest_that_came_by_migration_itself_was_not_sent(way: Way) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("asked", range(5))
+def test_a_guest_that_may_run_twice_is_said_whenever_its_qemu_answers_again(
+    way: Way, asked: int
+) -> None:
+    way.source.migration = "completed"
+    way.destination.status = "running"
+    way.destination.mute_to = asked
+    done = way.run("--settle")
+    assert done.returncode == 1, done.stdout
+    assert "the guest may run at the destination, too" in done.stderr
+
+
 def test_nothing_is_settled_while_the_guest_may_run_at_the_destination_too(way: Way) -> None:
     way.arrived()
     way.proxy.control.call("activate", hold=True)

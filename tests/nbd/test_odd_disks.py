@@ -11,6 +11,8 @@ import nbd
 import pytest
 
 from relocator.errors import RelocatorError
+from relocator.source.endpoint import Endpoint
+from relocator.source.identity import agree, samples_at
 from relocator.store.sparse import data_runs
 from tests.support.model import source_bytes
 from tests.support.servers import moving, nbdkit, plugin, proxy, refused
@@ -50,6 +52,16 @@ def test_a_disk_that_is_hardly_one_moves(tmp_path: Path, size_bytes: int, mode: 
             with pytest.raises(nbd.Error):
                 guest.pwrite(b"beyond", size_bytes)
     assert (tmp_path / "store" / "disk.img").read_bytes() == model
+
+
+def test_a_disk_without_a_byte_is_known_again(tmp_path: Path) -> None:
+    known = []
+    for name in ("one", "other"):
+        with nbdkit(tmp_path, name, ["memory", "0"]) as source:
+            known.append(samples_at(Endpoint(source.uri)))
+    assert known == ["", ""]
+    assert agree("", "")
+    assert not agree("", "a")
 
 
 TIB = 1 << 40

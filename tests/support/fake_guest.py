@@ -63,7 +63,8 @@ class FakeMonitor(_Served):
     """A QEMU's QMP socket: `status` and `migration` are what it says; `heard` what it was told.
 
     `amounts`: it says how much was migrated; what has got a guest, and sent none, doesn't.
-    `mute`: it hangs up on whoever comes, as an ssh does that can't reach the socket behind it.
+    `mute`: it hangs up on whoever comes, as an ssh does that can't reach the socket behind it;
+    `mute_to`: on so many who come first.
     `capabilities` that are on, and `limits`, are what its migrations are done with.
     """
 
@@ -74,7 +75,7 @@ class FakeMonitor(_Served):
         self.heard: list[str] = []
         self.capabilities: set[str] = set()
         self.limits = dict(self.LIMITS)
-        self.mute = False
+        self.mute, self.mute_to = False, 0
         self.amounts = True
         self.before: dict[str, Any] = {}
         super().__init__(path)
@@ -83,6 +84,9 @@ class FakeMonitor(_Served):
         """Speak QMP."""
         del lines
         if self.mute:
+            return
+        if self.mute_to:
+            self.mute_to -= 1
             return
         _send(client, _GREETING)
         for message in _objects(client):
