@@ -13,6 +13,7 @@ flushed one, and no block is believed whose data is not.
     opening     what is checked before a byte is believed                  -> open_store
     formats     whether an image looks like one that is not raw
     runs        a bitmap on the wire
+    syscalls    on files, that Python doesn't have
     skipped     which blocks are zeros because they were free
 
 May race: requests and copies set bits while a commit takes its snapshot. `Store.lock` guards bits,

@@ -7,7 +7,6 @@ fill meanwhile: so it is asked for whole pages, and zeros are written to what st
 release the GIL and are safe from several threads at once.
 """
 
-import ctypes
 import errno
 import fcntl
 import mmap
@@ -21,24 +20,11 @@ from relocator.errors import StoreError
 from relocator.store import locks
 from relocator.store.maps import boot_id
 from relocator.store.sparse import data_runs
+from relocator.store.syscalls import fallocate
 
 _KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 0x01, 0x02, 0x10  # linux/falloc.h
 _BLKSSZGET = 0x1268  # linux/fs.h: a device's sector, in bytes
-_UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV, errno.EINVAL, errno.EBUSY)
 _ZEROS = bytes(1 << 20)
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-
-
-def _fallocate(fd: int, mode: int, offset: int, length: int) -> bool:
-    """Whether the file system did it; raises OSError for any other failure than 'can't'."""
-    if _libc.fallocate(fd, mode, offset, length) == 0:
-        return True
-    number = ctypes.get_errno()
-    if number in _UNSUPPORTED:
-        return False
-    raise OSError(number, os.strerror(number))
 
 
 def _unit_bytes(fd: int) -> int:
@@ -110,7 +96,7 @@ class Image:
         if self.free_bytes is None or self.size_bytes == 0:
             return
         try:
-            done = _fallocate(self._fd, 0, 0, self.size_bytes)
+            done = fallocate(self._fd, 0, 0, self.size_bytes)
         except OSError as error:
             raise StoreError(f"{self.path}: {error.strerror}", error.errno or errno.EIO) from error
         if not done:
@@ -147,7 +133,7 @@ class Image:
         end, unit = offset + length, self._unit_bytes
         first, last = -(-offset // unit) * unit, end // unit * unit
         mode = _PUNCH_HOLE if punch else _ZERO_RANGE
-        if first < last and _fallocate(self._fd, mode | _KEEP_SIZE, first, last - first):
+        if first < last and fallocate(self._fd, mode | _KEEP_SIZE, first, last - first):
             self._write_zeros(offset, first)
             self._write_zeros(last, end)
             return True

@@ -19,8 +19,6 @@ Both hold the planes of `PLANES`, one bit a block. Both files have all of their 
 opening reads them piece by piece, only where something was ever written, and keeps no copy.
 """
 
-import ctypes
-import errno
 import mmap
 import os
 import struct
@@ -31,6 +29,7 @@ from pathlib import Path
 from relocator.errors import ConfigError, StoreError
 from relocator.store.bitmap import Bitmap
 from relocator.store.sparse import data_runs
+from relocator.store.syscalls import check_writeback
 
 PLANES = ("present", "dirty", "diverged")
 PAGE_BYTES = 4096
@@ -42,12 +41,6 @@ PAYLOAD_BYTES = PAGE_BYTES - _SLOT_HEADER.size
 PAGE_BITS = PAYLOAD_BYTES * 8
 _NEVER_WRITTEN = bytes(PAGE_BYTES)
 _PAGES_A_READ = 128
-_WAIT_BEFORE = 1  # SYNC_FILE_RANGE_WAIT_BEFORE, linux/fs.h
-#: a file system, or a sandbox, that doesn't do it
-_CANT_BE_ASKED = (errno.ENOSYS, errno.EINVAL, errno.ESPIPE, errno.EPERM)
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
 
 def boot_id() -> str:
@@ -120,7 +113,7 @@ class LiveMap:
             OSError: it could not, since this was asked last: bits may be gone, now or later.
         """
         if self._fd is not None:
-            _check_written(self._fd)
+            check_writeback(self._fd)
 
     def rest(self) -> None:
         """Let go of the pages that opening has looked at; the file has them."""
@@ -134,17 +127,9 @@ class LiveMap:
             os.close(self._fd)
 
 
-def _check_written(fd: int) -> None:
-    """Raise the OSError of a write by the kernel that failed, if nobody was told of it yet."""
-    if _libc.sync_file_range(fd, 0, 0, _WAIT_BEFORE) < 0:
-        number = ctypes.get_errno()
-        if number not in _CANT_BE_ASKED:
-            raise OSError(number, os.strerror(number))
-
-
 def _was_written(fd: int) -> bool:
     try:
-        _check_written(fd)
+        check_writeback(fd)
     except OSError:
         return False
     return True

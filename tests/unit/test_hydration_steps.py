@@ -35,7 +35,7 @@ class SlowZeros:
     def __init__(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         self.waiting, self.go_on = threading.Event(), threading.Event()
         self._write = bench.store.image.write
-        monkeypatch.setattr(image, "_fallocate", lambda *_: False)
+        monkeypatch.setattr(image, "fallocate", lambda *_: False)
         monkeypatch.setattr(hydration, "_WRITE_STEP_BYTES", 4 * BLOCK)
         monkeypatch.setattr(bench.hydration, "_zero_step_bytes", 4 * BLOCK)
         monkeypatch.setattr(bench.store.image, "write", self.write)

@@ -13,8 +13,8 @@ import pytest
 from relocator.errors import StoreError
 from relocator.running.lifecycle import Lifecycle
 from relocator.running.states import State
-from relocator.store import maps
 from relocator.store import meta as metadata
+from relocator.store import syscalls
 from relocator.store.meta import Meta, Takeover
 from relocator.store.opening import open_store, open_target
 from relocator.store.store import Store
@@ -95,7 +95,7 @@ def test_a_store_is_opened_where_the_kernel_does_not_say_what_it_could_not_write
             ctypes.set_errno(number)
             return -1
 
-    monkeypatch.setattr(maps, "_libc", Kernel)
+    monkeypatch.setattr(syscalls, "_libc", Kernel)
     for _ in range(2):  # killed, and found again
         store = opened_proxy(tmp_path)
         store.check()
