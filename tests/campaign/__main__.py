@@ -10,7 +10,7 @@ from pathlib import Path
 
 from testbed import ending
 from tests.campaign import boots, runfile
-from tests.campaign.journal import STATES
+from tests.campaign.journal import ABORTED, STATES
 from tests.campaign.picture import draw
 from tests.campaign.planted import BUGS
 from tests.campaign.runfile import RunFile
@@ -96,7 +96,7 @@ def _verdict(results: Sequence[boots.Result]) -> int:
     for result in results:
         for state in result["reached"]:
             reached[state] = reached.get(state, 0) + 1
-    for state in STATES:
+    for state in (*STATES, ABORTED):
         say(f"  {reached.get(state, 0):4}  {state}")
     writes, seconds = (sum(result[key] for result in results) for key in ("writes", "seconds"))
     say(f"{len(results)} seeds, {writes} writes in {seconds:.0f} s: {len(failed)} failed")

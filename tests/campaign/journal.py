@@ -22,6 +22,9 @@ STATES = (
     "a store full",
     "a store failing",
 )
+#: not ours, and no promise broken: nbdkit before 1.34 may do that where several threads send to one
+#: client, as a proxy's do; its service manager starts it again (docs/operators.md, "nbdkit aborts")
+ABORTED = "a proxy aborted by nbdkit itself"
 
 
 class Failed(Exception):
@@ -51,7 +54,7 @@ class Journal:
         self.notes.append([round(self.now_s, 4), what, more])
 
     def reach(self, state: str) -> None:
-        """One of the states that a campaign must have reached."""
+        """One of the states that a campaign counts."""
         if state not in self.reached:
             self.reached[state] = round(self.now_s, 3)
             self.note("state", name=state)

@@ -8,6 +8,7 @@ that requests fail only for a reason.
 """
 
 import os
+import signal
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 from testbed.network.topology import Sites
 from tests.campaign.guest import Guest, Work
-from tests.campaign.journal import Failed, Journal
+from tests.campaign.journal import ABORTED, Failed, Journal
 from tests.campaign.ledger import Ledger
 from tests.campaign.link import Link
 from tests.campaign.server import Server, enter_network
@@ -32,6 +33,7 @@ SHOWN = ("state", "present_blocks", "held", "rounds", "seal_confirmed")
 SETTLED = ("active", "complete", "sealed", "relaying")
 #: most that a guest which is to stop waits for its replies
 DRAIN_S = 3.0
+_ABORT = "raw_send_socket: Assertion"
 _STRANGERS_PART = 8  # of the disk belongs to each of two strangers
 
 
@@ -178,8 +180,11 @@ class Motion:
                 status = site.server.ended_by_itself()
                 if status is None:
                     continue
-                self.journal.note("ended", who=site.name, status=status, log=tail(site.server.log))
-                if status < 0:
+                log = tail(site.server.log)
+                self.journal.note("ended", who=site.name, status=status, log=log)
+                if status == -signal.SIGABRT and _ABORT in log and site.is_proxy:
+                    self.journal.reach(ABORTED)
+                elif status < 0:
                     self.journal.blame(f"the server of {site.name} died of signal {-status}")
                 self.server_died(site.name)
                 site.server.wanted = False

@@ -57,6 +57,11 @@ class Site:
         return self._disk if self.name == "A" else self._store / "disk.img"
 
     @property
+    def is_proxy(self) -> bool:
+        """Whether its server takes the disk from another one, or has."""
+        return self.source is not None
+
+    @property
     def has_begun(self) -> bool:
         """Whether a server has ever run here."""
         return self.name == "A" or self.source is not None
@@ -87,8 +92,7 @@ class Site:
         return [*argv, "python", str(self._plugin), *known, *keys]
 
     def _argv(self) -> Sequence[str]:
-        proxy = self.source is not None
-        careful = not proxy and self.world.planted != "target-threads"
+        careful = not self.is_proxy and self.world.planted != "target-threads"
         threads = "1" if careful else "8"  # see docs/operators.md, "nbdkit aborts"
         keys = [f"store={self._store}", *([f"disk={self._disk}"] if self.name == "A" else [])]
         if self.source is None:
