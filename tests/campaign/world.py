@@ -133,9 +133,15 @@ def world(seed: int) -> World:
     )
     change_s = random.Random(f"threads {seed}").choice((0.0, 0.02, 0.1, 0.5))
     buffer = random.Random(f"buffers {seed}").choice((_SEND_BUFFER_BYTES, 16 << 10))
-    events = (*_events(found, choose), *_between(found, random.Random(f"between {seed}")))
-    events = tuple(sorted(events, key=lambda event: event.at_s))
-    return replace(found, events=events, change_s=change_s, send_buffer_bytes=buffer)
+    events = sorted(
+        (
+            *_events(found, choose),
+            *_between(found, random.Random(f"between {seed}")),
+            *_back(found, random.Random(f"back {seed}")),
+        ),
+        key=lambda event: event.at_s,
+    )
+    return replace(found, events=tuple(events), change_s=change_s, send_buffer_bytes=buffer)
 
 
 def _events(found: World, choose: random.Random) -> tuple[Event, ...]:
@@ -183,6 +189,15 @@ def _between(found: World, choose: random.Random) -> tuple[Event, ...]:
         replace(event, at_s=round(at_s + event.at_s, 3), for_s=round(event.for_s, 3))
         for event in events
     )
+
+
+def _back(found: World, choose: random.Random) -> tuple[Event, ...]:
+    """Of every third disk that goes back, a server that is killed on the way."""
+    if found.route[0] != found.route[-1] or choose.random() > 1 / 3:
+        return ()
+    at_s = found.lasts_s * choose.uniform(0.55, 0.75)  # it sets out at the half, or as all is there
+    who = choose.choice(found.route[-2:])
+    return (Event(round(at_s, 3), "kill", who, round(choose.uniform(0.1, 0.6), 3)),)
 
 
 def _moves(choose: random.Random, at_s: float) -> list[Event]:
