@@ -54,13 +54,21 @@ def run(world: World, directory: Path, network: Sites, plugin: Path) -> dict[str
 
 
 def _go(motion: Motion) -> None:
+    """What comes after a leg's beginning comes so much later as that has to be waited for."""
     motion.build()
+    late_s = 0.0
     for event in motion.world.events:
-        while motion.journal.now_s < event.at_s:
+        while motion.journal.now_s < event.at_s + late_s:
             motion.turn()
         motion.journal.note("event", text=str(event))
-        faults.apply(motion, event)
-    while motion.journal.now_s < motion.world.lasts_s:
+        if event.what == "onward":
+            asked_s = motion.journal.now_s
+            for _ in operator.job(motion, event):
+                motion.turn()
+            late_s += motion.journal.now_s - asked_s
+        else:
+            faults.apply(motion, event)
+    while motion.journal.now_s < motion.world.lasts_s + late_s:
         motion.turn()
     _arrive(motion)
     _compare(motion)

@@ -10,7 +10,7 @@ from tests.campaign.world import Event
 #: an operator who sees no answer for so long looks again
 LOOK_AGAIN_S = 2.0
 #: a disk that is to go back has to be complete first; the operator waits for so long
-_MOST_WAIT_S = 4.0
+_MOST_WAIT_S = 10.0
 _TRIES = 10
 
 
@@ -20,11 +20,14 @@ def job(motion: Motion, event: Event) -> Job:
     if procedure is None:
         at = motion.leg[0] if event.what in ("seal", "unseal") else motion.leg[1]
         return _verb(motion, at, event.what, **(event.detail or {}))
-    return _alone(motion, procedure(motion, **(event.detail or {})))
+    waits = event.what == "onward"
+    return _alone(motion, procedure(motion, **(event.detail or {})), waits=waits)
 
 
-def _alone(motion: Motion, procedure: Job) -> Job:
-    """There is one operator: what comes while it is busy is not done."""
+def _alone(motion: Motion, procedure: Job, *, waits: bool) -> Job:
+    """There is one operator: what comes while it is busy is done later, or not at all."""
+    while motion.busy and waits:
+        yield
     if motion.busy:
         return
     motion.busy = True
@@ -116,12 +119,17 @@ def _until_told(motion: Motion, source: str) -> Job:
 
 
 def _onward(motion: Motion) -> Job:
-    """The next leg begins."""
+    """The next leg begins; if it is the way back, once the disk has arrived."""
     route, (_, here) = motion.world.route, motion.leg
     at = motion.leg_number + 1
-    if at >= len(route) - 1 or motion.authority != here:
+    if at >= len(route) - 1:
         return
-    if route[at + 1] in route[: at + 1]:  # back: what diverged must be known, so all must be here
+    back = route[at + 1] in route[: at + 1]
+    if back:
+        yield from arrive(motion, [])
+    if motion.authority != here:
+        return
+    if back:  # what diverged must be known, so all must be here
         give_up_s = motion.journal.now_s + _MOST_WAIT_S
         while (motion.states.get(here) or {}).get("state") != "complete":
             if motion.journal.now_s > give_up_s:
