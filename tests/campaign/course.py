@@ -15,7 +15,7 @@ from typing import Any
 from testbed.network.topology import Sites
 from tests.campaign import faults, operator
 from tests.campaign.journal import Failed
-from tests.campaign.motion import TURN_S, Motion, tail
+from tests.campaign.motion import TURN_S, Job, Motion, tail
 from tests.campaign.schedule import Schedule
 from tests.campaign.server import enter_network
 from tests.campaign.sites import Site
@@ -62,16 +62,20 @@ def _go(motion: Motion) -> None:
             motion.turn()
         motion.journal.note("event", text=str(event))
         if event.what == "onward":
-            asked_s = motion.journal.now_s
-            for _ in operator.job(motion, event):
-                motion.turn()
-            late_s += motion.journal.now_s - asked_s
+            late_s += _next_leg(motion, operator.job(motion, event))
         else:
             faults.apply(motion, event)
     while motion.journal.now_s < motion.world.lasts_s + late_s:
         motion.turn()
     _arrive(motion)
     _compare(motion)
+
+
+def _next_leg(motion: Motion, begins: Job) -> float:
+    """Let it begin, or be given up; the seconds that this took."""
+    asked_s = motion.journal.now_s
+    _until(motion, lambda: next(begins, True) is not None, "the next leg to begin")
+    return motion.journal.now_s - asked_s
 
 
 def _until(motion: Motion, ready: Callable[[], bool], what: str) -> None:

@@ -26,10 +26,10 @@ def job(motion: Motion, event: Event) -> Job:
 
 def _alone(motion: Motion, procedure: Job, *, waits: bool) -> Job:
     """There is one operator: what comes while it is busy is done later, or not at all."""
-    while motion.busy and waits:
+    while motion.busy:
+        if not waits:
+            return
         yield
-    if motion.busy:
-        return
     motion.busy = True
     try:
         yield from procedure
@@ -150,7 +150,7 @@ _PROCEDURES: dict[str, Callable[..., Job]] = {
 
 
 def arrive(motion: Motion, done: list[bool]) -> Job:
-    """All faults are over: the move is brought to its end, as an operator would."""
+    """The move is brought to its end, as an operator would; true is appended to `done` then."""
     destination = motion.leg[1]
     if motion.at != destination:
         yield from motion.stop_guest()
